@@ -1,0 +1,70 @@
+"""What every loss shares: the signal types, and how a loss with parameters is sized from one example batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Signal: TypeAlias = Tensor | Sequence[Tensor]
+"""What a reference resolves to: one tensor, or one tensor a reference for a list of references."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example batch's signals, from which a :class:`SizedLoss` takes its shapes.
+
+    Attributes:
+        student: the first signal, exactly what ``forward`` will get.
+        teacher: the second signal.
+        target: the third signal, where the term names one.
+        student_modules: the modules tapped for the first signal, in the order of its references.
+        teacher_modules: the modules tapped for the second signal.
+        models: all named models, for losses that reuse a part of one (a classifier, a BatchNorm).
+        dataset_size: number of training samples, where it is known; memory banks need it.
+    """
+
+    student: Signal
+    teacher: Signal
+    target: Signal | None = None
+    student_modules: tuple[nn.Module, ...] = ()
+    teacher_modules: tuple[nn.Module, ...] = ()
+    models: Mapping[str, nn.Module] = field(default_factory=dict)
+    dataset_size: int | None = None
+
+
+class SizedLoss(nn.Module):
+    """A loss with parameters or buffers whose shapes come from one example batch.
+
+    :class:`lit_distill.DistillModule` and :meth:`lit_distill.LossComposer.build` call :meth:`build` once, before the
+    optimizer is made and before a checkpoint is read. A second call with the same shapes changes nothing.
+    """
+
+    def build(self, example: Example) -> None:
+        """Create the parameters for the shapes of ``example``.
+
+        Raises:
+            ValueError: the two signals cannot be matched by this method.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement build(example)")
+
+    @property
+    def is_built(self) -> bool:
+        """Whether :meth:`build` has been called."""
+        raise NotImplementedError(f"{type(self).__name__} must implement is_built")
+
+    def require_built(self) -> None:
+        """Raise unless :meth:`build` has been called."""
+        if not self.is_built:
+            raise RuntimeError(
+                f"{type(self).__name__} has no parameters yet: they are sized from an example batch. "
+                "DistillModule does that before training; in your own loop call composer.build(models, batch) first."
+            )
+
+
+def class_indices(target: Tensor) -> Tensor:
+    """The class index of each sample: ``target`` itself when it holds indices (B,), else its argmax over (B, C)."""
+    return target if target.ndim == 1 and not torch.is_floating_point(target) else target.argmax(dim=-1)
