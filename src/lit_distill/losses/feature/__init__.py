@@ -1,0 +1,1 @@
+"""Feature-based losses: what the networks see on the way."""

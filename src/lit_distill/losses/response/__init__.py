@@ -1,0 +1,1 @@
+"""Response-based losses: what the networks answer."""
