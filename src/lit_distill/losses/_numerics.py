@@ -1,0 +1,164 @@
+"""Small numerical pieces that the losses share: precision, finiteness, shapes, and the logarithmic KL core."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+P = ParamSpec("P")
+Nested = TypeVar("Nested")
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Make a loss function compute in float32 or better, and refuse a result that is not finite.
+
+    Tensors of float16 or bfloat16 among the arguments (also within lists) are upcast, float32 and float64 stay, and
+    autocast is off inside, so the result is a float32 or float64 tensor whatever the training precision is. On the CPU
+    a result that is NaN or infinite raises, naming the argument that brought it; on an accelerator that look would
+    make every step wait for the device, so there it is left to the one who reads the logged value.
+
+    Raises:
+        ValueError: the result is not finite (CPU only).
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        tensors = list(_tensors((args, kwargs)))
+        device = tensors[0].device.type if tensors else "cpu"
+        with torch.autocast(device_type=device, enabled=False):
+            result = function(*upcast(args), **upcast(kwargs))
+        if result.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(result.isfinite().all()):
+            bound = signature.bind(*args, **kwargs).arguments
+            raise ValueError(_not_finite(function.__name__, result, bound))
+        return result
+
+    return wrapped
+
+
+def upcast(value: Nested) -> Nested:
+    """``value`` with every half-precision tensor in it (tuples, lists, dicts) as float32."""
+    result: Any = value
+    if isinstance(value, Tensor):
+        result = value.float() if value.dtype in _HALF else value
+    elif isinstance(value, dict):
+        result = {name: upcast(item) for name, item in value.items()}
+    elif isinstance(value, (tuple, list)):
+        result = type(value)(upcast(item) for item in value)
+    return result  # type: ignore[no-any-return]
+
+
+def require_finite(name: str, **signals: Tensor | Sequence[Tensor]) -> None:
+    """Raise when a signal on the CPU holds NaN or infinity: for losses in which an argmax or a mask would hide it.
+
+    Raises:
+        ValueError: names the signal, its shape and how many of its values are not finite.
+    """
+    bad = [t for t in _tensors(signals) if t.device.type == "cpu" and not bool(t.isfinite().all())]
+    if bad and not torch.compiler.is_compiling():
+        raise ValueError(_not_finite(name, None, signals))
+
+
+def require_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise unless both signals have one shape.
+
+    Raises:
+        ValueError: names both shapes.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{name} expects a student and a teacher signal of the same shape, "
+            f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
+
+
+def require_logits(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise unless both signals are logits (N, C) of one shape.
+
+    Raises:
+        ValueError: names both shapes.
+    """
+    require_same_shape(name, student, teacher)
+    if student.ndim != 2 or student.numel() == 0:
+        raise ValueError(
+            f"{name} expects logits of shape (N, C) with at least one sample and one class, "
+            f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
+
+
+def require_positive(name: str, **values: float) -> None:
+    """Raise unless every value is a finite number above zero.
+
+    Raises:
+        ValueError: names the hyperparameter and what came.
+    """
+    for key, value in values.items():
+        if not (0 < value < float("inf")):
+            raise ValueError(f"{name}: {key} must be a finite number above 0, got {value!r}")
+
+
+def require_non_negative(name: str, **values: float) -> None:
+    """Raise unless every value is a finite number, zero or above.
+
+    Raises:
+        ValueError: names the hyperparameter and what came.
+    """
+    for key, value in values.items():
+        if not (0 <= value < float("inf")):
+            raise ValueError(f"{name}: {key} must be a finite number of at least 0, got {value!r}")
+
+
+def require_choice(name: str, key: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``.
+
+    Raises:
+        ValueError: lists the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: {key} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def kl_from_log_probabilities(log_target: Tensor, log_input: Tensor) -> Tensor:
+    r"""KL(target || input) = Σ_c p_c (log p_c - log q_c) over the last dimension, from logarithms alone.
+
+    Working on ``log_softmax`` outputs keeps it finite for any finite logits: exp(log p) may underflow to 0,
+    but log p - log q never becomes inf - inf.
+    """
+    return (log_target.exp() * (log_target - log_input)).sum(dim=-1)
+
+
+def kl_from_logits(target: Tensor, input: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(target/T) || softmax(input/T)) over the last dimension, one value a row; no T² factor."""
+    return kl_from_log_probabilities(
+        F.log_softmax(target / temperature, dim=-1), F.log_softmax(input / temperature, dim=-1)
+    )
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _not_finite(name: str, result: Tensor | None, arguments: dict[str, Any]) -> str:
+    found = [
+        f"{key} {tuple(tensor.shape)} holds {int(tensor.isnan().sum())} NaN, {int(tensor.isinf().sum())} infinite values"
+        for key, value in arguments.items()
+        for tensor in _tensors(value)
+        if not bool(tensor.isfinite().all())
+    ]
+    what = f"{name} is not finite" if result is None or result.ndim else f"{name} is {result.item()}"
+    return f"{what}: " + ("; ".join(found) if found else "all its inputs are finite, so the formula itself overflowed")
