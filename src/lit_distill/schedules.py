@@ -1,0 +1,192 @@
+"""Numbers that change with the epoch: learning-rate multipliers and weights of loss terms.
+
+A schedule is any callable of the fractional epoch (2.5: halfway through the third), giving a float. Those below are
+frozen dataclasses: they compare by value, pickle, and are written in YAML by their class name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """A callable of the fractional epoch."""
+
+    def __call__(self, epoch: float) -> float:
+        """The scheduled value at ``epoch``, counted from 0."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value at every epoch.
+
+    Args:
+        value: that value.
+
+    Example:
+        >>> Constant(0.5)(7.25)
+        0.5
+    """
+
+    value: float
+
+    def __call__(self, epoch: float) -> float:
+        """``value``."""
+        return self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    r"""A straight line: :math:`start + (end - start) \cdot \min(e / epochs, 1)`.
+
+    Args:
+        start: value at epoch 0.
+        end: value from epoch ``epochs`` on.
+        epochs: length of the way, above 0; may be fractional.
+
+    Raises:
+        ValueError: ``epochs`` is not above 0.
+
+    Example:
+        >>> warm_up = Linear(start=0.0, end=1.0, epochs=20)
+        >>> warm_up(0), warm_up(5), warm_up(100)
+        (0.0, 0.25, 1.0)
+    """
+
+    start: float
+    end: float
+    epochs: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self.epochs, "Linear")
+
+    def __call__(self, epoch: float) -> float:
+        """Value at the fractional ``epoch``."""
+        return self.start + (self.end - self.start) * _progress(epoch, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    r"""Half a cosine wave: :math:`end + (start - end) \cdot (1 + \cos(\pi \min(e / epochs, 1))) / 2`.
+
+    Args:
+        start: value at epoch 0.
+        end: value from epoch ``epochs`` on.
+        epochs: length of the way, above 0; may be fractional.
+
+    Raises:
+        ValueError: ``epochs`` is not above 0.
+
+    Example:
+        >>> decay = Cosine(start=1.0, end=0.0, epochs=100)
+        >>> decay(0), round(decay(50), 12), decay(100)
+        (1.0, 0.5, 0.0)
+    """
+
+    start: float
+    end: float
+    epochs: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self.epochs, "Cosine")
+
+    def __call__(self, epoch: float) -> float:
+        """Value at the fractional ``epoch``."""
+        wave = (1.0 + math.cos(math.pi * _progress(epoch, self.epochs))) / 2.0
+        return self.end + (self.start - self.end) * wave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    r"""A staircase: :math:`start \cdot factor^{k}` with k the number of milestones at or before the epoch.
+
+    Args:
+        milestones: epochs of the steps, ascending.
+        factor: what each step multiplies by.
+        start: value before the first milestone.
+
+    Raises:
+        ValueError: the milestones do not ascend.
+
+    Example:
+        >>> stairs = Step(milestones=(30, 60), factor=0.1)
+        >>> stairs(29.9), stairs(30), round(stairs(75), 12)
+        (1.0, 0.1, 0.01)
+    """
+
+    milestones: Sequence[float]
+    factor: float
+    start: float = 1.0
+
+    def __post_init__(self) -> None:
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(
+                f"Step expects ascending milestones, came {list(self.milestones)}: sort them, drop duplicates"
+            )
+
+    def __call__(self, epoch: float) -> float:
+        """Value at the fractional ``epoch``."""
+        return float(self.start * self.factor ** sum(epoch >= milestone for milestone in self.milestones))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine:
+    r"""A linear warm-up into a cosine that has been running since epoch 0 (unshifted), as multiplier of a base value.
+
+    .. math::
+        c(e) = \tfrac12 (1 + \cos(\pi e / E)), \qquad
+        m(e) = \begin{cases} s + (c(w) - s)\, e / w & e < w \\ c(e) & e \ge w \end{cases}
+
+    Matches PaddleVideo's ``CustomWarmupCosineDecay``: the warm-up ends on the cosine at epoch w, not on the base value,
+    and nothing is shifted. Its ``warmup_start_lr`` is here the ratio to its ``cosine_base_lr``. Unlike there, epochs
+    past the end stay at 0 instead of climbing the next half wave.
+
+    Args:
+        epochs: E, where the value reaches 0; above 0.
+        warmup_epochs: w, length of the warm-up, in [0, E]; 0 is no warm-up.
+        warmup_start: s, multiplier at epoch 0, at least 0.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> schedule = WarmupCosine(epochs=120, warmup_epochs=10, warmup_start=0.5)
+        >>> [round(0.005 * schedule(epoch), 7) for epoch in (0, 10, 60, 120)]
+        [0.0025, 0.0049148, 0.0025, 0.0]
+    """
+
+    epochs: float
+    warmup_epochs: float = 0.0
+    warmup_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self.epochs, "WarmupCosine")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"WarmupCosine expects warmup_epochs between 0 and epochs={self.epochs}, came {self.warmup_epochs}: "
+                "shorten the warm-up or train longer"
+            )
+        if self.warmup_start < 0:
+            raise ValueError(f"WarmupCosine expects warmup_start of at least 0, came {self.warmup_start}")
+
+    def __call__(self, epoch: float) -> float:
+        """Multiplier at the fractional ``epoch``."""
+        if epoch < self.warmup_epochs:
+            slope = (self._cosine(self.warmup_epochs) - self.warmup_start) / self.warmup_epochs
+            return self.warmup_start + slope * epoch
+        return self._cosine(epoch)
+
+    def _cosine(self, epoch: float) -> float:
+        return (math.cos(math.pi * min(epoch, self.epochs) / self.epochs) + 1.0) * 0.5
+
+
+def _progress(epoch: float, epochs: float) -> float:
+    return min(max(epoch / epochs, 0.0), 1.0)
+
+
+def _require_positive(epochs: float, name: str) -> None:
+    if not epochs > 0:
+        raise ValueError(f"{name} expects epochs above 0, came {epochs}")
