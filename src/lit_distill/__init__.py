@@ -1,0 +1,17 @@
+"""Knowledge distillation as a PyTorch Lightning plugin: named models and weighted losses between their signals."""
+
+from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
+from lit_distill.module import DistillModule
+from lit_distill.signals import Reference, SignalCapture
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ComposedLoss",
+    "DistillModule",
+    "LossComposer",
+    "LossTerm",
+    "Reference",
+    "SignalCapture",
+    "__version__",
+]

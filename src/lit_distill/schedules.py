@@ -7,20 +7,21 @@ frozen dataclasses: they compare by value, pickle, and are written in YAML by th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 
-class Schedule(Protocol):
-    """A callable of the fractional epoch."""
+class Schedule(ABC):
+    """A callable of the fractional epoch; DistillModule steps one given as ``scheduler`` every optimizer step."""
 
+    @abstractmethod
     def __call__(self, epoch: float) -> float:
         """The scheduled value at ``epoch``, counted from 0."""
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Schedule):
     """The same value at every epoch.
 
     Args:
@@ -39,7 +40,7 @@ class Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(Schedule):
     r"""A straight line: :math:`start + (end - start) \cdot \min(e / epochs, 1)`.
 
     Args:
@@ -69,7 +70,7 @@ class Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
+class Cosine(Schedule):
     r"""Half a cosine wave: :math:`end + (start - end) \cdot (1 + \cos(\pi \min(e / epochs, 1))) / 2`.
 
     Args:
@@ -100,7 +101,7 @@ class Cosine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(Schedule):
     r"""A staircase: :math:`start \cdot factor^{k}` with k the number of milestones at or before the epoch.
 
     Args:
@@ -133,7 +134,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine:
+class WarmupCosine(Schedule):
     r"""A linear warm-up into a cosine that has been running since epoch 0 (unshifted), as multiplier of a base value.
 
     .. math::

@@ -1,0 +1,183 @@
+"""What a run shows while it trains: a bar with speed, data wait and the terms, and a line an epoch."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as RichProgress,
+)
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class Progress(ProgressBar):
+    """A rich progress bar with speed, the share of time spent waiting for data and the loss terms.
+
+    Where the output is no terminal (a log file, CI) it prints a line instead, at most every 15 seconds, so that there
+    is always something to see. Each epoch ends with a line that stays.
+
+    Args:
+        console: where to print; the standard output by default.
+    """
+
+    def __init__(self, *, console: Console | None = None) -> None:
+        super().__init__()
+        self._console = console or Console()
+        self._enabled = True
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self._waited = self._worked = 0.0
+        self._mark = self._epoch_start = self._last_line = 0.0
+        self._samples = 0
+
+    def disable(self) -> None:
+        """Show nothing (ranks above 0)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a moving bar can be shown."""
+        return self._enabled and self._console.is_terminal
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._enabled:
+            self._console.print(*args)
+
+    # ---------------------------------------------------------------- training
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's bar and clock."""
+        self._waited = self._worked = 0.0
+        self._samples = 0
+        self._mark = self._epoch_start = self._last_line = time.perf_counter()
+        self._open(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The wait for this batch is over."""
+        now = time.perf_counter()
+        self._waited, self._mark = self._waited + now - self._mark, now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is done: move the bar or print a line."""
+        now = time.perf_counter()
+        self._worked, self._mark = self._worked + now - self._mark, now
+        if isinstance(batch, (tuple, list)) and hasattr(batch[0], "shape"):
+            self._samples += batch[0].shape[0]
+        self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", batch_idx + 1, self.total_train_batches,
+                   self._status(pl_module))  # fmt: skip
+
+    def _status(self, pl_module: LightningModule) -> str:
+        total = self._waited + self._worked
+        speed = f"{self._samples / total:.1f} samples/s · data wait {100 * self._waited / total:.0f} %" if total else ""
+        terms = getattr(pl_module, "last_terms", {})
+        return " · ".join([speed, *(f"{n.removeprefix('train/')} {v:.3f}" for n, v in terms.items())])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the epoch's line."""
+        self._close()
+        if not self._enabled:
+            return
+        seconds = time.perf_counter() - self._epoch_start
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if _is_headline(name)]
+        self._console.print(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  ({seconds:.1f} s)",
+            highlight=False,
+        )
+
+    # ---------------------------------------------------------------- validation and test
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A bar of its own."""
+        self._close()
+        if not trainer.sanity_checking:
+            self._open("validation", self.total_val_batches_current_dataloader)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        self._show("validation", batch_idx + 1, self.total_val_batches_current_dataloader, "")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A bar of its own."""
+        self._open("test", self.total_test_batches_current_dataloader)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Move the bar."""
+        self._show("test", batch_idx + 1, self.total_test_batches_current_dataloader, "")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the terminal clean for the error's text."""
+        self._close()
+
+    # ---------------------------------------------------------------- showing
+
+    def _open(self, name: str, total: int | float) -> None:
+        self._close()
+        if not self.is_live:
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )  # fmt: skip
+        self._bar = RichProgress(*columns, console=self._console, transient=True)
+        self._bar.start()
+        self._task = self._bar.add_task(name, total=None if total == float("inf") else total, status="")
+
+    def _show(self, name: str, done: int, total: int | float, status: str) -> None:
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, status=status)
+        elif self._enabled and not self.is_live and time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.perf_counter()
+            self._console.print(f"{name}  {done}/{total}  {status}", highlight=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+def _is_headline(name: str) -> bool:
+    return name in ("train/loss", "val/loss") or name.endswith("/top1")

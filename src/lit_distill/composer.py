@@ -1,0 +1,365 @@
+"""LossTerm and LossComposer: weighted losses between named signals, summed to the total of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture, parse_references
+
+Weight: TypeAlias = float | Callable[[float], float]
+"""A number, or a schedule: a function of the fractional epoch."""
+
+_WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
+
+
+class LossTerm:
+    """One weighted loss between two signals; the first of the pair learns from the second.
+
+    Args:
+        loss: any callable of two signals that gives a scalar: a module of :mod:`lit_distill.losses`, a torch loss
+            such as ``nn.CrossEntropyLoss()``, a function.
+        pair: the references of the two signals; a member may be a list of references for losses over several layers.
+        target: a third reference (or a list), for losses that also look at the labels.
+        weight: a number, or a function of the fractional epoch (:mod:`lit_distill.schedules`).
+        detach: whether no gradient reaches the second signal. By default it is detached, unless the loss says by its
+            attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does.
+
+    Raises:
+        ValueError: a malformed pair, reference or weight.
+
+    Example:
+        >>> term = LossTerm(nn.MSELoss(), pair=("Student.stages.2", "Teacher.stages.2"), weight=0.5)
+        >>> term
+        LossTerm(MSELoss: Student.stages.2 <- Teacher.stages.2, weight 0.5)
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        pair: Sequence[str | Iterable[str]],
+        *,
+        target: str | Iterable[str] | None = None,
+        weight: Weight = 1.0,
+        detach: bool | None = None,
+    ) -> None:
+        if not callable(loss):
+            raise ValueError(f"loss must be a callable of two signals, got {loss!r}")
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"pair must be two references, such as ('Student', 'Teacher'), got {pair!r}")
+        if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
+            raise ValueError(f"weight must be {_WEIGHT_TEXT}, got {weight!r}")
+        self.loss = loss
+        self.weight = weight
+        self.first, self.first_is_list = parse_references(pair[0]), not isinstance(pair[0], str)
+        self.second, self.second_is_list = parse_references(pair[1]), not isinstance(pair[1], str)
+        self.target = () if target is None else parse_references(target)
+        self.target_is_list = target is not None and not isinstance(target, str)
+        if all(ref.is_data for ref in self.first):
+            raise ValueError(f"the first of a pair must learn, but {self.first[0].text} comes with the batch")
+        self.detach = not getattr(loss, "teaches_both", False) if detach is None else detach
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Every reference of the term."""
+        return (*self.first, *self.second, *self.target)
+
+    @property
+    def pair_text(self) -> str:
+        """The pair as text, for messages."""
+        return f"{_join(self.first)} <- {_join(self.second)}"
+
+    def weight_at(self, epoch: float) -> float:
+        """The weight at a fractional epoch."""
+        return float(self.weight(epoch)) if callable(self.weight) else float(self.weight)
+
+    def __repr__(self) -> str:
+        return f"LossTerm({_loss_name(self.loss)}: {self.pair_text}, weight {self.weight})"
+
+
+@dataclass(frozen=True)
+class ComposedLoss:
+    """What one step's losses came to.
+
+    Attributes:
+        total: the weighted sum; call ``backward`` on it.
+        names: the terms, in order.
+        values: every term before its weight, detached, shape (terms,).
+        weights: the weight of every term at this epoch.
+    """
+
+    total: Tensor
+    names: tuple[str, ...]
+    values: Tensor
+    weights: tuple[float, ...]
+
+    @property
+    def unweighted(self) -> dict[str, Tensor]:
+        """Every term before its weight."""
+        return dict(zip(self.names, self.values, strict=True))
+
+    @property
+    def weighted(self) -> dict[str, Tensor]:
+        """Every term times its weight; they sum to the total."""
+        return {
+            name: value * weight for (name, value), weight in zip(self.unweighted.items(), self.weights, strict=True)
+        }
+
+
+class LossComposer(nn.Module):
+    """Resolves the pairs of its terms and sums their weighted losses.
+
+    It needs no DistillModule: in your own training step, open :meth:`capture`, run your models, call the composer.
+
+    Args:
+        terms: a :class:`LossTerm` a name, or a mapping of its arguments.
+
+    Raises:
+        ValueError: no terms, or a term's name that cannot be a submodule's.
+
+    Example:
+        >>> student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
+        >>> composer = LossComposer({
+        ...     "ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth")),
+        ...     "mse": LossTerm(nn.MSELoss(), pair=("Student", "Teacher"), weight=0.1),
+        ... })
+        >>> x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+        >>> with composer.capture({"Student": student, "Teacher": teacher}) as signals:
+        ...     _ = student(x), teacher(x)
+        >>> result = composer(signals, target=y)
+        >>> result.total.backward()
+        >>> sorted(result.unweighted)
+        ['ce', 'mse']
+    """
+
+    def __init__(self, terms: Mapping[str, LossTerm | Mapping[str, Any]]) -> None:
+        super().__init__()
+        if not terms:
+            raise ValueError("a LossComposer needs at least one term, such as {'ce': LossTerm(…)}")
+        self.terms: dict[str, LossTerm] = {}
+        self.losses = nn.ModuleDict()
+        self._clone: frozenset[str] = frozenset()
+        for name, given in terms.items():
+            term = given if isinstance(given, LossTerm) else _term_from_mapping(name, given)
+            self.terms[name] = term
+            if isinstance(term.loss, nn.Module):
+                if "." in name or hasattr(nn.ModuleDict, name):
+                    raise ValueError(
+                        f"{name!r} cannot name a term: choose a name without dots, not a ModuleDict method"
+                    )
+                self.losses[name] = term.loss
+        unique = {ref.text: ref for term in self.terms.values() for ref in term.references}
+        self.references: tuple[Reference, ...] = tuple(unique.values())
+
+    @property
+    def model_names(self) -> set[str]:
+        """The names of the models that some term refers to."""
+        return {ref.model for ref in self.references if not ref.is_data}
+
+    def check(self, models: Mapping[str, nn.Module]) -> None:
+        """Raise ValueError, naming the term, if a reference names no module of ``models``."""
+        for name, term in self.terms.items():
+            for ref in term.references:
+                if not ref.is_data:
+                    try:
+                        ref.module(models)
+                    except ValueError as error:
+                        raise ValueError(f"term {name!r}: {error}") from None
+
+    def capture(self, models: Mapping[str, nn.Module]) -> SignalCapture:
+        """A context in which running the models captures every signal that a term refers to."""
+        return SignalCapture(models, self.references, clone=self._clone)
+
+    def forward(
+        self,
+        signals: SignalCapture,
+        target: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        epoch: float = 0.0,
+    ) -> ComposedLoss:
+        """The weighted sum of all terms.
+
+        Args:
+            signals: what :meth:`capture` captured in this step.
+            target: the signal ``GroundTruth``: class indices (B,) or probabilities (B, C), or what the task has.
+            index: the signal ``SampleIndex``: positions (B,) of the samples in their data set.
+            epoch: the fractional epoch, for schedules.
+
+        Raises:
+            ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
+        """
+        _put_data(signals, target, index)
+        values = [self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()]
+        weights = tuple(term.weight_at(epoch) for term in self.terms.values())
+        total = torch.stack([value * weight for value, weight in zip(values, weights, strict=True)]).sum()
+        return ComposedLoss(
+            total, tuple(self.terms), torch.stack([value.detach().float() for value in values]), weights
+        )
+
+    def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
+        arguments = self._arguments(name, term, signals)
+        set_epoch = getattr(term.loss, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        try:
+            value = term.loss(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{_describe(name, term, arguments)}: {error}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{_describe(name, term, arguments)}: the loss must give one number, got {came}")
+        return value.reshape(())
+
+    def _arguments(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[Signal, ...]:
+        try:
+            first = signals.resolve(term.first, as_list=term.first_is_list)
+            second = signals.resolve(term.second, as_list=term.second_is_list)
+            if term.detach:
+                second = _detach(second)
+            if not term.target:
+                return first, second
+            return first, second, signals.resolve(term.target, as_list=term.target_is_list)
+        except ValueError as error:
+            raise ValueError(f"term {name!r}: {error}") from None
+
+    @torch.no_grad()
+    def build(
+        self,
+        models: Mapping[str, nn.Module],
+        inputs: Any,
+        target: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        dataset_size: int | None = None,
+        run: Callable[[str, Any], Any] | None = None,
+        evaluate: bool = True,
+    ) -> SignalCapture:
+        """Try the terms on one example batch: size the losses that have parameters, find taps to clone, check shapes.
+
+        Models and losses run in eval mode without gradients, and their modes are restored. Call it before the optimizer
+        is made. Calling it again changes nothing.
+
+        Args:
+            models: the named models.
+            inputs: what every model takes.
+            target: the example's ground truth.
+            index: the example's sample indices.
+            dataset_size: number of training samples, for memory banks.
+            run: how a model runs, given its name and the inputs; by default ``models[name](inputs)``.
+            evaluate: also evaluate every term once, so that a mismatch shows now and not in the first step.
+
+        Returns:
+            The captured signals of the example.
+        """
+        used = sorted(self.model_names)
+        modules = [*(models[name] for name in used), self]
+        modes = [(part, part.training) for module in modules for part in module.modules()]
+        try:
+            for module in modules:
+                module.eval()
+            signals = self._run(models, used, inputs, run)
+            in_place = signals.changed_in_place() - self._clone
+            if in_place:
+                self._clone |= in_place
+                signals = self._run(models, used, inputs, run)
+            _put_data(signals, target, index)
+            for name, term in self.terms.items():
+                if isinstance(term.loss, SizedLoss):
+                    self._build_term(name, term, signals, models, dataset_size)
+            if evaluate:
+                self.losses.eval()  # the parts that build() made
+                for name, term in self.terms.items():
+                    self._evaluate(name, term, signals, 0.0)
+        finally:
+            for part, mode in modes:
+                part.training = mode
+            self.losses.train(self.training)
+        return signals
+
+    def _run(
+        self, models: Mapping[str, nn.Module], used: Collection[str], inputs: Any, run: Callable[[str, Any], Any] | None
+    ) -> SignalCapture:
+        with self.capture(models) as signals:
+            for name in used:
+                models[name](inputs) if run is None else run(name, inputs)
+        return signals
+
+    def _build_term(
+        self,
+        name: str,
+        term: LossTerm,
+        signals: SignalCapture,
+        models: Mapping[str, nn.Module],
+        dataset_size: int | None,
+    ) -> None:
+        assert isinstance(term.loss, SizedLoss)
+        arguments = self._arguments(name, term, signals)
+        example = Example(
+            student=arguments[0],
+            teacher=arguments[1],
+            target=arguments[2] if len(arguments) > 2 else None,
+            student_modules=tuple(ref.module(models) for ref in term.first if not ref.is_data),
+            teacher_modules=tuple(ref.module(models) for ref in term.second if not ref.is_data),
+            models=models,
+            dataset_size=dataset_size,
+        )
+        try:
+            term.loss.build(example)
+        except (ValueError, IndexError, RuntimeError, TypeError) as error:
+            raise ValueError(f"{_describe(name, term, arguments)}: {error}") from error
+        device = next((t.device for t in _tensors(arguments[0])), None)
+        term.loss.to(device)
+
+
+def _term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
+    known = {"loss", "pair", "target", "weight", "detach"}
+    unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
+    if unknown or missing:
+        problem = f"unknown keys {sorted(unknown)}" if unknown else f"missing keys {sorted(missing)}"
+        raise ValueError(f"term {name!r}: {problem}; a term has loss, pair, and optionally target, weight, detach")
+    try:
+        return LossTerm(**given)
+    except ValueError as error:
+        raise ValueError(f"term {name!r}: {error}") from None
+
+
+def _put_data(signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
+    if target is not None:
+        signals.put(GROUND_TRUTH, target)
+    if index is not None:
+        signals.put(SAMPLE_INDEX, index)
+
+
+def _detach(signal: Signal) -> Signal:
+    return signal.detach() if isinstance(signal, Tensor) else [tensor.detach() for tensor in signal]
+
+
+def _tensors(signal: Signal) -> list[Tensor]:
+    return [signal] if isinstance(signal, Tensor) else list(signal)
+
+
+def _join(references: tuple[Reference, ...]) -> str:
+    texts = [ref.text for ref in references]
+    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+
+
+def _loss_name(loss: Callable[..., Tensor]) -> str:
+    return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def _describe(name: str, term: LossTerm, arguments: tuple[Signal, ...]) -> str:
+    parts = [
+        f"{ref.text} {tuple(tensor.shape)}"
+        for references, signal in zip((term.first, term.second, term.target), arguments, strict=False)
+        for ref, tensor in zip(references, _tensors(signal), strict=True)
+    ]
+    return f"term {name!r} ({_loss_name(term.loss)}) on {', '.join(parts)}"

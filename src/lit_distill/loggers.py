@@ -1,0 +1,116 @@
+"""metrics.csv: one row a logged step, written as it comes, kept when a run is resumed."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsCSV(Logger):
+    """Writes ``metrics.csv`` into a folder: a row a step with the columns ``step``, ``epoch`` and every metric.
+
+    Values logged for the same step share a row. A resumed run goes on in the same file: rows at or past the first
+    step logged anew are replaced. Columns that appear later are added to the header.
+
+    Args:
+        folder: where ``metrics.csv`` is written; made if it is missing.
+
+    Example:
+        >>> import tempfile
+        >>> logger = MetricsCSV(tempfile.mkdtemp())
+        >>> logger.log_metrics({"train/loss": 1.5}, step=10)
+        >>> logger.finalize("success")
+        >>> logger.path.read_text().split()
+        ['step,train/loss', '10,1.5']
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._columns: list[str] = ["step"]
+        self._row: dict[str, float] = {}
+        self._started = False
+
+    @property
+    def name(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder that holds metrics.csv."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add values to the row of a step; the row is written when another step comes."""
+        step = int(self._row.get("step", -1)) + 1 if step is None else step
+        if not self._started:
+            self._resume(step)
+        if self._row and self._row["step"] != step:
+            self._write_row()
+        self._row["step"] = step
+        self._row.update({name: float(value) for name, value in metrics.items()})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Nothing to do: a complete row is on disk already."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the last row."""
+        if self._row:
+            self._write_row()
+
+    def _resume(self, step: int) -> None:
+        self._started = True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            rows = self._read()
+            self._columns = list(rows[0]) if rows else ["step"]
+            self._replace([row for row in rows if int(row["step"]) < step])
+
+    def _write_row(self) -> None:
+        row = {name: _text(value) for name, value in self._row.items()}
+        self._row = {}
+        new = [name for name in row if name not in self._columns]
+        if new or not self.path.exists():
+            rows = self._read() if self.path.exists() else []
+            # The step and the epoch lead; the rest is in alphabetical order, so that a file reads the same every time.
+            rest = sorted({*self._columns, *new} - {"step", "epoch"})
+            self._columns = ["step", *(["epoch"] if "epoch" in {*self._columns, *new} else []), *rest]
+            self._replace([*rows, row])
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _replace(self, rows: list[dict[str, str]]) -> None:
+        temporary = self.path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+
+
+def _text(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

@@ -1,0 +1,440 @@
+"""DistillModule: named models and the losses between them as one LightningModule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeAlias, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.utils.data import DataLoader
+from torchmetrics import Metric, MetricCollection
+
+from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
+from lit_distill.losses.base import class_indices
+from lit_distill.metrics import TermMeans, TopKAccuracy
+from lit_distill.schedules import Schedule
+from lit_distill.signals import RESERVED
+
+OptimizerFactory: TypeAlias = Callable[..., Optimizer]
+SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler]
+Terms: TypeAlias = Mapping[str, LossTerm | Mapping[str, Any]]
+
+
+def default_metrics() -> MetricCollection:
+    """Top-1 and top-5 accuracy, what a classifier is judged by."""
+    return MetricCollection({"top1": TopKAccuracy(k=1), "top5": TopKAccuracy(k=5)})
+
+
+class DistillModule(LightningModule):
+    """Trains named models on weighted losses between their signals.
+
+    A step runs every model that a term names once, hands the captured signals to the :class:`LossComposer`, and
+    descends its total; all trainable models share one backward pass and one optimizer.
+
+    Args:
+        models: the networks by name; names have no dots, ``GroundTruth`` and ``SampleIndex`` are reserved.
+        losses: the terms of training by name, as :class:`LossTerm` or a mapping of its arguments.
+        val_losses: the terms of validation and test; those of training where not given.
+        frozen: names of models that only teach: eval mode for good, no gradients, in no optimizer and no checkpoint,
+            not broadcast by DDP.
+        optimizer: makes the optimizer from the trainable parameters, such as ``partial(torch.optim.SGD, lr=0.05)``.
+            A factory with a truthy attribute ``takes_models`` is called with the trainable models by name and the
+            list of the losses' own parameters.
+        scheduler: a :class:`lit_distill.schedules.Schedule` that multiplies the learning rate as a function of the
+            fractional epoch, stepped every optimizer step; or a factory from optimizer to a torch scheduler, stepped
+            every epoch.
+        student: the model that ``forward`` runs and that is deployed; by default ``Student``, or the only model.
+        metrics: makes the validation metrics of one model, called ``metric(logits, class indices)``; by default top-1
+            and top-5 where the outputs are logits (B, C). ``None`` for none.
+        preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
+            losses with parameters need it.
+
+    Batches are ``(inputs, target)`` or ``(inputs, target, index)``; override :meth:`unpack` for others and
+    :meth:`run_model` for models that take something else.
+
+    Raises:
+        ValueError: an unknown model or submodule, a reserved name, a model that no term reaches.
+
+    Example:
+        >>> from functools import partial
+        >>> from lit_distill.losses import KDLoss
+        >>> module = DistillModule(
+        ...     models={"Student": nn.Linear(8, 3), "Teacher": nn.Linear(8, 3)},
+        ...     frozen=["Teacher"],
+        ...     losses={
+        ...         "ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth")),
+        ...         "kd": LossTerm(KDLoss(temperature=4.0), pair=("Student", "Teacher"), weight=0.9),
+        ...     },
+        ...     optimizer=partial(torch.optim.SGD, lr=0.05),
+        ... )
+        >>> module(torch.zeros(2, 8)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        losses: Terms,
+        *,
+        val_losses: Terms | None = None,
+        frozen: Collection[str] = (),
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+        student: str | None = None,
+        metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
+        preflight: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_names(models, frozen)
+        self.models = nn.ModuleDict(dict(models))
+        self.frozen = tuple(sorted(frozen))
+        self.student = _student_name(models, student)
+        self.composer = LossComposer(losses)
+        # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
+        self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
+        self.composer.check(models)
+        self.val_composer.check(models)
+        unused = set(models) - self.composer.model_names - set(self.frozen)
+        if unused:
+            raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
+        self._optimizer_factory = optimizer
+        self._scheduler_factory = scheduler
+        self._preflight = preflight
+        self.val_metrics = nn.ModuleDict() if metrics is None else nn.ModuleDict({n: metrics() for n in models})
+        self._metrics_are_default = metrics is default_metrics
+        self.val_terms = TermMeans(len(self.val_composer.terms))
+        self._train_sum: Tensor | None = None
+        self._train_count = 0
+        self._weights: tuple[float, ...] = ()
+        self.last_terms: dict[str, float] = {}
+        """The training terms as they were last logged, for progress bars."""
+        for name in self.frozen:
+            self.models[name].requires_grad_(False)
+        # DDP neither registers, nor broadcasts, what is named here.
+        self._ddp_params_and_buffers_to_ignore = [
+            key for key in (*dict(self.named_parameters()), *dict(self.named_buffers())) if self._is_frozen_key(key)
+        ]
+        self.train()
+
+    # ---------------------------------------------------------------- models
+
+    @property
+    def named(self) -> dict[str, nn.Module]:
+        """The models by name."""
+        return dict(self.models.items())
+
+    @property
+    def val_composer(self) -> LossComposer:
+        """The composer of validation and test."""
+        return self._own_val_composer or self.composer
+
+    def train(self, mode: bool = True) -> DistillModule:
+        """Set the training mode of everything that is not frozen; frozen models stay in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.models[name].eval()
+        return self
+
+    def forward(self, inputs: Any) -> Any:
+        """The student's output."""
+        return self.run_model(self.student, inputs)
+
+    def run_model(self, name: str, inputs: Any) -> Any:
+        """Run one named model; override it for models that take something else than the batch's inputs."""
+        return self.models[name](inputs)
+
+    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+        """Split a batch into inputs, target and sample index; override it for batches of another form."""
+        if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
+            return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+        came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override unpack()")
+
+    def _run_frozen_or_not(self, name: str, inputs: Any) -> Any:
+        if name not in self.frozen:
+            return self.run_model(name, inputs)
+        if self.models[name].training:  # someone called .train() on the model itself
+            self.models[name].eval()
+        with torch.no_grad():
+            return self.run_model(name, inputs)
+
+    # ---------------------------------------------------------------- before training
+
+    def setup(self, stage: str) -> None:
+        """Try one example batch: errors show before training, and losses get their shapes before the optimizer."""
+        if stage != "fit" or not self._preflight:
+            return
+        trainer = self.trainer
+        if trainer.train_dataloader is None:
+            trainer.fit_loop.setup_data()
+        loader = trainer.train_dataloader
+        if not isinstance(loader, DataLoader):
+            return  # several loaders at once: their batches are the user's own form
+        with isolate_rng():
+            batch = trainer.strategy.batch_to_device(_example_batch(loader), self.device)
+            self.build(batch, dataset_size=_size_of(loader))
+
+    def build(self, batch: Any, *, dataset_size: int | None = None) -> None:
+        """Size the losses from an example batch and check that classes and shapes fit.
+
+        Lightning's ``fit`` calls it through :meth:`setup`; call it yourself before you load weights by hand.
+        """
+        inputs, target, index = self.unpack(batch)
+        for composer in {id(c): c for c in (self.composer, self.val_composer)}.values():
+            signals = composer.build(
+                self.named, inputs, target, index=index, dataset_size=dataset_size,
+                run=self._run_frozen_or_not, evaluate=False,
+            )  # fmt: skip
+            for name in composer.model_names:
+                if any(ref.text == name for ref in composer.references):
+                    self._check_classes(name, signals[name], target)
+            composer.build(
+                self.named, inputs, target, index=index, dataset_size=dataset_size, run=self._run_frozen_or_not
+            )
+
+    def _check_classes(self, name: str, logits: Tensor, target: Tensor | None) -> None:
+        if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
+            return
+        classes = logits.shape[1]
+        datamodule = getattr(self._trainer, "datamodule", None)
+        wanted = getattr(datamodule, "num_classes", None)
+        if target.ndim == 2 and target.is_floating_point():
+            wanted = target.shape[1]
+        elif target.ndim == 1 and not target.is_floating_point():
+            wanted = wanted or (int(target.max()) + 1 if int(target.max()) >= classes else None)
+        if wanted is not None and wanted != classes:
+            raise ValueError(
+                f"{name} gives {classes} classes but the data has {wanted}: build {name} with num_classes={wanted} "
+                f"(on the command line models.{name}.num_classes={wanted})"
+            )
+
+    # ---------------------------------------------------------------- steps
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One step on the training terms; returns the total."""
+        inputs, target, index = self.unpack(batch)
+        with self.composer.capture(self.named) as signals:
+            for name in self.models:
+                if name in self.composer.model_names:
+                    self._run_frozen_or_not(name, inputs)
+        result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
+        self._accumulate(result)
+        return result.total
+
+    def epoch_at(self, batch_idx: int) -> float:
+        """The fractional epoch at the start of a batch, for schedules."""
+        batches = self.trainer.num_training_batches
+        return self.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Evaluate every model and the validation terms on one batch."""
+        inputs, target, index = self.unpack(batch)
+        outputs = {}
+        with self.val_composer.capture(self.named) as signals:
+            for name in self.models:
+                outputs[name] = self._run_frozen_or_not(name, inputs)
+        result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
+        size = target.shape[0] if target is not None and target.ndim else 1
+        self.val_terms.update(torch.cat([result.total.detach().float().reshape(1), result.values]), size)
+        for name, metric in self._named_metrics():
+            if self._is_judged(outputs[name], target):
+                assert target is not None
+                metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """The same as validation, on the test data."""
+        self.validation_step(batch, batch_idx)
+
+    def _named_metrics(self) -> list[tuple[str, Metric | MetricCollection]]:
+        return [(name, cast("Metric | MetricCollection", metric)) for name, metric in self.val_metrics.items()]
+
+    def _is_judged(self, output: Any, target: Tensor | None) -> bool:
+        if target is None:
+            return False
+        return not self._metrics_are_default or (isinstance(output, Tensor) and output.ndim == 2 and target.ndim <= 2)
+
+    # ---------------------------------------------------------------- logging
+
+    def _accumulate(self, result: ComposedLoss) -> None:
+        """Keep one stacked tensor a step: a ``self.log`` a term and step would cost half a millisecond each."""
+        row = torch.cat([result.total.detach().float().reshape(1), result.values])
+        self._train_sum = row if self._train_sum is None else self._train_sum.add_(row)
+        self._train_count += 1
+        self._weights = result.weights
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means of all terms since the last logged step, every ``log_every_n_steps`` optimizer steps."""
+        step = self.trainer.global_step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and step and step % every == 0 and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            self._flush(on_epoch=False)
+
+    def on_train_epoch_end(self) -> None:
+        """Log what is left of the epoch."""
+        self._flush(on_epoch=True)
+
+    def _flush(self, *, on_epoch: bool) -> None:
+        if self._train_sum is None:
+            return
+        means = self.trainer.strategy.reduce(self._train_sum / self._train_count, reduce_op="mean").tolist()
+        self._train_sum, self._train_count = None, 0
+        values = {"train/loss": means[0]}
+        for (name, term), value, weight in zip(self.composer.terms.items(), means[1:], self._weights, strict=True):
+            values[f"train/{name}"] = value
+            if callable(term.weight) or weight != 1.0:
+                values[f"train/{name}_weighted"] = value * weight
+        self.last_terms = values
+        optimizers = self.trainer.optimizers
+        rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
+        self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)
+
+    def on_validation_start(self) -> None:
+        """Let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
+        ddp = self.trainer.strategy.model
+        if isinstance(ddp, DistributedDataParallel):
+            for name, buffer in self.named_buffers():
+                if not self._is_frozen_key(name):
+                    torch.distributed.broadcast(buffer, src=0)
+            ddp.require_forward_param_sync = False
+
+    def on_validation_end(self) -> None:
+        """Give DDP its buffer broadcasts back."""
+        ddp = self.trainer.strategy.model
+        if isinstance(ddp, DistributedDataParallel):
+            ddp.require_forward_param_sync = True
+
+    def on_test_start(self) -> None:
+        """As for validation."""
+        self.on_validation_start()
+
+    def on_test_end(self) -> None:
+        """As for validation."""
+        self.on_validation_end()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation terms and every model's metrics."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test terms and every model's metrics."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        means = self.val_terms.compute().tolist()
+        self.val_terms.reset()
+        values = {f"{stage}/loss": means[0]}
+        values |= {f"{stage}/{name}": value for name, value in zip(self.val_composer.terms, means[1:], strict=True)}
+        for model, metric in self._named_metrics():
+            if metric_was_updated(metric):
+                computed = metric.compute()
+                results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
+                values |= {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
+            metric.reset()
+        # Metrics are already reduced over ranks; Lightning would average the equal values once more.
+        self.log_dict(values, on_epoch=True, sync_dist=False)
+
+    # ---------------------------------------------------------------- optimizer and checkpoint
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer over all trainable models and the losses' own parameters, and its schedule."""
+        if self._optimizer_factory is None:
+            raise ValueError("training needs optimizer=…, such as partial(torch.optim.SGD, lr=0.05, momentum=0.9)")
+        trainable = {name: model for name, model in self.models.items() if name not in self.frozen}
+        extra = [p for p in _unique_parameters([self.composer, self.val_composer]) if p.requires_grad]
+        if getattr(getattr(self._optimizer_factory, "func", self._optimizer_factory), "takes_models", False):
+            optimizer = self._optimizer_factory(trainable, extra)
+        else:
+            parameters = [p for p in _unique_parameters(trainable.values()) if p.requires_grad]
+            optimizer = self._optimizer_factory([*parameters, *extra])
+        if self._scheduler_factory is None:
+            return optimizer
+        if isinstance(self._scheduler_factory, Schedule):
+            schedule, steps = self._scheduler_factory, self._steps_per_epoch()
+            scheduler: LRScheduler = LambdaLR(optimizer, lambda step: schedule(step / steps))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler_factory(optimizer)}}
+
+    def _steps_per_epoch(self) -> int:
+        self.trainer.estimated_stepping_batches  # noqa: B018 - sets the loaders up, so that their length is known
+        batches = self.trainer.num_training_batches
+        if not math.isfinite(batches):
+            raise ValueError(
+                "a schedule by epochs needs a training loader with a length; give limit_train_batches=<number> "
+                "or a scheduler factory"
+            )
+        return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
+
+    def _is_frozen_key(self, key: str) -> bool:
+        return any(key.startswith(f"models.{name}.") for name in self.frozen)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen models out: they come from their own weights files."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen_key(key)}
+        figures = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
+        checkpoint["lit_distill"] = {
+            "models": list(self.models),
+            "frozen": list(self.frozen),
+            "student": self.student,
+            "figures": {name: value for name, value in figures.items() if name.startswith("val/")},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen models' present tensors beside the stored ones, so that loading stays strict."""
+        present = {key: value for key, value in self.state_dict().items() if self._is_frozen_key(key)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **present}
+
+
+def metric_was_updated(metric: Metric | MetricCollection) -> bool:
+    """Whether a metric, or every one of a collection, has seen data since its reset."""
+    parts = metric.values() if isinstance(metric, MetricCollection) else [metric]
+    return all(getattr(part, "update_called", False) for part in parts)
+
+
+def _check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> None:
+    if not models:
+        raise ValueError("models is empty: expected a mapping such as {'Student': …, 'Teacher': …}")
+    for name, model in models.items():
+        if not name or "." in name or ":" in name or name in RESERVED or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"{name!r} cannot name a model: no dots or colons, and not one of {list(RESERVED)}")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"models[{name!r}] must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(frozen, str):
+        raise ValueError(f"frozen must be a list of names, got the string {frozen!r}")
+    unknown = sorted(set(frozen) - set(models))
+    if unknown:
+        raise ValueError(f"frozen names {unknown}, but the models are {sorted(models)}")
+    if set(frozen) == set(models):
+        raise ValueError("every model is frozen, so nothing would be trained")
+
+
+def _student_name(models: Mapping[str, nn.Module], student: str | None) -> str:
+    if student is None:
+        student = "Student" if "Student" in models or len(models) != 1 else next(iter(models))
+    if student not in models:
+        raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
+    return student
+
+
+def _unique_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return list({id(p): p for module in modules for p in module.parameters()}.values())
+
+
+def _example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
+    """A small batch without starting the loader's workers or moving its sampler, where its data set allows it."""
+    dataset = loader.dataset
+    if loader.batch_sampler is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return next(iter(loader))
+    return loader.collate_fn([dataset[i] for i in range(min(samples, len(dataset)))])
+
+
+def _size_of(loader: DataLoader[Any]) -> int | None:
+    return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None

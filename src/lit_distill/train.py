@@ -1,0 +1,199 @@
+"""`python -m lit_distill.train experiment=<name>`: compose the config, build, train, and leave a run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lit_distill import artifacts
+from lit_distill._cli import command
+from lit_distill.module import DistillModule
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Train what a composed config describes and write its run folder.
+
+    Args:
+        config: the composed ``train.yaml``, with ``run_dir`` set.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        ValueError: the config describes something that cannot be trained; nothing has been written then but the config.
+    """
+    started = time.perf_counter()
+    started_at = datetime.now(timezone.utc)
+    folder = Path(config.run_dir).absolute()
+    seed_everything(config.seed, workers=True, verbose=False)
+    module = build_module(config)
+    datamodule: LightningDataModule = instantiate(config.data)
+    callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
+    loggers = [instantiate(c) for c in config.logger.values() if c is not None]
+    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, folder / "config.yaml", resolve=False)
+
+    trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
+
+    if not trainer.is_global_zero:
+        return {}
+    checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
+    final = _figures(trainer.callback_metrics)
+    best_path = checkpoint.best_model_path if checkpoint is not None else ""
+    best = _best_figures(checkpoint) or final
+    results = {
+        "experiment": _experiment_name(),
+        "final": final,
+        "best": best,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "started": started_at.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - started, 1),
+        "seed": config.seed,
+        "versions": artifacts.versions(),
+        "interrupted": trainer.interrupted,
+    }
+    artifacts.write_json(folder / artifacts.RESULTS_FILE, results)
+    if best_path:
+        stored = torch.load(best_path, map_location="cpu", weights_only=True)
+        state = artifacts.state_of(stored, module.student)
+    else:
+        state = module.models[module.student].state_dict()
+    artifacts.write_student(folder, state, _card(config, module, datamodule, results))
+    show_summary(Console(), module, results, folder)
+    return results
+
+
+def build_module(config: DictConfig) -> DistillModule:
+    """The DistillModule of a composed config: its models, terms, optimizer and schedule.
+
+    Raises:
+        ValueError: a frozen model has no weights, or the module refuses what it is given.
+    """
+    if not config.models:
+        raise ValueError("the config names no models; choose an experiment, such as experiment=dml_pptsmv2")
+    models: dict[str, nn.Module] = {}
+    for name, node in config.models.items():
+        if name in config.frozen and "pretrained" in node and not node.pretrained:
+            raise ValueError(
+                f"{name} is frozen but has no weights: give models.{name}.pretrained=<file> (.safetensors, .ckpt, .pth "
+                f"or .pdparams), for example the student.safetensors of a run that trained it; "
+                "a random network teaches nothing"
+            )
+        models[str(name)] = instantiate(node)
+        report = getattr(models[str(name)], "load_report", None)
+        if name in config.frozen and report is not None and not report.complete:
+            raise ValueError(f"{name} is frozen but its weights file does not fill it:\n{report}")
+    return DistillModule(
+        models=models,
+        losses=_terms(config.losses),
+        val_losses=_terms(config.val_losses) if config.val_losses else None,
+        frozen=list(config.frozen),
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler),
+        student=config.student,
+    )
+
+
+def _terms(node: DictConfig) -> dict[str, Any]:
+    return {str(name): instantiate(term, _convert_="all") for name, term in node.items()}
+
+
+def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(("train/", "val/"))}
+
+
+def _best_figures(checkpoint: ModelCheckpoint | None) -> dict[str, float]:
+    """The validation figures of the epoch that the best checkpoint was saved in."""
+    if checkpoint is None or not checkpoint.best_model_path:
+        return {}
+    stored = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    return {"epoch": stored["epoch"] + 1, **stored["lit_distill"]["figures"]}
+
+
+def _card(
+    config: DictConfig, module: DistillModule, datamodule: LightningDataModule, results: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "model": OmegaConf.to_container(config.models[module.student], resolve=True),
+        "initialised": artifacts.loaded_from(module.models[module.student]),
+        "data": OmegaConf.to_container(config.data, resolve=True),
+        "class_names": list(getattr(datamodule, "class_names", None) or []),
+        "teachers": artifacts.teacher_card(module.named, module.student),
+        "losses": {name: repr(term) for name, term in module.composer.terms.items()},
+        "figures": results["best"],
+        "experiment": results["experiment"],
+        "seed": results["seed"],
+        "versions": results["versions"],
+    }
+
+
+def _experiment_name() -> str:
+    return str(HydraConfig.get().runtime.choices["experiment"]) if HydraConfig.initialized() else ""
+
+
+def show_summary(console: Console, module: DistillModule, results: dict[str, Any], folder: Path) -> None:
+    """Print every model's accuracy, where the run's files are and what to do next."""
+    table = Table(title=f"{results['experiment'] or 'run'}: validation at the best epoch of {results['epochs']}")
+    table.add_column("model")
+    table.add_column("role")
+    for column in ("parameters", "top-1", "top-5"):
+        table.add_column(column, justify="right")
+    for name, model in module.models.items():
+        role = "frozen teacher" if name in module.frozen else ("student" if name == module.student else "peer")
+        accuracy = [results["best"].get(f"val/{name}/{metric}") for metric in ("top1", "top5")]
+        shown = ["" if value is None else f"{100 * value:.2f} %" for value in accuracy]
+        table.add_row(name, role, f"{sum(p.numel() for p in model.parameters()):,}", *shown)
+    console.print(table)
+    shown_folder = os.path.relpath(folder)
+    console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
+    console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)
+    console.print("next: distill from what was trained here, for example")
+    console.print(f"  {next_command(module, shown_folder)}", soft_wrap=True, highlight=False)
+
+
+def next_command(module: DistillModule, folder: str) -> str:
+    """A command that goes on from this run: distil from its best teacher, or go mutual with a student alone."""
+    peers = [name for name in module.models if name != module.student and name not in module.frozen]
+    if peers:
+        weights = f"{folder}/checkpoints/best.ckpt#{peers[0]}"
+        return f"python -m lit_distill.train experiment=kd_pptsmv2 models.Teacher.pretrained='{weights}'"
+    return "python -m lit_distill.train experiment=dml_pptsmv2"
+
+
+def _quiet_lightning() -> None:
+    """Leave out what Lightning says of itself at every start, and its warning that a frozen teacher is in eval mode."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+
+
+@command("train")
+def main(config: DictConfig) -> float | None:
+    """Train an experiment; with `-m` and a sweeper the value to optimise is returned."""
+    _quiet_lightning()
+    config.run_dir = HydraConfig.get().runtime.output_dir
+    results = run(config)
+    value = results.get("best", {}).get(f"val/{config.student}/top1")
+    return None if value is None else float(value)
+
+
+if __name__ == "__main__":
+    main()
