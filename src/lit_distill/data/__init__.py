@@ -1,0 +1,46 @@
+"""Videos in, batches out: list files, exact frames, the published transforms, mixing, loaders."""
+
+from lit_distill.data.datamodule import VideoDataModule
+from lit_distill.data.datasets import VideoDataset
+from lit_distill.data.decode import (
+    ShortVideoError,
+    VideoError,
+    VideoInfo,
+    count_frames,
+    probe,
+    read_frames,
+    read_images,
+)
+from lit_distill.data.encode import write_video
+from lit_distill.data.lists import Sample, read_class_names, read_list
+from lit_distill.data.mixing import CutMix, Mixup, VideoMix
+from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
+from lit_distill.data.sampling import FrameSampling
+from lit_distill.data.transforms import ClipTransform, normalize
+from lit_distill.data.views import average_views
+
+__all__ = [
+    "ClipTransform",
+    "CutMix",
+    "EpochSampler",
+    "EvalSampler",
+    "FrameSampling",
+    "Mixup",
+    "Sample",
+    "SampleKey",
+    "ShortVideoError",
+    "VideoDataModule",
+    "VideoDataset",
+    "VideoError",
+    "VideoInfo",
+    "VideoMix",
+    "average_views",
+    "count_frames",
+    "normalize",
+    "probe",
+    "read_class_names",
+    "read_frames",
+    "read_images",
+    "read_list",
+    "write_video",
+]

@@ -1,0 +1,299 @@
+"""The one data module of videos: lists, loaders, and what happens to a batch on the device."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_distill.data.datasets import Item, VideoDataset, Views, collate
+from lit_distill.data.lists import Format, Sample, missing_samples, read_class_names, read_list
+from lit_distill.data.mixing import Mix, Mixer
+from lit_distill.data.samplers import EpochSampler, EvalSampler, seeded
+from lit_distill.data.sampling import FrameSampling, Mode
+from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform, normalize
+
+Split = Literal["train", "val", "test"]
+
+
+class VideoDataModule(LightningDataModule):
+    """Videos or folders of frames named by list files, as batches (inputs, target, index).
+
+    Inputs are (B, T, 3, H, W) float32, or (B, V, T, 3, H, W) of V views with dense evaluation (see
+    :func:`lit_distill.data.average_views`); the target is int64 (B,), or class probabilities (B, num_classes) after
+    mixing; the index int64 (B,) is the sample's position in its data set. Workers hand over bytes; conversion,
+    normalisation and mixing happen once a batch on the device. Everything random follows from (seed, epoch, sample).
+
+    Training drops the last incomplete batch, as published. Evaluation sees every sample once, under DDP too.
+
+    Args:
+        root: folder that the lists' paths, and the lists, are relative to.
+        train_list: list file of the training videos.
+        val_list: list file of the validation videos.
+        test_list: list file of the test videos; none for those of validation.
+        num_classes: labels are below it.
+        num_frames: T, frames of a clip.
+        size: side of the clips, in pixels.
+        scale: shorter side that frames are scaled to before they are cropped.
+        aspect: ratio of the scaled frames, see :func:`lit_distill.data.transforms.scaled_size`.
+        format: ``"video"`` (lines ``path label``) or ``"frames"`` (lines ``dir frames label``).
+        suffix: pattern of the frames' file names.
+        sampling: which frames make a clip, see :class:`lit_distill.data.FrameSampling`.
+        views: of a video in evaluation: ``"center"``, or ``"dense"``: 10 clips x 3 crops.
+        multi_scale: whether training crops at several scales.
+        flip: probability of a horizontal flip in training.
+        mix: how training batches are mixed, such as :class:`lit_distill.data.Mixup`; none to leave them.
+        batch_size: samples a batch, in each process.
+        eval_batch_size: videos a batch in evaluation; none for ``batch_size``, or 1 with dense views.
+        num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
+        mean: of each channel, on the scale 0 to 1.
+        std: of each channel, on the same scale.
+        seed: of everything random here.
+        class_names: a file with their names, relative to the root, or the names; none for none.
+        first_label: number of the first class in the lists.
+        max_missing: how many listed files may be missing of each list: they are left out, counted and named in a
+            warning. More are an error. A file that is there but can't be read always is.
+
+    Raises:
+        ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
+
+    Example:
+        >>> data = VideoDataModule(root="videos", train_list="train.txt", val_list="val.txt", num_classes=3)
+        >>> data.num_classes, data.num_frames, data.size
+        (3, 16, 224)
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str],
+        train_list: str | os.PathLike[str],
+        val_list: str | os.PathLike[str],
+        test_list: str | os.PathLike[str] | None = None,
+        num_classes: int,
+        num_frames: int = 16,
+        size: int = 224,
+        scale: int = 256,
+        aspect: Aspect = "fixed",
+        format: Format = "video",
+        suffix: str = "img_{:05}.jpg",
+        sampling: Mode = "plain",
+        views: Literal["center", "dense"] = "center",
+        multi_scale: bool = True,
+        flip: float = 0.5,
+        mix: Mixer | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
+        class_names: str | os.PathLike[str] | Sequence[str] | None = None,
+        first_label: int = 0,
+        max_missing: int = 0,
+    ) -> None:
+        super().__init__()
+        if views not in ("center", "dense"):
+            raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
+        for name, value, least in (
+            ("num_classes", num_classes, 1),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("max_missing", max_missing, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} must be at least {least}, came {value}")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, came {list(mean)} and {list(std)}")
+        self.root = Path(root).expanduser()
+        self.lists = {"train": train_list, "val": val_list, "test": val_list if test_list is None else test_list}
+        self.num_classes, self.num_frames, self.size, self.seed = num_classes, num_frames, size, seed
+        self.sampling = FrameSampling(num_frames=num_frames, mode=sampling)
+        self.transform = ClipTransform(size=size, scale=scale, aspect=aspect, multi_scale=multi_scale, flip=flip)
+        self.format, self.suffix, self.views, self.mix = format, suffix, views, mix
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or (1 if views == "dense" else batch_size)
+        self.num_workers = num_workers
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.first_label, self.max_missing = first_label, max_missing
+        self.class_names: tuple[str, ...] | None = None
+        self._class_names = class_names
+        self.datasets: dict[str, VideoDataset] = {}
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the lists that ``stage`` needs, and look for what they name.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``; None for all.
+
+        Raises:
+            FileNotFoundError: the root, a list or listed files are missing.
+            ValueError: a list is malformed, see :func:`lit_distill.data.read_list`.
+        """
+        splits: dict[str | None, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+            "predict": ("test",),
+        }
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
+            )
+        self.class_names = self._read_class_names()
+        for split in splits.get(stage, ("train", "val", "test")):
+            if split not in self.datasets:
+                self.datasets[split] = self._dataset(split)
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Shuffled training batches."""
+        dataset = self._ready("train")
+        replicas, rank = self._replicas()
+        sampler = EpochSampler(dataset, num_replicas=replicas, rank=rank, seed=self.seed)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"{len(dataset)} training videos on {replicas} processes give no batch of {self.batch_size} each: "
+                f"set data.batch_size to at most {max(1, len(sampler))}"
+            )
+        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Validation batches in the order of the list."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """Test batches in the order of the list."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[Item]:
+        """The test batches."""
+        return self._evaluation("test")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw how a training batch is mixed, on the CPU, from (seed, epoch, the batch's first sample)."""
+        clips, target, index = batch
+        if self.mix is None or self.trainer is None or not self.trainer.training:
+            return batch
+        rng = seeded("mix", self.seed, self.trainer.current_epoch, int(index[0]))
+        return clips, target, index, self.mix.draw(len(clips), clips.shape[-2], clips.shape[-1], rng)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Bytes to normalised floats, then the mixing drawn before."""
+        clips, target, index, *mix = batch
+        inputs = normalize(clips, self.mean, self.std)
+        if mix:
+            inputs, target = Mix(*mix[0])(inputs, target, self.num_classes)
+        return inputs, target, index
+
+    # For subclasses and messages --------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> str:
+        """What the root must hold, in words."""
+        lists = ", ".join(sorted({str(file) for file in self.lists.values()}))
+        line = "path label" if self.format == "video" else "dir frames label"
+        things = "videos" if self.format == "video" else f"folders of frames named {self.suffix}"
+        return f"{lists} (a line '{line}' each) and the {things} that they name"
+
+    def _dataset(self, split: Split) -> VideoDataset:
+        views: Views = "train" if split == "train" else self.views
+        return VideoDataset(
+            self._samples(split),
+            sampling=self.sampling,
+            transform=self.transform,
+            views=views,
+            format=self.format,
+            suffix=self.suffix,
+            seed=self.seed,
+        )
+
+    def _samples(self, split: Split) -> list[Sample]:
+        file = self._in_root(self.lists[split])
+        if not file.is_file():
+            given = f"data.{split}_list=<file> or data.root=<folder>"
+            raise FileNotFoundError(f"no list {self._shown(file)}, set {given}; the root must hold {self.layout}")
+        samples = read_list(
+            file,
+            root=self.root,
+            num_classes=self.num_classes,
+            format=self.format,
+            first_label=self.first_label,
+            class_names=self.class_names or (),
+        )
+        missing = set(missing_samples(samples))
+        if not missing:
+            return samples
+        named = ", ".join(sorted(sample.path for sample in missing)[:5]) + (", …" if len(missing) > 5 else "")
+        said = f"{len(missing)} of the {len(samples)} entries of {file} are missing: {named}"
+        if len(missing) > self.max_missing or len(missing) == len(samples):
+            raise FileNotFoundError(
+                f"{said}; set data.root=<folder that they are in>, or data.max_missing to leave them out"
+            )
+        warnings.warn(f"{said}; they are left out", stacklevel=2)
+        return [sample for sample in samples if sample not in missing]
+
+    def _read_class_names(self) -> tuple[str, ...] | None:
+        given = self._class_names
+        if given is None:
+            return None
+        if isinstance(given, str | os.PathLike):
+            file = self._in_root(given)
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"no class names {self._shown(file)}, set data.class_names=<file>, or null for none"
+                )
+            return read_class_names(file, self.num_classes)
+        if len(given) != self.num_classes:
+            raise ValueError(f"data.class_names has {len(given)} names, data.num_classes is {self.num_classes}")
+        return tuple(given)
+
+    def _in_root(self, file: str | os.PathLike[str]) -> Path:
+        return self.root / Path(file).expanduser()
+
+    @staticmethod
+    def _shown(path: Path) -> str:
+        return str(path) if path.is_absolute() else f"{path} (that is {path.absolute()})"
+
+    def _ready(self, split: Split) -> VideoDataset:
+        if split not in self.datasets:
+            self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        return self.datasets[split]
+
+    def _evaluation(self, split: Split) -> DataLoader[Item]:
+        dataset = self._ready(split)
+        replicas, rank = self._replicas()
+        return self._loader(dataset, EvalSampler(dataset, num_replicas=replicas, rank=rank), self.eval_batch_size)
+
+    def _replicas(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(
+        self, dataset: VideoDataset, sampler: EpochSampler | EvalSampler, batch_size: int, *, drop_last: bool = False
+    ) -> DataLoader[Item]:
+        workers = self._default_workers() if self.num_workers is None else self.num_workers
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # the global one belongs to the networks
+        )
+
+    def _default_workers(self) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = 1 if self.trainer is None else self.trainer.num_devices
+        return min(8, cores // processes)

@@ -1,0 +1,114 @@
+"""Which samples a process sees, in which order: a function of seed and epoch alone, whatever the number of workers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sized
+from typing import NamedTuple, cast
+
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+
+class SampleKey(NamedTuple):
+    """What a sampler hands to a data set: the epoch goes along, so workers that live on know it too."""
+
+    epoch: int
+    position: int
+
+
+def seeded(*parts: object) -> random.Random:
+    """A generator of its own for what ``parts`` name, the same on every machine and in every process.
+
+    Args:
+        parts: such as a purpose, the seed, the epoch, the sample's index.
+
+    Returns:
+        a generator seeded by a hash of their text.
+
+    Example:
+        >>> seeded("clip", 0, 3, 17).random() == seeded("clip", 0, 3, 17).random()
+        True
+    """
+    return random.Random("/".join(map(str, parts)))
+
+
+class _KeySampler(DistributedSampler[SampleKey]):
+    """Common ground: a :class:`DistributedSampler`, so that Lightning leaves it in place, that yields keys."""
+
+    def __init__(self, dataset: Sized, *, num_replicas: int, rank: int, seed: int, drop_last: bool) -> None:
+        super().__init__(
+            cast("Dataset[object]", dataset),
+            num_replicas=num_replicas,
+            rank=rank,
+            shuffle=False,
+            seed=seed,
+            drop_last=drop_last,
+        )
+        self.samples = len(dataset)
+
+
+class EpochSampler(_KeySampler):
+    """Training order: all samples shuffled by (seed, epoch), dealt out to the processes in turn.
+
+    Global batch k is the k-th stretch of the shuffled samples for any number of processes. The last samples that do not
+    give every process one more are left out of this epoch, others of the next: all processes have equally many.
+
+    Args:
+        dataset: what is sampled; only its length matters.
+        num_replicas: number of processes.
+        rank: of this process, from 0.
+        seed: of the order.
+
+    Example:
+        >>> sampler = EpochSampler(range(5), num_replicas=2, rank=0)
+        >>> sampler.set_epoch(7)
+        >>> len(sampler), {key.epoch for key in sampler}
+        (2, {7})
+    """
+
+    def __init__(self, dataset: Sized, *, num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)
+        self.num_samples = self.samples // num_replicas
+        self.total_size = self.num_samples * num_replicas
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        """Keys of this process in this epoch."""
+        order = list(range(self.samples))
+        seeded("order", self.seed, self.epoch).shuffle(order)
+        return (SampleKey(self.epoch, index) for index in order[self.rank : self.total_size : self.num_replicas])
+
+
+class EvalSampler(_KeySampler):
+    """Evaluation order: every sample once, in one process only, the samples dealt out in turn without padding.
+
+    Processes may differ by one sample, and so by one step. That is safe: after the first evaluation step
+    DistributedDataParallel exchanges nothing in forward passes without gradients, and metrics are exchanged at the
+    end. Each process must have a sample, for that first step.
+
+    Args:
+        dataset: what is sampled; only its length matters.
+        num_replicas: number of processes.
+        rank: of this process, from 0.
+
+    Raises:
+        ValueError: there are fewer samples than processes.
+
+    Example:
+        >>> [[key.position for key in EvalSampler(range(5), num_replicas=2, rank=rank)] for rank in (0, 1)]
+        [[0, 2, 4], [1, 3]]
+    """
+
+    def __init__(self, dataset: Sized, *, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=0, drop_last=False)
+        if self.samples < num_replicas:
+            raise ValueError(
+                f"evaluation of {self.samples} videos on {num_replicas} processes leaves some without any: "
+                f"use at most trainer.devices={self.samples}"
+            )
+        self.num_samples = len(range(rank, self.samples, num_replicas))
+        self.total_size = self.samples
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        """Keys of this process; evaluation draws nothing, so their epoch is always 0."""
+        return (SampleKey(0, index) for index in range(self.rank, self.samples, self.num_replicas))
