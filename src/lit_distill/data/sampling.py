@@ -107,7 +107,7 @@ class FrameSampling:
         if self.mode == "dense":
             places = max(1, length - DENSE_SPAN + 1)
             return self._dense(0 if places == 1 else rng.randint(0, places - 2), length)
-        return self._linspace(length, format)
+        return [frame + _first(format) for frame in linspace_frames(self.num_frames, length)]
 
     def evaluation(self, length: int, format: Format = "video", *, clips: int = 1) -> list[list[int]]:
         """Frames of the clips for evaluation.
@@ -142,7 +142,7 @@ class FrameSampling:
             last = max(0, length - DENSE_SPAN)
             starts = [last // 2] if clips == 1 else np.linspace(0, last, clips, dtype=int).tolist()
             return [self._dense(start, length) for start in starts]
-        return [self._linspace(length, format)]
+        return [[frame + _first(format) for frame in linspace_frames(self.num_frames, length)]]
 
     @property
     def _segments(self) -> range:
@@ -161,9 +161,6 @@ class FrameSampling:
     def _dense(self, start: int, length: int) -> list[int]:
         stride = DENSE_SPAN // self.num_frames
         return [(i * stride + start) % length + 1 for i in self._segments]
-
-    def _linspace(self, length: int, format: Format) -> list[int]:
-        return [int(position) + _first(format) for position in np.linspace(0, length - 1, self.num_frames)]
 
     def _interval_starts(self, length: int, rng: random.Random) -> list[int]:
         span = self.segment_length * self.frame_interval
@@ -184,6 +181,26 @@ class FrameSampling:
     def _require(self, length: int) -> None:
         if length < 1:
             raise ValueError(f"a video of at least 1 frame is needed, came {length}")
+
+
+def linspace_frames(count: int, length: int, *, span: tuple[float, float] | None = None) -> list[int]:
+    """Evenly spaced frames, both ends included, cut to integers.
+
+    Args:
+        count: how many.
+        length: frames of the video.
+        span: first and last frame; none for those of the video. What lies outside the video is moved to its ends.
+
+    Returns:
+        0-based frames.
+
+    Example:
+        >>> linspace_frames(4, 50), linspace_frames(4, 50, span=(3, 40))
+        ([0, 16, 32, 49], [3, 15, 27, 40])
+    """
+    start, end = span or (0, length - 1)
+    frames: list[int] = np.linspace(start, end, count).clip(0, length - 1).astype(int).tolist()
+    return frames
 
 
 def wrap(numbers: Sequence[int], length: int, format: Format = "video") -> list[int]:
