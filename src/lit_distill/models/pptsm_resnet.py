@@ -127,8 +127,8 @@ class PPTSMResNet(nn.Module):
         batch_norm: ``"torch"``, or ``"published"`` for biased running variances.
         pretrained: weights to start from, read by :func:`lit_distill.models.load_weights`; its report is kept in
             ``load_report``.
-        reset_head: whether a classifier of another class count in ``pretrained`` may be left out, and be fresh here.
-            False makes that an error, which is right for a network that will not train.
+        reset_head: start with a fresh classifier where the one in ``pretrained`` has another class count, which is
+            an error otherwise (but for the ImageNet classifier of a published backbone).
 
     Raises:
         ValueError: a hyperparameter is out of its range, or ``pretrained`` does not fit.
@@ -150,7 +150,7 @@ class PPTSMResNet(nn.Module):
         dropout_mode: DropoutMode = "upscale_in_train",
         batch_norm: BatchNormKind = "torch",
         pretrained: str | Path | None = None,
-        reset_head: bool = True,
+        reset_head: bool = False,
     ) -> None:
         super().__init__()
         require_choice(batch_norm, BatchNormKind, name="batch_norm")
