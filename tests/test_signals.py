@@ -1,0 +1,121 @@
+"""References parse, taps capture the right tensor, and anything unclear is an error that names the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+
+from lit_distill import SignalCapture
+from lit_distill.signals import Reference, parse_references
+
+
+class TwoBranches(nn.Module):
+    """Has a branch that is not taken, a module that is called twice, and a tuple on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(4, 4)
+        self.unused = nn.Linear(4, 4)
+        self.twice = nn.ReLU()
+        self.pair = nn.LSTM(4, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.used(x)))
+        return self.head(self.pair(x)[0])  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def net() -> TwoBranches:
+    torch.manual_seed(0)
+    return TwoBranches()
+
+
+@pytest.mark.parametrize("text", ["", ".fc", "Student.", "Student..fc", "Student.fc:middle", "Student:", "GroundTruth.x"])
+def test_malformed_reference_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="reference|no submodules"):
+        Reference.parse(text)
+
+
+def test_a_reference_must_be_text() -> None:
+    with pytest.raises(ValueError, match="got 3"):
+        parse_references([3])  # type: ignore[list-item]
+
+
+def test_output_and_input_of_a_submodule(net: TwoBranches) -> None:
+    x = torch.randn(3, 4)
+    with SignalCapture({"S": net}, parse_references(["S", "S.used", "S.head:input", "S:input"])) as signals:
+        output = net(x)
+    assert torch.equal(signals["S"], output)
+    assert torch.equal(signals["S.used"], net.used(x))
+    assert torch.equal(net.head(signals["S.head:input"]), output)
+    assert signals["S:input"] is x
+
+
+def test_hooks_are_removed_on_exit_even_after_an_error(net: TwoBranches) -> None:
+    references = parse_references(["S", "S.used", "S.head:input"])
+    with pytest.raises(RuntimeError), SignalCapture({"S": net}, references):
+        net(torch.randn(3, 5))
+    for module in net.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_unknown_model_and_submodule_list_the_closest(net: TwoBranches) -> None:
+    with pytest.raises(ValueError, match=r"'Studnet' names no model: closest are \['Student'\]"):
+        Reference.parse("Studnet").module({"Student": net})
+    with pytest.raises(ValueError, match=r"'Student.usde' names no submodule of Student: closest are \['used'"):
+        Reference.parse("Student.usde").module({"Student": net})
+
+
+def test_capture_that_never_fires_is_named(net: TwoBranches) -> None:
+    with SignalCapture({"S": net}, parse_references("S.unused")) as signals:
+        net(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"'S.unused' never fired"):
+        signals["S.unused"]
+
+
+def test_capture_that_fires_twice_is_an_error(net: TwoBranches) -> None:
+    with SignalCapture({"S": net}, parse_references("S.twice")) as signals:
+        net(torch.randn(3, 4))
+    with pytest.raises(ValueError, match=r"'S.twice' fired 2 times"):
+        signals["S.twice"]
+
+
+def test_output_that_is_no_tensor_is_an_error(net: TwoBranches) -> None:
+    with (
+        pytest.raises(ValueError, match=r"'S.pair' gives a tuple, not a tensor"),
+        SignalCapture({"S": net}, parse_references("S.pair")),
+    ):
+        net(torch.randn(3, 4))
+
+
+def test_missing_ground_truth_says_what_a_batch_is(net: TwoBranches) -> None:
+    with SignalCapture({"S": net}, parse_references("GroundTruth")) as signals:
+        net(torch.randn(3, 4))
+    with pytest.raises(ValueError, match="batches are"):
+        signals["GroundTruth"]
+
+
+def test_tap_before_an_inplace_relu_is_detected_and_cloned_right() -> None:
+    torch.manual_seed(0)
+    net = resnet18(num_classes=3).eval()
+    x = torch.randn(2, 3, 32, 32)
+    references = parse_references("S.layer1.0.bn1")
+    with SignalCapture({"S": net}, references) as signals:
+        net(x)
+    assert signals.changed_in_place() == {"S.layer1.0.bn1"}
+    with pytest.raises(ValueError, match="changed in place"):
+        signals["S.layer1.0.bn1"]
+
+    with SignalCapture({"S": net}, references, clone={"S.layer1.0.bn1"}) as signals:
+        output = net(x)
+    block = net.layer1[0]
+    expected = block.bn1(block.conv1(net.maxpool(net.relu(net.bn1(net.conv1(x))))))
+    torch.testing.assert_close(signals["S.layer1.0.bn1"], expected)
+    assert (signals["S.layer1.0.bn1"] < 0).any(), "values before the ReLU must be negative somewhere"
+    signals["S.layer1.0.bn1"].sum().backward()  # type: ignore[no-untyped-call]
+    assert net.conv1.weight.grad is not None
+    assert torch.equal(output, net(x))
