@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from parity.adapters import data, feature_losses, models, relation_losses, response_losses
+from parity.adapters import contrastive_losses, data, feature_losses, models, relation_losses, response_losses
 from parity.harness import Case, CaseAdapter, LossAdapter, check_loss, load_cases
 
 LOSS_ADAPTERS: dict[str, LossAdapter] = {
     **response_losses.ADAPTERS,
     **feature_losses.ADAPTERS,
     **relation_losses.ADAPTERS,
+    **contrastive_losses.ADAPTERS,
 }
 CASE_ADAPTERS: dict[str, CaseAdapter] = {
     **models.ADAPTERS,

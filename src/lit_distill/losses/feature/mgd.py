@@ -1,0 +1,157 @@
+"""Masked generative distillation: the student generates the teacher's full features from its own masked ones."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative, require_same_shape
+from lit_distill.losses.base import Example, Signal, SizedLoss
+
+Mask = Literal["channel", "spatial"]
+
+
+@full_precision
+def mgd_loss(generated: Tensor, teacher: Tensor, *, alpha: float = 7e-5) -> Tensor:
+    r"""Squared error between generated and teacher features: :math:`\frac{α}{N} \sum (g - t)^2`.
+
+    The sum runs over channels and positions; only the batch N is averaged, so α depends on the size of the map.
+
+    Args:
+        generated: what the generation block made of the student's masked features, (N, C, H, W).
+        teacher: the teacher's features, of the same shape.
+        alpha: α, at least 0.
+
+    Returns:
+        The loss, a scalar in float32 or better.
+
+    Raises:
+        ValueError: the shapes differ, α is negative or the result is not finite.
+
+    Example:
+        >>> mgd_loss(torch.zeros(2, 4, 3, 3), torch.ones(2, 4, 3, 3), alpha=0.5)
+        tensor(18.)
+    """
+    require_non_negative("mgd_loss", alpha=alpha)
+    require_same_shape("mgd_loss", generated, teacher)
+    return alpha * (generated - teacher).square().sum() / len(teacher)
+
+
+class MGDLoss(SizedLoss):
+    r"""Masked generative distillation: from features with a random part missing, generate the teacher's complete ones.
+
+    Shapes: feature maps (N, C, H, W) of one batch size and one spatial size; channels may differ, then a 1x1
+    convolution aligns the student's. A mask sets whole channels of a sample (``mask="channel"``, the published form for
+    classification) or whole positions (``"spatial"``, for detection and segmentation) to zero with probability
+    ``mask_ratio``, without rescaling the rest. The generation block is a 3x3 convolution, a ReLU and a 3x3 convolution
+    with the teacher's channels. Error: a sum over C, H and W, a mean over N, times ``alpha``.
+
+    In training the mask comes from torch's global random generator of the features' device, so that
+    ``seed_everything`` reproduces it. In eval mode it comes from a generator of its own with a fixed seed: validation
+    figures compare from epoch to epoch and the global generator stays where it is.
+
+    The convolutions are sized from an example batch, and are trained and saved with the run; they and the error compute
+    in float32 or better, whatever the training precision is.
+
+    Formula:
+        L = α/N Σ (G(m ⊙ A(s)) - t)²,   A: 1x1 convolution where channels differ,   G = conv3x3(ReLU(conv3x3(·)))
+        m ~ Bernoulli(1 - mask_ratio), one value a sample and channel (or a sample and position)
+
+    Paper: Yang et al., "Masked Generative Distillation", ECCV 2022, arXiv:2205.01529. Mask, block and scaling are those
+        of the authors' code; its values for detection are alpha=2e-5, mask_ratio=0.65, mask="spatial".
+
+    Use when: one late feature map of the same size exists in both networks. alpha has to follow the size of the map
+        (the error is a sum): start where the term is of the size of the cross-entropy.
+
+    Args:
+        alpha: α, weight of the summed error, at least 0.
+        mask_ratio: λ, share of the features that is masked, in [0, 1].
+        mask: ``"channel"`` or ``"spatial"``.
+
+    Raises:
+        ValueError: a hyperparameter is out of its range, or the maps differ in batch or spatial size.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 8, 4, 4), torch.randn(2, 16, 4, 4)
+        >>> loss = MGDLoss()
+        >>> loss.build(Example(student, teacher))
+        >>> loss(student, teacher).shape
+        torch.Size([])
+    """
+
+    def __init__(self, *, alpha: float = 7e-5, mask_ratio: float = 0.15, mask: Mask = "channel") -> None:
+        super().__init__()
+        require_non_negative("MGDLoss", alpha=alpha)
+        if not 0 <= mask_ratio <= 1:
+            raise ValueError(f"MGDLoss: mask_ratio must be between 0 and 1, got {mask_ratio!r}")
+        require_choice("MGDLoss", "mask", mask, get_args(Mask))
+        self.alpha = alpha
+        self.mask_ratio = mask_ratio
+        self.mask = mask
+        self.align: nn.Module = nn.Identity()
+        self.generation = nn.Sequential()
+        self._channels: tuple[int, int] | None = None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the convolutions exist."""
+        return self._channels is not None
+
+    def build(self, example: Example) -> None:
+        """Create the alignment, if channels differ, and the generation block.
+
+        Raises:
+            ValueError: the maps differ in batch or spatial size, or the loss was built for other channels.
+        """
+        student, teacher = self._maps(example.student, example.teacher)
+        if self.is_built:
+            return
+        ours, theirs = student.shape[1], teacher.shape[1]
+        if ours != theirs:
+            self.align = nn.Conv2d(ours, theirs, 1)
+        self.generation = nn.Sequential(
+            nn.Conv2d(theirs, theirs, 3, padding=1), nn.ReLU(), nn.Conv2d(theirs, theirs, 3, padding=1)
+        )
+        self._channels = (ours, theirs)
+        self.to(student.device)
+
+    @full_precision
+    def forward(self, student: Signal, teacher: Signal) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            student: the student's feature map (N, C, H, W).
+            teacher: the teacher's feature map (N, C', H, W).
+        """
+        self.require_built()
+        student, teacher = self._maps(student, teacher)
+        aligned = self.align(student.to(next(self.generation.parameters()).dtype))
+        return mgd_loss(self.generation(aligned * self._draw_mask(aligned)), teacher, alpha=self.alpha)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, for ``repr``."""
+        return f"alpha={self.alpha}, mask_ratio={self.mask_ratio}, mask={self.mask!r}"
+
+    def _draw_mask(self, features: Tensor) -> Tensor:
+        """Ones and zeros, (N, C, 1, 1) or (N, 1, H, W)."""
+        n, c, h, w = features.shape
+        shape = (n, c, 1, 1) if self.mask == "channel" else (n, 1, h, w)
+        generator = None if self.training else torch.Generator(features.device).manual_seed(0)
+        drawn = torch.rand(shape, device=features.device, generator=generator)
+        return (drawn >= self.mask_ratio).to(features.dtype)
+
+    def _maps(self, student: Signal, teacher: Signal) -> tuple[Tensor, Tensor]:
+        if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
+            raise ValueError(
+                "MGDLoss compares one layer with one layer: give one reference each, one term a layer pair"
+            )
+        came = f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
+            raise ValueError(f"MGDLoss expects feature maps (N, C, H, W) of one batch size, {came}")
+        if student.shape[2:] != teacher.shape[2:]:
+            raise ValueError(f"MGDLoss expects maps of one spatial size (pick layers of the same stride), {came}")
+        if self._channels is not None and self._channels != (student.shape[1], teacher.shape[1]):
+            raise ValueError(f"MGDLoss was built for {self._channels} student and teacher channels, {came}")
+        return student, teacher

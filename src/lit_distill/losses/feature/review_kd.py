@@ -1,0 +1,222 @@
+"""Knowledge review: the student's deep levels are fused into its shallow ones before they meet the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Example, Signal, SizedLoss
+
+
+@full_precision
+def review_kd_loss(student: Signal, teacher: Signal, *, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
+    r"""Hierarchical context loss (HCL): mean squared error of two feature maps at several pooled sizes.
+
+    .. math:: \frac{\sum_k 2^{-k}\, \mathrm{MSE}(P_{l_k} s, P_{l_k} t)}{\sum_k 2^{-k}}
+
+    :math:`P_{l_0}` is the map as it is and :math:`P_{l_k}` averages it to :math:`l_k \times l_k`; only the ``levels``
+    below the map's height take part. Each MSE is a mean over all elements; several maps are summed.
+
+    Args:
+        student: feature maps (N, C, H, W), one or a list.
+        teacher: feature maps of the same shapes.
+        levels: the pooled sizes :math:`l_1, l_2, …` in the order of their weights 1/2, 1/4, ….
+
+    Returns:
+        The loss, a scalar in float32 or better.
+
+    Raises:
+        ValueError: the shapes or the numbers of maps differ, a level is below 1, or the result is not finite.
+
+    Example:
+        >>> student, teacher = torch.zeros(2, 8, 6, 6), torch.ones(2, 8, 6, 6)
+        >>> review_kd_loss(student, teacher)
+        tensor(1.)
+    """
+    _require_levels(levels)
+    pairs = list(zip(*_same_number(student, teacher), strict=True))
+    return torch.stack([_hierarchical_context(s, t, levels) for s, t in pairs]).sum()
+
+
+def _hierarchical_context(student: Tensor, teacher: Tensor, levels: Sequence[int]) -> Tensor:
+    if student.shape != teacher.shape or student.ndim != 4:
+        raise ValueError(
+            "review_kd_loss expects student and teacher maps (N, C, H, W) of one shape, "
+            f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
+    loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
+    difference = student - teacher  # pooling is linear, so one pooled map a level is enough
+    for level in levels:
+        if level < student.shape[2]:
+            weight /= 2
+            total += weight
+            loss = loss + weight * F.adaptive_avg_pool2d(difference, level).square().mean()
+    return loss / total
+
+
+class AttentionFusion(nn.Module):
+    """Attention-based fusion (ABF) of one student level with what the deeper levels left.
+
+    Args:
+        in_channels: channels of the student's level.
+        mid_channels: channels of the residual that goes from level to level.
+        out_channels: channels of the teacher's level.
+        fuse: whether a deeper level exists.
+    """
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int, *, fuse: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(in_channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels))
+        self.expand = nn.Sequential(
+            nn.Conv2d(mid_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels)
+        )
+        self.attention = nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid()) if fuse else None
+        for module in (*self.reduce, *self.expand):
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+
+    def forward(self, level: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The level in the teacher's channels and ``size``, and the residual for the next shallower level."""
+        fused: Tensor = self.reduce(level)
+        if self.attention is not None and deeper is not None:
+            deeper = F.interpolate(deeper, fused.shape[-2:], mode="nearest")
+            gates = self.attention(torch.cat([fused, deeper], dim=1))
+            fused = fused * gates[:, :1] + deeper * gates[:, 1:]
+        if fused.shape[-2:] != size:
+            fused = F.interpolate(fused, size, mode="nearest")
+        return self.expand(fused), fused
+
+
+class ReviewKDLoss(SizedLoss):
+    r"""Knowledge review: every teacher level supervises a student level that has looked back from all deeper ones.
+
+    Shapes: lists of levels from shallow to deep, feature maps (N, C, H, W) or embeddings (N, D), which count as maps of
+    1x1; student and teacher differ freely in channels and sizes. The fusion runs from the deepest level up: a 1x1
+    convolution brings the level to min(``max_channels``, channels of the deepest student level), an attention of two
+    gates mixes it with the residual from below (nearest resizing), and a 3x3 convolution brings it to the teacher's
+    channels. HCL is :func:`review_kd_loss`: the sum over levels of a mean over all elements.
+
+    The fusion modules are sized from an example batch, and are trained and saved with the run. Fusion and loss compute
+    in float32 or better, whatever the training precision is.
+
+    Formula:
+        r_n = ABF_n(s_n),  r_i = ABF_i(s_i, r_(i+1)),  i from shallow (1) to deep (n)
+        L = Σ_i HCL(conv_i(r_i), t_i)
+        HCL(s, t) = Σ_k 2^-k MSE(pool_(l_k)(s), pool_(l_k)(t)) / Σ_k 2^-k,  k = 0: no pooling,  l = levels < H
+
+    Paper: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044. Fusion, HCL and
+        initialisation are those of the authors' code and of mdistiller, which raise the term's weight linearly from
+        0 over the first epochs (20 on CIFAR-100): give the term a schedule, as the experiment does.
+
+    Use when: teacher and student have stages of several resolutions and features may be taken from all of them. It is
+        among the strongest feature methods; it costs one 3x3 convolution a level in training and nothing afterwards.
+
+    Args:
+        levels: pooled sizes of HCL, in the order of their weights 1/2, 1/4, ….
+        max_channels: upper limit of the channels of the residual.
+
+    Raises:
+        ValueError: a hyperparameter is out of its range, or the levels cannot be paired.
+
+    Example:
+        >>> student = [torch.randn(2, 8, 8, 8), torch.randn(2, 16, 4, 4)]
+        >>> teacher = [torch.randn(2, 32, 8, 8), torch.randn(2, 64, 4, 4)]
+        >>> loss = ReviewKDLoss()
+        >>> loss.build(Example(student, teacher))
+        >>> loss(student, teacher).shape
+        torch.Size([])
+    """
+
+    def __init__(self, *, levels: Sequence[int] = (4, 2, 1), max_channels: int = 512) -> None:
+        super().__init__()
+        _require_levels(levels)
+        if max_channels < 1:
+            raise ValueError(f"ReviewKDLoss: max_channels must be at least 1, got {max_channels}")
+        self.levels = tuple(levels)
+        self.max_channels = max_channels
+        self.fusions = nn.ModuleList()
+        self._channels: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the fusion modules exist."""
+        return len(self.fusions) > 0
+
+    def build(self, example: Example) -> None:
+        """Create one fusion module a level.
+
+        Raises:
+            ValueError: the numbers of levels or the batch sizes differ, or the loss was built for other channels.
+        """
+        students, teachers = _levels(example.student, example.teacher)
+        channels = tuple((s.shape[1], t.shape[1]) for s, t in zip(students, teachers, strict=True))
+        if self.is_built:
+            self._require_channels(channels)
+            return
+        self._channels = channels
+        mid = min(self.max_channels, students[-1].shape[1])
+        last = len(students) - 1
+        for number, (s, t) in enumerate(channels):
+            self.fusions.append(AttentionFusion(s, mid, t, fuse=number < last))
+        self.fusions.to(students[0].device)
+
+    @full_precision
+    def forward(self, student: Signal, teacher: Signal) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            student: the student's levels, shallow to deep.
+            teacher: the teacher's levels, as many.
+        """
+        self.require_built()
+        students, teachers = _levels(student, teacher)
+        self._require_channels(tuple((s.shape[1], t.shape[1]) for s, t in zip(students, teachers, strict=True)))
+        dtype = next(self.fusions.parameters()).dtype
+        reviewed: list[Tensor] = []
+        residual: Tensor | None = None
+        for level, target, fusion in reversed(list(zip(students, teachers, self.fusions, strict=True))):
+            output, residual = fusion(level.to(dtype), residual, (target.shape[2], target.shape[3]))
+            reviewed.insert(0, output)
+        return review_kd_loss(reviewed, teachers, levels=self.levels)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, for ``repr``."""
+        return f"levels={self.levels}, max_channels={self.max_channels}"
+
+    def _require_channels(self, channels: tuple[tuple[int, int], ...]) -> None:
+        if channels != self._channels:
+            raise ValueError(
+                f"ReviewKDLoss was built for (student, teacher) channels {list(self._channels)} a level, "
+                f"got {list(channels)}: make a new loss for other layers"
+            )
+
+
+def _levels(student: Signal, teacher: Signal) -> tuple[list[Tensor], list[Tensor]]:
+    """Both signals as lists of maps (N, C, H, W)."""
+    lists = _same_number(student, teacher)
+    students, teachers = ([x[..., None, None] if x.ndim == 2 else x for x in levels] for levels in lists)
+    shapes = [tuple(x.shape) for x in (*students, *teachers)]
+    if any(len(shape) != 4 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(
+            "ReviewKDLoss expects maps (N, C, H, W) or embeddings (N, D) of one batch size N (frames count), "
+            f"got student {[tuple(x.shape) for x in lists[0]]} and teacher {[tuple(x.shape) for x in lists[1]]}"
+        )
+    return students, teachers
+
+
+def _same_number(student: Signal, teacher: Signal) -> tuple[list[Tensor], list[Tensor]]:
+    students, teachers = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
+    if len(students) != len(teachers) or not students:
+        raise ValueError(
+            f"knowledge review pairs level by level: got {len(students)} student and {len(teachers)} teacher levels"
+        )
+    return students, teachers
+
+
+def _require_levels(levels: Sequence[int]) -> None:
+    if any(level < 1 for level in levels):
+        raise ValueError(f"knowledge review: levels must be pooled sizes of at least 1, got {list(levels)}")
