@@ -155,7 +155,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 def _not_finite(name: str, result: Tensor | None, arguments: dict[str, Any]) -> str:
     found = [
-        f"{key} {tuple(tensor.shape)} holds {int(tensor.isnan().sum())} NaN, {int(tensor.isinf().sum())} infinite values"
+        f"{key} {tuple(tensor.shape)} holds {int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} infinite"
         for key, value in arguments.items()
         for tensor in _tensors(value)
         if not bool(tensor.isfinite().all())

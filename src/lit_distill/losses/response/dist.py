@@ -1,0 +1,142 @@
+"""Distillation from a stronger teacher by correlation (Huang et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._distributed import gather_with_gradients
+from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative, require_positive
+from lit_distill.losses.response._logits import class_rows
+
+EpsForm: TypeAlias = Literal["added", "floor"]
+
+
+@full_precision
+def dist_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    temperature: float = 1.0,
+    eps: float = 1e-8,
+    eps_form: EpsForm = "added",
+    class_dim: int | None = None,
+    gather: bool = False,
+) -> Tensor:
+    """One minus the correlation of rows and of columns of the two answers; see :class:`DISTLoss`."""
+    _check("dist_loss", beta, gamma, temperature, eps, eps_form)
+    student, teacher = class_rows("dist_loss", student, teacher, class_dim)
+    if gather:
+        student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
+    p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    between = 1 - _correlation(p_s, p_t, dim=1, eps=eps, eps_form=eps_form).mean()
+    within = 1 - _correlation(p_s, p_t, dim=0, eps=eps, eps_form=eps_form).mean()
+    return (beta * between + gamma * within) * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsForm) -> Tensor:
+    """Pearson's correlation along ``dim``; what is constant but for rounding has none, hence 0 and no gradient."""
+    a, b = _centre(a, dim), _centre(b, dim)
+    length_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
+    length_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
+    product = length_a * length_b + eps if eps_form == "added" else length_a.clamp_min(eps) * length_b.clamp_min(eps)
+    return (a * b).sum(dim=dim) / product
+
+
+def _centre(x: Tensor, dim: int) -> Tensor:
+    centred = x - x.mean(dim=dim, keepdim=True)
+    rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=dim, keepdim=True)
+    # Divided by a length of rounding size plus eps, noise would come back as a gradient of 1/eps.
+    return centred.masked_fill(centred.detach().abs().amax(dim=dim, keepdim=True) <= rounding, 0.0)
+
+
+def _check(name: str, beta: float, gamma: float, temperature: float, eps: float, eps_form: EpsForm) -> None:
+    require_non_negative(name, beta=beta, gamma=gamma)
+    require_positive(name, temperature=temperature, eps=eps)
+    require_choice(name, "eps_form", eps_form, ("added", "floor"))
+
+
+class DISTLoss(nn.Module):
+    r"""The student keeps the teacher's relations between classes and between samples, not its exact probabilities.
+
+    With P, Q the N × C matrices of probabilities softmax(·/T) of student and teacher, and ρ Pearson's correlation:
+
+    .. math:: L = T^2 \left[ β \left(1 - \frac{1}{N} \sum_i ρ(P_{i\cdot}, Q_{i\cdot})\right)
+            + γ \left(1 - \frac{1}{C} \sum_c ρ(P_{\cdot c}, Q_{\cdot c})\right) \right]
+
+    The first part (inter-class) compares each sample's row, the second (intra-class) each class's column over the
+    batch. Averaged, times T²; between 0 and 2 T² (β + γ). Scaling a row of probabilities about its mean changes
+    nothing. Columns are batch-wise: under DDP, ``gather`` makes them those of the global batch.
+
+    Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``;
+    segmentation maps (B, C, H, W) take ``class_dim=1`` and every pixel is a row.
+
+    Paper: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. The default is the authors' own
+    (hunto/DIST_KD), as in PaddleClas; ``eps_form="floor"`` is torchdistill's, through a cosine similarity.
+
+    Args:
+        beta: β, the weight of rows; the authors use 1 on ImageNet, 2 on CIFAR-100.
+        gamma: γ, the weight of columns; the same.
+        temperature: T, above 0; the authors use 1 on ImageNet, 4 on CIFAR-100.
+        eps: a small number against division by zero.
+        eps_form: ``added`` to the product of the two lengths, or a ``floor`` under each of them. Where the spread of a
+            row or column is no more than rounding, its correlation counts as 0 and gets no gradient.
+        class_dim: where the classes stand, needed for four and more dimensions.
+        gather: take the rows of all processes, with gradients; every process then has the same loss.
+
+    Raises:
+        ValueError: a bad hyperparameter, shapes that differ, NaN or infinite logits.
+
+    Example:
+        >>> import torch
+        >>> student = torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
+        >>> teacher = torch.tensor([[3.0, 0.0, -3.0], [0.0, 5.0, 1.0]])
+        >>> round(DISTLoss()(student, teacher).item(), 4)
+        0.0122
+        >>> abs(round(DISTLoss()(teacher, teacher).item(), 4))
+        0.0
+    """
+
+    def __init__(
+        self,
+        *,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        temperature: float = 1.0,
+        eps: float = 1e-8,
+        eps_form: EpsForm = "added",
+        class_dim: int | None = None,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("DISTLoss", beta, gamma, temperature, eps, eps_form)
+        self.beta = beta
+        self.gamma = gamma
+        self.temperature = temperature
+        self.eps = eps
+        self.eps_form: EpsForm = eps_form
+        self.class_dim = class_dim
+        self.gather = gather
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of student logits against teacher logits: a scalar."""
+        return dist_loss(
+            student,
+            teacher,
+            beta=self.beta,
+            gamma=self.gamma,
+            temperature=self.temperature,
+            eps=self.eps,
+            eps_form=self.eps_form,
+            class_dim=self.class_dim,
+            gather=self.gather,
+        )
+
+    def extra_repr(self) -> str:
+        """The hyperparameters."""
+        return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, gather={self.gather}"

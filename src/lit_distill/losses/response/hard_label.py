@@ -1,0 +1,52 @@
+"""Hard distillation: the teacher's most likely class as the label (Touvron et al., DeiT, ICML 2021)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision, require_finite
+from lit_distill.losses.response._logits import class_rows
+
+
+@full_precision
+def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None = None) -> Tensor:
+    """Cross-entropy with the teacher's decision; see :class:`HardLabelLoss`."""
+    student, teacher = class_rows("hard_label_loss", student, teacher, class_dim)
+    require_finite("hard_label_loss", teacher=teacher)  # an argmax would make a class of NaN
+    return F.cross_entropy(student, teacher.argmax(dim=-1))
+
+
+class HardLabelLoss(nn.Module):
+    r"""The teacher's decision is the label.
+
+    .. math:: L = \frac{1}{N} \sum_i \mathrm{CE}\left(s_i, \arg\max_c t_{ic}\right)
+
+    Averaged over samples (and over time steps or pixels); no gradient to the teacher. DeiT takes the mean of it and
+    the cross-entropy with the true labels: two terms of weight 0.5.
+
+    Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``;
+    segmentation maps (B, C, H, W) take ``class_dim=1``.
+
+    Paper: Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021.
+
+    Args:
+        class_dim: where the classes stand, needed for four and more dimensions.
+
+    Raises:
+        ValueError: shapes that differ, NaN or infinite logits.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[3.0, 0.0, -3.0]])
+        >>> round(HardLabelLoss()(student, teacher).item(), 4)
+        0.4076
+    """
+
+    def __init__(self, *, class_dim: int | None = None) -> None:
+        super().__init__()
+        self.class_dim = class_dim
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of student logits against the teacher's decisions: a scalar."""
+        return hard_label_loss(student, teacher, class_dim=self.class_dim)

@@ -1,0 +1,100 @@
+"""Knowledge distillation from softened logits (Hinton et al., 2015), with logit standardization (Sun et al., 2024)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision, kl_from_logits, require_positive
+from lit_distill.losses.response._logits import class_rows
+
+
+@full_precision
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 4.0,
+    logit_standardization: bool = False,
+    standardization_eps: float = 1e-7,
+    class_dim: int | None = None,
+) -> Tensor:
+    """KL divergence between the softened answers; see :class:`KDLoss`."""
+    require_positive("kd_loss", temperature=temperature, standardization_eps=standardization_eps)
+    student, teacher = class_rows("kd_loss", student, teacher, class_dim)
+    if logit_standardization:
+        student, teacher = _standardize(student, standardization_eps), _standardize(teacher, standardization_eps)
+    return kl_from_logits(teacher, student, temperature=temperature).mean() * temperature**2
+
+
+def _standardize(logits: Tensor, eps: float) -> Tensor:
+    spread = logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1))
+    return (logits - logits.mean(dim=1, keepdim=True)) / (spread + eps)
+
+
+class KDLoss(nn.Module):
+    r"""The student's softened answer is drawn to the teacher's by a KL divergence.
+
+    .. math:: L = \frac{T^2}{N} \sum_i \mathrm{KL}\left(\mathrm{softmax}(t_i/T) \,\|\, \mathrm{softmax}(s_i/T)\right)
+
+    Summed over classes, averaged over samples (and over time steps or pixels), times T², so that its gradient keeps
+    its size when T changes. For large T it tends to half the mean squared difference of the centred logits. The
+    cross-entropy with the labels is a term of its own; the paper weighs it low, usually 0.1 against 0.9.
+
+    Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``;
+    segmentation maps (B, C, H, W) take ``class_dim=1``.
+
+    Paper: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015. With
+    ``logit_standardization``: Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024.
+    Matches the KD of mdistiller, RepDistiller's DistillKL and PaddleClas' KLDivLoss; torchdistill's KDLoss is
+    ``alpha * CE + (1 - alpha) * KDLoss``, but without T² when its alpha is 0.
+
+    Args:
+        temperature: T, above 0; 1 to 8 are usual.
+        logit_standardization: replace each row of logits by its z-score, (z - mean) / (std + eps) with the unbiased
+            standard deviation, so that the student need not match the teacher's magnitude; its paper uses T = 2 and a
+            weight of 9.
+        standardization_eps: that eps, above 0.
+        class_dim: where the classes stand, needed for four and more dimensions.
+
+    Raises:
+        ValueError: a temperature that is not positive, shapes that differ, NaN or infinite logits.
+
+    Example:
+        >>> import torch
+        >>> loss = KDLoss(temperature=4.0)
+        >>> student, teacher = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[3.0, 0.0, -3.0]])
+        >>> round(loss(student, teacher).item(), 4)
+        1.1274
+        >>> loss(teacher, teacher).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 4.0,
+        logit_standardization: bool = False,
+        standardization_eps: float = 1e-7,
+        class_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        require_positive("KDLoss", temperature=temperature, standardization_eps=standardization_eps)
+        self.temperature = temperature
+        self.logit_standardization = logit_standardization
+        self.standardization_eps = standardization_eps
+        self.class_dim = class_dim
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of student logits against teacher logits: a scalar."""
+        return kd_loss(
+            student,
+            teacher,
+            temperature=self.temperature,
+            logit_standardization=self.logit_standardization,
+            standardization_eps=self.standardization_eps,
+            class_dim=self.class_dim,
+        )
+
+    def extra_repr(self) -> str:
+        """The hyperparameters."""
+        return f"temperature={self.temperature}, logit_standardization={self.logit_standardization}"

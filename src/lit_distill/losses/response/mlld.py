@@ -1,0 +1,154 @@
+"""Multi-level logit distillation (Jin et al., CVPR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._distributed import gather_with_gradients
+from lit_distill.losses._numerics import (
+    full_precision,
+    kl_from_log_probabilities,
+    require_logits,
+    require_non_negative,
+    require_positive,
+)
+
+
+@full_precision
+def mlld_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+    instance: float = 1.0,
+    batch: float = 1.0,
+    classes: float = 1.0,
+    confidence_quantile: float | None = None,
+    gather: bool = False,
+) -> Tensor:
+    """Distillation at instance, batch and class level over several temperatures; see :class:`MLLDLoss`."""
+    _check("mlld_loss", temperatures, instance, batch, classes, confidence_quantile)
+    require_logits("mlld_loss", student, teacher)
+    if gather:
+        student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
+    of_samples, of_classes = _masks(teacher.detach(), confidence_quantile)
+    parts = []
+    for temperature in temperatures:
+        log_s, log_t = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+        p_s, p_t = log_s.exp(), log_t.exp()
+        by_sample = kl_from_log_probabilities(log_t, log_s) * temperature**2
+        by_batch = (p_t @ p_t.T - p_s @ p_s.T).square().sum(dim=1)
+        by_class = (p_t.T @ p_t - p_s.T @ p_s).square().sum(dim=1)
+        parts.append(
+            instance * (of_samples * by_sample).mean()
+            + batch * (of_samples * by_batch).mean()
+            + classes * (of_classes * by_class).mean()
+        )
+    return torch.stack(parts).sum()
+
+
+def _masks(teacher: Tensor, quantile: float | None) -> tuple[Tensor, Tensor]:
+    """1 for the samples, and for the classes, of which the teacher is least confident; at no quantile for all."""
+    if quantile is None:
+        return teacher.new_ones(len(teacher)), teacher.new_ones(teacher.shape[1])
+    p = F.softmax(teacher, dim=1)
+    sample, label = p.amax(dim=1), p.sum(dim=0)
+    return (sample <= sample.quantile(quantile)).to(p.dtype), (label <= label.quantile(quantile)).to(p.dtype)
+
+
+def _check(
+    name: str, temperatures: Sequence[float], instance: float, batch: float, classes: float, quantile: float | None
+) -> None:
+    if not temperatures:
+        raise ValueError(f"{name}: temperatures must hold at least one number, got {temperatures!r}")
+    for temperature in temperatures:
+        require_positive(name, temperatures=temperature)
+    require_non_negative(name, instance=instance, batch=batch, classes=classes)
+    if quantile is not None and not 0 <= quantile <= 1:
+        raise ValueError(f"{name}: confidence_quantile must be None or from 0 to 1, got {quantile!r}")
+
+
+class MLLDLoss(nn.Module):
+    r"""Answers are matched at three levels (each sample, the batch's and the classes' Gram matrix), at several T.
+
+    With P, Q the N × C matrices of probabilities of student and teacher at temperature T:
+
+    .. math:: L = \sum_T a \frac{T^2}{N} \sum_i \mathrm{KL}(Q_i \| P_i)
+            + b \frac{1}{N} \left\| QQ^\top - PP^\top \right\|_F^2
+            + c \frac{1}{C} \left\| Q^\top Q - P^\top P \right\|_F^2
+
+    a, b, c are ``instance``, ``batch`` and ``classes``. Summed over temperatures; only the first part is times T².
+    Grams are batch-wise: under DDP, ``gather`` makes them those of the global batch. It stands beside a
+    cross-entropy with the labels.
+
+    Signals: student logits (N, C) and teacher logits (N, C).
+
+    Paper: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023. Its equations hold without masks, as here by
+    default. The authors' program, on weakly augmented views, multiplies each level by the mean of a mask of the samples
+    (classes) that the teacher is less confident of than at the median, a constant near 1/2; with
+    ``confidence_quantile=0.5`` those samples and classes are in fact selected.
+
+    Args:
+        temperatures: the temperatures T, each above 0.
+        instance: a, the weight of the samples' level.
+        batch: b, the weight of the batch's level.
+        classes: c, the weight of the classes' level.
+        confidence_quantile: keep only the samples whose highest teacher probability, and the classes whose summed
+            teacher probability (both at T = 1) are at most this quantile of the batch; the divisors stay N and C.
+        gather: take the samples of all processes, with gradients; every process then has the same loss.
+
+    Raises:
+        ValueError: a bad hyperparameter, shapes that differ, NaN or infinite logits.
+
+    Example:
+        >>> import torch
+        >>> student = torch.tensor([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0]])
+        >>> teacher = torch.tensor([[3.0, 0.0, -3.0], [0.0, 5.0, 1.0]])
+        >>> round(MLLDLoss(temperatures=(2.0, 4.0))(student, teacher).item(), 4)
+        1.8087
+        >>> MLLDLoss()(teacher, teacher).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        *,
+        temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
+        instance: float = 1.0,
+        batch: float = 1.0,
+        classes: float = 1.0,
+        confidence_quantile: float | None = None,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("MLLDLoss", temperatures, instance, batch, classes, confidence_quantile)
+        self.temperatures = tuple(temperatures)
+        self.instance = instance
+        self.batch = batch
+        self.classes = classes
+        self.confidence_quantile = confidence_quantile
+        self.gather = gather
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of student logits against teacher logits: a scalar."""
+        return mlld_loss(
+            student,
+            teacher,
+            temperatures=self.temperatures,
+            instance=self.instance,
+            batch=self.batch,
+            classes=self.classes,
+            confidence_quantile=self.confidence_quantile,
+            gather=self.gather,
+        )
+
+    def extra_repr(self) -> str:
+        """The hyperparameters."""
+        return (
+            f"temperatures={self.temperatures}, instance={self.instance}, batch={self.batch}, classes={self.classes}, "
+            f"confidence_quantile={self.confidence_quantile}, gather={self.gather}"
+        )

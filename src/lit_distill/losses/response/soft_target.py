@@ -1,0 +1,102 @@
+"""Cross-entropy with soft labels from a peer (label refinery), and SSLD's symmetric divergence."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import (
+    full_precision,
+    kl_from_log_probabilities,
+    require_choice,
+    require_positive,
+)
+from lit_distill.losses.response._logits import class_rows, soft_cross_entropy
+
+SoftForm: TypeAlias = Literal["cross_entropy", "js"]
+
+
+@full_precision
+def soft_target_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    form: SoftForm = "cross_entropy",
+    temperature: float = 1.0,
+    class_dim: int | None = None,
+) -> Tensor:
+    """The teacher's probabilities as soft labels; see :class:`SoftTargetCrossEntropy`."""
+    _check("soft_target_cross_entropy", form, temperature)
+    student, teacher = class_rows("soft_target_cross_entropy", student, teacher, class_dim)
+    log_s, log_t = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+    if form == "js":
+        per_row = (kl_from_log_probabilities(log_t, log_s) + kl_from_log_probabilities(log_s, log_t)) / 2
+    else:
+        per_row = soft_cross_entropy(log_t, log_s)
+    return per_row.mean() * temperature**2
+
+
+def _check(name: str, form: SoftForm, temperature: float) -> None:
+    require_choice(name, "form", form, ("cross_entropy", "js"))
+    require_positive(name, temperature=temperature)
+
+
+class SoftTargetCrossEntropy(nn.Module):
+    r"""The teacher's probabilities for this very input take the place of the labels.
+
+    With q = softmax(t/T), p = softmax(s/T):
+
+    .. math::
+        L_\text{cross entropy} = -\frac{T^2}{N} \sum_i \sum_c q_{ic} \log p_{ic}, \qquad
+        L_\text{js} = \frac{T^2}{2N} \sum_i \mathrm{KL}(q_i \| p_i) + \mathrm{KL}(p_i \| q_i)
+
+    Summed over classes, averaged over samples (and over time steps or pixels), times T². The cross-entropy of equal
+    logits is their entropy, not 0; the gradient for the student is that of a KL divergence. ``js`` is what SSLD calls
+    a JS divergence: the mean of both KL divergences, 0 for equal logits, taken exactly where SSLD adds 1e-10.
+    For soft labels that are given as probabilities (stored, or mixed), torch's own ``nn.CrossEntropyLoss`` is enough.
+
+    Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``;
+    segmentation maps (B, C, H, W) take ``class_dim=1``.
+
+    Paper: Bagherinezhad et al., "Label Refinery: Improving ImageNet Classification through Label Progression", 2018;
+    Cui et al., "Beyond Self-Supervision: A Simple Yet Effective Network Distillation Alternative to Improve Backbones"
+    (SSLD), 2021. Matches PaddleClas' DistillationCELoss, which leaves the teacher's gradient on; a LossComposer
+    detaches it.
+
+    Args:
+        form: ``cross_entropy`` or ``js``.
+        temperature: T, above 0; 1 in both papers.
+        class_dim: where the classes stand, needed for four and more dimensions.
+
+    Raises:
+        ValueError: a bad hyperparameter, shapes that differ, NaN or infinite logits.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[1.0, 0.0, -1.0]]), torch.tensor([[3.0, 0.0, -3.0]])
+        >>> round(SoftTargetCrossEntropy()(student, teacher).item(), 4)
+        0.4596
+        >>> SoftTargetCrossEntropy(form="js")(teacher, teacher).item()
+        0.0
+    """
+
+    def __init__(
+        self, *, form: SoftForm = "cross_entropy", temperature: float = 1.0, class_dim: int | None = None
+    ) -> None:
+        super().__init__()
+        _check("SoftTargetCrossEntropy", form, temperature)
+        self.form: SoftForm = form
+        self.temperature = temperature
+        self.class_dim = class_dim
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of student logits against teacher logits: a scalar."""
+        return soft_target_cross_entropy(
+            student, teacher, form=self.form, temperature=self.temperature, class_dim=self.class_dim
+        )
+
+    def extra_repr(self) -> str:
+        """The hyperparameters."""
+        return f"form={self.form!r}, temperature={self.temperature}"
