@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,21 +61,19 @@ def load_rule_weights(network: PPTSMv2 | PPTSMResNet, rename: Callable[[str], st
     return len(shapes)
 
 
-def build_network(config: dict[str, Any], **options: Any) -> PPTSMv2 | PPTSMResNet:
-    """Our network of a published configuration, in float64; an unknown key of it is an error."""
-    config = dict(config)
-    frames = config.pop("num_seg")
-    if config.pop("cls", "PPTSM_v2") == "ResNetTweaksTSM":
-        depth, classes, channels = config.pop("depth"), config.pop("num_classes"), config.pop("in_channels")
-        network: PPTSMv2 | PPTSMResNet = PPTSMResNet(
-            depth, classes, frames, dropout=config.pop("drop_ratio"), **options
-        )
-        assert network.fc.in_features == channels
+def build_network(config: Mapping[str, Any], **options: Any) -> PPTSMv2 | PPTSMResNet:
+    """Our float64 network of a published configuration, with the published defaults; an unknown key is an error."""
+    left = dict(config)
+    frames = left.pop("num_seg", 8)
+    network: PPTSMv2 | PPTSMResNet
+    if left.pop("cls", "PPTSM_v2") == "ResNetTweaksTSM":
+        options["dropout"] = left.pop("drop_ratio", 0.8)
+        network = PPTSMResNet(left.pop("depth"), left.pop("num_classes"), frames, **options)
+        assert network.fc.in_features == left.pop("in_channels")
     else:
-        renamed = {"use_temporal_att": "temporal_attention", "dropout_prob": "dropout"}
-        classes = config.pop("class_num")
-        options |= {renamed.get(k, k): config.pop(k) for k in tuple(config) if k in renamed}
-        options |= {k: config.pop(k) for k in ("scale", "depths", "class_expand") if k in config}
-        network = PPTSMv2(classes, frames, **options)
-    assert not config, f"unknown configuration {sorted(config)}"
+        options["temporal_attention"] = left.pop("use_temporal_att", False)
+        options |= {"dropout": left.pop("dropout_prob")} if "dropout_prob" in left else {}
+        options |= {key: left.pop(key) for key in ("scale", "depths", "class_expand") if key in left}
+        network = PPTSMv2(left.pop("class_num", 400), frames, **options)
+    assert not left, f"unknown configuration {sorted(left)}"
     return network.double()
