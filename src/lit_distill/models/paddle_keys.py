@@ -35,7 +35,7 @@ def pptsm_v2_to_native(key: str) -> str | None:
     """
     if not re.match(r"(stem|stages|last_conv|fc|global_attention)\.", key):
         return None
-    return _statistics_to_native(re.sub(r"^global_attention\.", "temporal_attention.", key))
+    return statistics_to_native(re.sub(r"^global_attention\.", "temporal_attention.", key))
 
 
 def pptsm_v2_to_published(key: str) -> str | None:
@@ -80,11 +80,11 @@ def pptsm_resnet_to_native(key: str, *, depth: int) -> str | None:
         return f"fc.{match[1]}"
     if match := re.fullmatch(r"(?:conv1_([123])|stem\.([012]))\.(.+)", key):
         index = int(match[1]) - 1 if match[1] else int(match[2])
-        return _statistics_to_native(f"stem.{index}.{match[3]}")
+        return statistics_to_native(f"stem.{index}.{match[3]}")
     if match := re.fullmatch(r"(bb_\d_\d+|res[2-5][a-z]|blocks\.\d+)\.(conv[012]|short)\.(.+)", key):
         place = _block_place(match[1], depth)
         layer = _BLOCK_LAYERS[match[2]]
-        return None if place is None else _statistics_to_native(f"stages.{place[0]}.{place[1]}.{layer}.{match[3]}")
+        return None if place is None else statistics_to_native(f"stages.{place[0]}.{place[1]}.{layer}.{match[3]}")
     return None
 
 
@@ -149,7 +149,8 @@ def _block_place(name: str, depth: int) -> tuple[int, int] | None:
     return (stage, index) if stage < len(blocks) and index < blocks[stage] else None
 
 
-def _statistics_to_native(key: str) -> str:
+def statistics_to_native(key: str) -> str:
+    """Torch's names of Paddle's running statistics; any other name as it is."""
     return re.sub(r"\._mean$", ".running_mean", re.sub(r"\._variance$", ".running_var", key))
 
 

@@ -1,0 +1,210 @@
+"""The tensors of a weights file of any format, and which of the networks in it is meant."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lit_distill.models.paddle import WeightsError, read_pdparams
+
+PADDLE_SUFFIXES = (".pdparams",)
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+SAFETENSORS_SUFFIXES = (".safetensors",)
+ORIGIN = "origin"
+"""Key in a ``.safetensors`` header: what the tensors come from. Published networks may lack the video parts."""
+PUBLISHED = "published"
+
+_SHOWN = 3
+_MAX_NESTING = 16
+_MAX_PREFIX = 4  # state_dict.models.Student.module
+
+
+class Contents(NamedTuple):
+    """What a weights file holds."""
+
+    tensors: dict[str, Tensor]
+    paddle: bool = False  # names and layouts are Paddle's
+    published: bool = False  # a published network's: it may lack what the network at hand has
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """All tensors of a weights file under the names they have in it, dotted where containers nest.
+
+    Args:
+        path: ``.pdparams``, ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt`` or ``.bin``. Of a file with a
+            ``state_dict``, such as a Lightning checkpoint, only that is read.
+
+    Raises:
+        WeightsError: no such file, an unknown suffix, or contents that are refused. No code in the file runs.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"epoch": 3, "model": {"bias": torch.zeros(1)}}, f"{folder}/last.pt")
+        ...     read_state(f"{folder}/last.pt")
+        {'model.bias': tensor([0.])}
+    """
+    return read_contents(Path(path).expanduser()).tensors
+
+
+def read_contents(file: Path) -> Contents:
+    """The tensors of a file and under whose conventions they stand; raises WeightsError as :func:`read_state` does."""
+    if not file.is_file():
+        raise WeightsError(f"no weights file at {file}")
+    suffix = file.suffix.lower()
+    if suffix in PADDLE_SUFFIXES:
+        return Contents(read_pdparams(file), paddle=True, published=True)
+    if suffix in SAFETENSORS_SUFFIXES:
+        try:
+            with safe_open(file, framework="pt") as stored:
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+                origin = (stored.metadata() or {}).get(ORIGIN)
+        except SafetensorError as error:
+            raise WeightsError(f"{file} is no readable .safetensors file: {_line(error)}") from error
+        return Contents(tensors, published=origin == PUBLISHED)
+    if suffix in TORCH_SUFFIXES:
+        return Contents(_read_torch(file))
+    known = " ".join((*PADDLE_SUFFIXES, *SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES))
+    raise WeightsError(f"{file}: weights are read from {known}, not from {suffix or 'a file without suffix'}")
+
+
+def _read_torch(file: Path) -> dict[str, Tensor]:
+    try:
+        root = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken archive raises nearly anything
+        raise WeightsError(
+            f"{file} is refused: only tensors in plain containers are read (weights_only), so save the state_dict of "
+            f"the network ({type(error).__name__}: {_line(error)})"
+        ) from error
+    if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping):
+        root = root["state_dict"]
+    tensors: dict[str, Tensor] = {}
+    _flatten(root, (), tensors)
+    if not tensors:
+        raise WeightsError(f"{file} holds no tensor")
+    return tensors
+
+
+def _flatten(node: object, path: tuple[str, ...], tensors: dict[str, Tensor]) -> None:
+    if isinstance(node, Tensor):
+        tensors[".".join(path) or "tensor"] = node
+    elif isinstance(node, Mapping) and len(path) < _MAX_NESTING:
+        for key, item in node.items():
+            _flatten(item, (*path, str(key)), tensors)
+
+
+def split_name(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """The file and the network that ``file#Network`` names; a file with # in its own name is taken as it is.
+
+    Example:
+        >>> split_name("runs/last.ckpt#Student")[1]
+        'Student'
+    """
+    whole = Path(path).expanduser()
+    if whole.exists() or "#" not in whole.name:
+        return whole, ""
+    name, _, wanted = whole.name.rpartition("#")
+    return whole.with_name(name), wanted
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Rules(NamedTuple):
+    """How names of a file become those of a network: ``native_key``, and Paddle's prefixes for backbone and head."""
+
+    native_key: Callable[[str], str | None]
+    paddle: bool
+
+    def names(self, key: str) -> Iterator[str]:
+        """The network's possible names of what the file calls ``key``, prefixes already cut; mostly one or none."""
+        variants = [key]
+        if self.paddle:  # Recognizer2D says backbone and head, RecognizerDistillation 0 and 1
+            first, _, rest = key.partition(".")
+            variants += {"backbone": [rest], "0": [rest], "1": [f"head.{rest}"]}.get(first, [])
+        for variant in variants:
+            name = self.native_key(variant)
+            if name is not None:
+                yield name
+
+
+def group_by_prefix(keys: Iterable[str], rules: Rules, is_wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:
+    """By prefix, such as ``models.Student``: the names in the network of the tensors behind it, and those in the file.
+
+    Example:
+        >>> group_by_prefix(["model.fc.bias", "step"], Rules(str, paddle=False), lambda name: name == "fc.bias")
+        {'model': {'fc.bias': 'model.fc.bias'}}
+    """
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in keys:
+        parts = key.split(".")
+        for cut in range(min(len(parts), _MAX_PREFIX + 1)):
+            name = next(filter(is_wanted, rules.names(".".join(parts[cut:]))), None)
+            if name is not None:
+                groups[".".join(parts[:cut])].setdefault(name, key)
+    # Teacher holds what Teacher.0 does, and the classifier; the empty prefix what backbone does
+    used = {prefix: frozenset(places.values()) for prefix, places in groups.items()}
+    return {
+        prefix: places
+        for prefix, places in groups.items()
+        if not any(
+            used[prefix] < keys or (used[prefix] == keys and len(other) < len(prefix)) for other, keys in used.items()
+        )
+    }
+
+
+def choose_prefix(fitting: Mapping[str, int], wanted: str, total: int, file: Path) -> str:
+    """The wanted prefix, or the only one of which at least half of ``total`` tensors fit, or the best of the others.
+
+    Args:
+        fitting: how many tensors fit, by prefix; not empty.
+        wanted: what the user named after ``#``; empty for nothing.
+        total: tensors that the network has.
+        file: named in the errors.
+
+    Raises:
+        WeightsError: nothing of the wanted name, or several prefixes fit.
+    """
+    shown = ", ".join(sorted(filter(None, map(display, fitting)))) or "one network without a name"
+    if wanted:
+        fitting = {prefix: count for prefix, count in fitting.items() if f".{wanted}." in f".{prefix}."}
+        if not fitting:
+            raise WeightsError(f"{file} holds no fitting network of the name {wanted}; it holds {shown}")
+    fits = [prefix for prefix, count in fitting.items() if 2 * count >= total]
+    if len(fits) > 1 and "" not in fits:
+        names = sorted(map(display, fits))
+        raise WeightsError(
+            f"{file} holds several networks that fit, {', '.join(names)}: name one of them, {file}#{names[0]}"
+        )
+    return max(fitting, key=lambda prefix: (prefix == "" and prefix in fits, fitting[prefix]))
+
+
+def display(prefix: str) -> str:
+    """How a prefix is shown to the user, and what may follow ``#``."""
+    return prefix.removeprefix("models.")
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names of many, for one line."""
+    names = list(names)
+    more = f", … ({len(names) - _SHOWN} more)" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+def _line(error: BaseException) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if len(first) <= 160 else f"{first[:159]}…"
