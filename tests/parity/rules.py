@@ -45,12 +45,13 @@ def rule_video(seed: int, shape: Sequence[int]) -> Tensor:
 
 def load_rule_weights(network: PPTSMv2 | PPTSMResNet, rename: Callable[[str], str] = lambda key: key) -> int:
     """Give a float64 network the weights of its published names, renamed first; returns how many names there are."""
-    shapes = published_shapes(network.state_dict(), network.published_key)
+    ours = network.state_dict()
+    shapes = published_shapes(ours, network.published_key)
     state = {}
     for key, shape in shapes.items():
         native = network.native_key(key)
         assert native is not None
-        if native in network.state_dict():
+        if native in ours:
             weight = rule_weight(rename(key), shape)
             state[native] = torch.from_numpy(weight.T if weight.ndim == 2 else weight)
         else:
