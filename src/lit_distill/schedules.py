@@ -143,41 +143,37 @@ class WarmupCosine(Schedule):
 
     Matches PaddleVideo's ``CustomWarmupCosineDecay``: the warm-up ends on the cosine at epoch w, not on the base value,
     and nothing is shifted. Its ``warmup_start_lr`` is here the ratio to its ``cosine_base_lr``. Unlike there, epochs
-    past the end stay at 0 instead of climbing the next half wave.
+    past the end stay at 0 instead of climbing the next half wave, and a warm-up longer than all epochs is cut to them.
 
     Args:
         epochs: E, where the value reaches 0; above 0.
-        warmup_epochs: w, length of the warm-up, in [0, E]; 0 is no warm-up.
-        warmup_start: s, multiplier at epoch 0, at least 0.
+        warmup_epochs: w, length of the warm-up, at least 0; 0 is none.
+        warmup_start: s, multiplier at epoch 0, at least 0. The published recipes all start at half.
 
     Raises:
         ValueError: a value is out of its range.
 
     Example:
-        >>> schedule = WarmupCosine(epochs=120, warmup_epochs=10, warmup_start=0.5)
+        >>> schedule = WarmupCosine(epochs=120, warmup_epochs=10)
         >>> [round(0.005 * schedule(epoch), 7) for epoch in (0, 10, 60, 120)]
         [0.0025, 0.0049148, 0.0025, 0.0]
     """
 
     epochs: float
-    warmup_epochs: float = 0.0
-    warmup_start: float = 0.0
+    warmup_epochs: float
+    warmup_start: float = 0.5
 
     def __post_init__(self) -> None:
         _require_positive(self.epochs, "WarmupCosine")
-        if not 0 <= self.warmup_epochs <= self.epochs:
-            raise ValueError(
-                f"WarmupCosine expects warmup_epochs between 0 and epochs={self.epochs}, came {self.warmup_epochs}: "
-                "shorten the warm-up or train longer"
-            )
-        if self.warmup_start < 0:
-            raise ValueError(f"WarmupCosine expects warmup_start of at least 0, came {self.warmup_start}")
+        for name in ("warmup_epochs", "warmup_start"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"WarmupCosine expects {name} of at least 0, came {getattr(self, name)}")
 
     def __call__(self, epoch: float) -> float:
         """Multiplier at the fractional ``epoch``."""
-        if epoch < self.warmup_epochs:
-            slope = (self._cosine(self.warmup_epochs) - self.warmup_start) / self.warmup_epochs
-            return self.warmup_start + slope * epoch
+        warmup = min(self.warmup_epochs, self.epochs)
+        if epoch < warmup:
+            return self.warmup_start + (self._cosine(warmup) - self.warmup_start) / warmup * epoch
         return self._cosine(epoch)
 
     def _cosine(self, epoch: float) -> float:
@@ -190,4 +186,4 @@ def _progress(epoch: float, epochs: float) -> float:
 
 def _require_positive(epochs: float, name: str) -> None:
     if not epochs > 0:
-        raise ValueError(f"{name} expects epochs above 0, came {epochs}")
+        raise ValueError(f"{name} expects epochs above 0, came {epochs}: say over how many the value changes")
