@@ -101,7 +101,9 @@ def test_lists_of_references_and_a_target_reach_the_loss(models: dict[str, nn.Mo
 
 
 def test_a_weight_may_be_a_schedule_of_the_epoch(models: dict[str, nn.Module]) -> None:
-    composer = LossComposer({"mse": LossTerm(nn.MSELoss(), pair=("Student", "Teacher"), weight=lambda epoch: epoch / 10)})
+    composer = LossComposer(
+        {"mse": LossTerm(nn.MSELoss(), pair=("Student", "Teacher"), weight=lambda epoch: epoch / 10)}
+    )
     x = torch.randn(5, 4)
     assert step(composer, models, x, epoch=0.0).total == 0
     early, late = step(composer, models, x, epoch=2.5), step(composer, models, x, epoch=5.0)
@@ -130,7 +132,7 @@ def test_build_sizes_losses_clones_taps_and_leaves_no_trace(models: dict[str, nn
     composer.build(models, x, dataset_size=7)
     assert adapter.builds == 1
     assert adapter.example.dataset_size == 7
-    assert adapter.example.student_modules == (models["Student"][0],)  # type: ignore[index]
+    assert adapter.example.student_modules == (models["Student"].get_submodule("0"),)
     assert models["Student"].training
     assert not models["Teacher"].training
     assert adapter.map is not None

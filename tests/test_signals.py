@@ -33,9 +33,11 @@ def net() -> TwoBranches:
     return TwoBranches()
 
 
-@pytest.mark.parametrize("text", ["", ".fc", "Student.", "Student..fc", "Student.fc:middle", "Student:", "GroundTruth.x"])
+@pytest.mark.parametrize(
+    "text", ["", ".fc", "Student.", "Student..fc", "Student.fc:middle", "Student:", "GroundTruth.x"]
+)
 def test_malformed_reference_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="reference|no submodules"):
+    with pytest.raises(ValueError, match=r"reference|no submodules"):
         Reference.parse(text)
 
 

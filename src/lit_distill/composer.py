@@ -91,12 +91,14 @@ class ComposedLoss:
         total: the weighted sum; call ``backward`` on it.
         names: the terms, in order.
         values: every term before its weight, detached, shape (terms,).
+        weighted_values: every term times its weight, detached, shape (terms,).
         weights: the weight of every term at this epoch.
     """
 
     total: Tensor
     names: tuple[str, ...]
     values: Tensor
+    weighted_values: Tensor
     weights: tuple[float, ...]
 
     @property
@@ -137,6 +139,8 @@ class LossComposer(nn.Module):
         >>> sorted(result.unweighted)
         ['ce', 'mse']
     """
+
+    __call__: Callable[..., ComposedLoss]
 
     def __init__(self, terms: Mapping[str, LossTerm | Mapping[str, Any]]) -> None:
         super().__init__()
@@ -198,10 +202,9 @@ class LossComposer(nn.Module):
         _put_data(signals, target, index)
         values = [self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()]
         weights = tuple(term.weight_at(epoch) for term in self.terms.values())
-        total = torch.stack([value * weight for value, weight in zip(values, weights, strict=True)]).sum()
-        return ComposedLoss(
-            total, tuple(self.terms), torch.stack([value.detach().float() for value in values]), weights
-        )
+        weighted = torch.stack([value * weight for value, weight in zip(values, weights, strict=True)])
+        unweighted = torch.stack([value.detach() for value in values])
+        return ComposedLoss(weighted.sum(), tuple(self.terms), unweighted, weighted.detach(), weights)
 
     def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
         arguments = self._arguments(name, term, signals)

@@ -113,7 +113,6 @@ class DistillModule(LightningModule):
         self.val_terms = TermMeans(len(self.val_composer.terms))
         self._train_sum: Tensor | None = None
         self._train_count = 0
-        self._weights: tuple[float, ...] = ()
         self.last_terms: dict[str, float] = {}
         """The training terms as they were last logged, for progress bars."""
         for name in self.frozen:
@@ -178,8 +177,10 @@ class DistillModule(LightningModule):
         loader = trainer.train_dataloader
         if not isinstance(loader, DataLoader):
             return  # several loaders at once: their batches are the user's own form
-        with isolate_rng():
-            batch = trainer.strategy.batch_to_device(_example_batch(loader), self.device)
+        precision = trainer.precision_plugin
+        precision.convert_module(self)  # what the strategy does later; a second time changes nothing
+        with isolate_rng(), precision.forward_context():
+            batch = trainer.strategy.batch_to_device(precision.convert_input(_example_batch(loader)), self.device)
             self.build(batch, dataset_size=_size_of(loader))
 
     def build(self, batch: Any, *, dataset_size: int | None = None) -> None:
@@ -193,7 +194,7 @@ class DistillModule(LightningModule):
                 self.named, inputs, target, index=index, dataset_size=dataset_size,
                 run=self._run_frozen_or_not, evaluate=False,
             )  # fmt: skip
-            for name in composer.model_names:
+            for name in self.models:
                 if any(ref.text == name for ref in composer.references):
                     self._check_classes(name, signals[name], target)
             composer.build(
@@ -243,7 +244,7 @@ class DistillModule(LightningModule):
                 outputs[name] = self._run_frozen_or_not(name, inputs)
         result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
         size = target.shape[0] if target is not None and target.ndim else 1
-        self.val_terms.update(torch.cat([result.total.detach().float().reshape(1), result.values]), size)
+        self.val_terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), size)
         for name, metric in self._named_metrics():
             if self._is_judged(outputs[name], target):
                 assert target is not None
@@ -265,10 +266,9 @@ class DistillModule(LightningModule):
 
     def _accumulate(self, result: ComposedLoss) -> None:
         """Keep one stacked tensor a step: a ``self.log`` a term and step would cost half a millisecond each."""
-        row = torch.cat([result.total.detach().float().reshape(1), result.values])
+        row = torch.cat([result.total.detach().reshape(1), result.values, result.weighted_values]).float()
         self._train_sum = row if self._train_sum is None else self._train_sum.add_(row)
         self._train_count += 1
-        self._weights = result.weights
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of all terms since the last logged step, every ``log_every_n_steps`` optimizer steps."""
@@ -286,11 +286,13 @@ class DistillModule(LightningModule):
             return
         means = self.trainer.strategy.reduce(self._train_sum / self._train_count, reduce_op="mean").tolist()
         self._train_sum, self._train_count = None, 0
-        values = {"train/loss": means[0]}
-        for (name, term), value, weight in zip(self.composer.terms.items(), means[1:], self._weights, strict=True):
+        values, terms = {"train/loss": means[0]}, self.composer.terms
+        for (name, term), value, weighted in zip(
+            terms.items(), means[1 : 1 + len(terms)], means[1 + len(terms) :], strict=True
+        ):
             values[f"train/{name}"] = value
-            if callable(term.weight) or weight != 1.0:
-                values[f"train/{name}_weighted"] = value * weight
+            if callable(term.weight) or term.weight != 1.0:
+                values[f"train/{name}_weighted"] = weighted
         self.last_terms = values
         optimizers = self.trainer.optimizers
         rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
