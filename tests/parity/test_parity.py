@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from parity.adapters import contrastive_losses, data, feature_losses, models, relation_losses, response_losses, training
+from parity.adapters import (
+    contrastive_losses,
+    data,
+    feature_losses,
+    models,
+    relation_losses,
+    response_losses,
+    training,
+    weights,
+)
 from parity.harness import Case, CaseAdapter, LossAdapter, check_loss, load_cases
 
 LOSS_ADAPTERS: dict[str, LossAdapter] = {
@@ -17,6 +26,7 @@ CASE_ADAPTERS: dict[str, CaseAdapter] = {
     **models.ADAPTERS,
     **data.ADAPTERS,
     **training.ADAPTERS,
+    **weights.ADAPTERS,
 }
 LEFT_OUT = {
     "hard_dark_rank": "DarkRank is a metric-learning ranking loss, not among the library's methods",

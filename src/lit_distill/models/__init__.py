@@ -4,5 +4,15 @@ from lit_distill.models.pptsm_resnet import PPTSMResNet
 from lit_distill.models.pptsm_v2 import PPTSMv2
 from lit_distill.models.simkd import SimKDStudent
 from lit_distill.models.temporal import temporal_shift
+from lit_distill.models.weights import LoadReport, WeightsError, load_weights, read_state
 
-__all__ = ["PPTSMResNet", "PPTSMv2", "SimKDStudent", "temporal_shift"]
+__all__ = [
+    "LoadReport",
+    "PPTSMResNet",
+    "PPTSMv2",
+    "SimKDStudent",
+    "WeightsError",
+    "load_weights",
+    "read_state",
+    "temporal_shift",
+]
