@@ -322,3 +322,31 @@ def test_a_batch_of_another_form_says_what_to_override() -> None:
     x = torch.randn(8, 4)
     with pytest.raises(ValueError, match=r"a batch is \(inputs, target\).*override unpack"):
         trainer().fit(module(), DataLoader(TensorDataset(x), batch_size=4))
+
+
+def test_views_of_a_video_are_averaged_as_probabilities() -> None:
+    class Clips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 3)
+
+        def forward(self, clips: Tensor) -> Tensor:
+            assert clips.ndim == 5
+            logits: Tensor = self.fc(clips.mean(dim=(1, 3, 4)))
+            return logits
+
+    torch.manual_seed(0)
+    views, target = torch.randn(4, 6, 2, 2, 3, 3), torch.tensor([0, 1, 2, 0])
+    train = DataLoader(TensorDataset(views[:, 0], target), batch_size=2)
+    student = Clips()
+    losses = {"ce": LossTerm(CE(), pair=("Student", "GroundTruth"))}
+    distill = module(models={"Student": student}, frozen=[], losses=losses, optimizer=partial(torch.optim.SGD, lr=0.0))
+    fit = trainer(max_epochs=1)
+    fit.fit(distill, train, DataLoader(TensorDataset(views, target), batch_size=2))
+    student.eval()
+    with torch.no_grad():
+        probabilities = torch.stack([student(views[:, v]).softmax(dim=1) for v in range(6)]).mean(dim=0)
+    expected = -probabilities.log()[torch.arange(4), target].mean()
+    assert fit.callback_metrics["val/loss"] == pytest.approx(float(expected), rel=1e-5)
+    top1 = (probabilities.argmax(dim=1) == target).float().mean()
+    assert fit.callback_metrics["val/Student/top1"] == pytest.approx(float(top1))

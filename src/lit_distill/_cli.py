@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException
@@ -30,9 +30,21 @@ def user_error_text(error: BaseException) -> str | None:
     """The message for an error that a user can mend, without the frames that it came through; None for any other."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, (HydraException, OmegaConfBaseException, ValueError, OSError, ModuleNotFoundError)):
-        return " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = str(error).split("\nConfig search path:")[0].splitlines()
+        return " ".join(line.strip() for line in lines if line.strip())
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+        return str(error) or type(error).__name__
     return None
+
+
+def exit_with(error: Exception) -> NoReturn:
+    """End the command with one line for an error that a user can mend; raise any other."""
+    text = user_error_text(error)
+    if text is None:
+        raise error
+    print(f"error: {text} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
+    sys.exit(1)
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
@@ -43,22 +55,26 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
         @functools.wraps(function)
+        def guarded(config: DictConfig) -> Any:
+            try:
+                return function(config)
+            except Exception as error:
+                exit_with(error)
+
         def main() -> None:
             wants_traceback = os.environ.get(_FULL_ERROR) == "1"
+            task = function if wants_traceback else guarded
             # Hydra would print its own abridged stack and exit; with this it hands the error over.
             os.environ[_FULL_ERROR] = "1"
             try:
-                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(function)()
+                hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
             except Exception as error:
-                text = user_error_text(error)
-                if wants_traceback or text is None:
+                if wants_traceback:
                     raise
-                print(f"error: {text}", file=sys.stderr)
-                print(f"       (the traceback: {_FULL_ERROR}=1)", file=sys.stderr)
-                sys.exit(1)
+                exit_with(error)
             finally:
                 if not wants_traceback:
-                    os.environ.pop(_FULL_ERROR, None)
+                    del os.environ[_FULL_ERROR]
 
         return main
 

@@ -17,11 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
+from lit_distill._preflight import check_classes, check_names, example_batch, size_of, student_name
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
+from lit_distill.data.views import average_views
 from lit_distill.losses.base import class_indices
 from lit_distill.metrics import TermMeans, TopKAccuracy
 from lit_distill.schedules import Schedule
-from lit_distill.signals import RESERVED
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler]
@@ -57,8 +58,9 @@ class DistillModule(LightningModule):
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
             losses with parameters need it.
 
-    Batches are ``(inputs, target)`` or ``(inputs, target, index)``; override :meth:`unpack` for others and
-    :meth:`run_model` for models that take something else.
+    Batches are ``(inputs, target)`` or ``(inputs, target, index)``. In validation and test, inputs of six dimensions
+    are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Override
+    :meth:`unpack` for batches of another form and :meth:`run_model` for models that take something else.
 
     Raises:
         ValueError: an unknown model or submodule, a reserved name, a model that no term reaches.
@@ -93,10 +95,10 @@ class DistillModule(LightningModule):
         preflight: bool = True,
     ) -> None:
         super().__init__()
-        _check_names(models, frozen)
+        check_names(models, frozen)
         self.models = nn.ModuleDict(dict(models))
         self.frozen = tuple(sorted(frozen))
-        self.student = _student_name(models, student)
+        self.student = student_name(models, student)
         self.composer = LossComposer(losses)
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
         self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
@@ -180,8 +182,8 @@ class DistillModule(LightningModule):
         precision = trainer.precision_plugin
         precision.convert_module(self)  # what the strategy does later; a second time changes nothing
         with isolate_rng(), precision.forward_context():
-            batch = trainer.strategy.batch_to_device(precision.convert_input(_example_batch(loader)), self.device)
-            self.build(batch, dataset_size=_size_of(loader))
+            batch = trainer.strategy.batch_to_device(precision.convert_input(example_batch(loader)), self.device)
+            self.build(batch, dataset_size=size_of(loader))
 
     def build(self, batch: Any, *, dataset_size: int | None = None) -> None:
         """Size the losses from an example batch and check that classes and shapes fit.
@@ -189,6 +191,7 @@ class DistillModule(LightningModule):
         Lightning's ``fit`` calls it through :meth:`setup`; call it yourself before you load weights by hand.
         """
         inputs, target, index = self.unpack(batch)
+        num_classes = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
         for composer in {id(c): c for c in (self.composer, self.val_composer)}.values():
             signals = composer.build(
                 self.named, inputs, target, index=index, dataset_size=dataset_size,
@@ -196,25 +199,9 @@ class DistillModule(LightningModule):
             )  # fmt: skip
             for name in self.models:
                 if any(ref.text == name for ref in composer.references):
-                    self._check_classes(name, signals[name], target)
+                    check_classes(name, signals[name], target, num_classes)
             composer.build(
                 self.named, inputs, target, index=index, dataset_size=dataset_size, run=self._run_frozen_or_not
-            )
-
-    def _check_classes(self, name: str, logits: Tensor, target: Tensor | None) -> None:
-        if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
-            return
-        classes = logits.shape[1]
-        datamodule = getattr(self._trainer, "datamodule", None)
-        wanted = getattr(datamodule, "num_classes", None)
-        if target.ndim == 2 and target.is_floating_point():
-            wanted = target.shape[1]
-        elif target.ndim == 1 and not target.is_floating_point():
-            wanted = wanted or (int(target.max()) + 1 if int(target.max()) >= classes else None)
-        if wanted is not None and wanted != classes:
-            raise ValueError(
-                f"{name} gives {classes} classes but the data has {wanted}: build {name} with num_classes={wanted} "
-                f"(on the command line models.{name}.num_classes={wanted})"
             )
 
     # ---------------------------------------------------------------- steps
@@ -241,7 +228,9 @@ class DistillModule(LightningModule):
         outputs = {}
         with self.val_composer.capture(self.named) as signals:
             for name in self.models:
-                outputs[name] = self._run_frozen_or_not(name, inputs)
+                outputs[name] = self._evaluate(name, inputs)
+                if _has_views(inputs):
+                    signals.replace(name, outputs[name])
         result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
         size = target.shape[0] if target is not None and target.ndim else 1
         self.val_terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), size)
@@ -249,6 +238,11 @@ class DistillModule(LightningModule):
             if self._is_judged(outputs[name], target):
                 assert target is not None
                 metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
+
+    def _evaluate(self, name: str, inputs: Any) -> Any:
+        if not _has_views(inputs):
+            return self._run_frozen_or_not(name, inputs)
+        return average_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """The same as validation, on the test data."""
@@ -401,42 +395,10 @@ def metric_was_updated(metric: Metric | MetricCollection) -> bool:
     return all(getattr(part, "update_called", False) for part in parts)
 
 
-def _check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> None:
-    if not models:
-        raise ValueError("models is empty: expected a mapping such as {'Student': …, 'Teacher': …}")
-    for name, model in models.items():
-        if not name or "." in name or ":" in name or name in RESERVED or hasattr(nn.ModuleDict, name):
-            raise ValueError(f"{name!r} cannot name a model: no dots or colons, and not one of {list(RESERVED)}")
-        if not isinstance(model, nn.Module):
-            raise ValueError(f"models[{name!r}] must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(frozen, str):
-        raise ValueError(f"frozen must be a list of names, got the string {frozen!r}")
-    unknown = sorted(set(frozen) - set(models))
-    if unknown:
-        raise ValueError(f"frozen names {unknown}, but the models are {sorted(models)}")
-    if set(frozen) == set(models):
-        raise ValueError("every model is frozen, so nothing would be trained")
-
-
-def _student_name(models: Mapping[str, nn.Module], student: str | None) -> str:
-    if student is None:
-        student = "Student" if "Student" in models or len(models) != 1 else next(iter(models))
-    if student not in models:
-        raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
-    return student
+def _has_views(inputs: Any) -> bool:
+    """Whether these are several clips of each video, (B, V, T, C, H, W), to be averaged."""
+    return isinstance(inputs, Tensor) and inputs.ndim == 6
 
 
 def _unique_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
     return list({id(p): p for module in modules for p in module.parameters()}.values())
-
-
-def _example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
-    """A small batch without starting the loader's workers or moving its sampler, where its data set allows it."""
-    dataset = loader.dataset
-    if loader.batch_sampler is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        return next(iter(loader))
-    return loader.collate_fn([dataset[i] for i in range(min(samples, len(dataset)))])
-
-
-def _size_of(loader: DataLoader[Any]) -> int | None:
-    return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None

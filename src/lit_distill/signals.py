@@ -167,6 +167,12 @@ class SignalCapture:
         """Give a signal that comes with the batch, such as ``GroundTruth``."""
         self._keep(name, value)
 
+    def replace(self, text: str, value: Tensor) -> None:
+        """Put another tensor where a reference was captured, if it is one: an output averaged over views."""
+        if text in self._taps:
+            self._fired[text] = 0
+            self._keep(text, value)
+
     def changed_in_place(self) -> set[str]:
         """Texts of the references whose tensor an in-place operation changed after the capture."""
         return {text for text, tensor in self._tensors.items() if tensor._version != self._versions[text]}

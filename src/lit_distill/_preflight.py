@@ -1,0 +1,78 @@
+"""What DistillModule looks at before it trains: names, an example batch, the number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lit_distill.signals import RESERVED
+
+
+def check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> None:
+    """Raise ValueError for a model's name that cannot be used, or a frozen name that is no model's."""
+    if not models:
+        raise ValueError("models is empty: expected a mapping such as {'Student': …, 'Teacher': …}")
+    for name, model in models.items():
+        if not name or "." in name or ":" in name or name in RESERVED or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"{name!r} cannot name a model: no dots or colons, and not one of {list(RESERVED)}")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"models[{name!r}] must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(frozen, str):
+        raise ValueError(f"frozen must be a list of names, got the string {frozen!r}")
+    unknown = sorted(set(frozen) - set(models))
+    if unknown:
+        raise ValueError(f"frozen names {unknown}, but the models are {sorted(models)}")
+    if set(frozen) == set(models):
+        raise ValueError("every model is frozen, so nothing would be trained")
+
+
+def student_name(models: Mapping[str, nn.Module], student: str | None) -> str:
+    """The student's name: as given, else ``Student``, else the only model's.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if student is None:
+        student = "Student" if "Student" in models or len(models) != 1 else next(iter(models))
+    if student not in models:
+        raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
+    return student
+
+
+def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
+    """A small batch without starting the loader's workers or moving its sampler, where its data set allows it."""
+    dataset = loader.dataset
+    if loader.batch_sampler is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return next(iter(loader))
+    return loader.collate_fn([dataset[i] for i in range(min(samples, len(dataset)))])
+
+
+def size_of(loader: DataLoader[Any]) -> int | None:
+    """Number of samples of a loader's data set, where it is known."""
+    return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
+
+
+def check_classes(name: str, logits: Tensor, target: Tensor | None, num_classes: int | None) -> None:
+    """Raise ValueError if a classifier's outputs do not fit the classes of the data.
+
+    Args:
+        name: of the model.
+        logits: its output; only (B, C) is looked at.
+        target: class indices (B,) or probabilities (B, C).
+        num_classes: what the data module says, where it says it.
+    """
+    if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
+        return
+    classes, wanted = logits.shape[1], num_classes
+    if target.ndim == 2 and target.is_floating_point():
+        wanted = target.shape[1]
+    elif wanted is None and not target.is_floating_point() and int(target.max()) >= classes:
+        wanted = int(target.max()) + 1
+    if wanted is not None and wanted != classes:
+        raise ValueError(
+            f"{name} gives {classes} classes but the data has {wanted}: build {name} with num_classes={wanted} "
+            f"(on the command line models.{name}.num_classes={wanted})"
+        )
