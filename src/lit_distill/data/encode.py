@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import av
 import numpy as np
@@ -10,7 +11,12 @@ from numpy.typing import NDArray
 
 
 def write_video(
-    path: str | os.PathLike[str], frames: NDArray[np.uint8], *, fps: int = 25, codec: str = "mpeg4", **options: str
+    path: str | os.PathLike[str],
+    frames: NDArray[np.uint8],
+    *,
+    fps: int = 25,
+    codec: str = "mpeg4",
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Encode RGB frames into a video file, in one thread so that equal frames give equal bytes.
 
@@ -19,10 +25,10 @@ def write_video(
         frames: (T, H, W, 3), uint8; even height and width.
         fps: frames per second.
         codec: name of an FFmpeg encoder, such as ``"mpeg4"`` or ``"libx264"``.
-        options: of the encoder, such as ``crf="23"``.
+        options: of the encoder, such as ``{"crf": "23"}``.
     """
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options={"threads": "1", **options})
+        stream = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in frames:

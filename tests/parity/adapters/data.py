@@ -87,7 +87,7 @@ def frames_of(match: re.Match[str], segments: int, length: int) -> list[int]:
     format: Format = "frames" if match["format"] == "frame" else "video"
     if match["start"]:
         return linspace_frames(segments, length, span=(int(match["start"]), int(match["end"])))
-    modes: Mapping[str, Mode] = {m: m for m in ("plain", "linspace", "dense", "select_left")}  # type: ignore[misc]
+    modes: Mapping[str, Mode] = {m: m for m in ("plain", "linspace", "dense", "select_left")}
     sampling = FrameSampling(
         num_frames=segments,
         mode=modes.get(match["mode"], "interval"),
