@@ -64,8 +64,8 @@ def check_half_precision(loss: Loss, *inputs: Tensor) -> None:
 
     expected, wanted = gradients(loss, *inputs, dtype=torch.float32)
     for dtype in (torch.float16, torch.bfloat16):
-        with torch.autocast("cpu", dtype=dtype):
-            value, given = gradients(loss, *inputs, dtype=torch.float32)
+        # Only the forward pass, as in training: backward follows what forward did.
+        value, given = gradients(torch.autocast("cpu", dtype=dtype)(loss), *inputs, dtype=torch.float32)
         assert value.dtype == torch.float32
         _assert_close(value, expected, 1e-6, f"value under autocast to {dtype}")
         _assert_gradients(given, wanted, 1e-6, f"gradient under autocast to {dtype}")
@@ -143,12 +143,17 @@ def check_shapes_named(loss: Loss, student: Tensor, teacher: Tensor, *rest: Tens
         assert str(shape) in str(caught.value), f"{shape} is missing in: {caught.value}"
 
 
-def check_all(loss: Loss, *inputs: Tensor, wrt: tuple[int, ...] = (0,)) -> None:
+def check_all(
+    loss: Loss,
+    *inputs: Tensor,
+    wrt: tuple[int, ...] = (0,),
+    not_finite: tuple[float, ...] = (float("nan"), float("inf")),
+) -> None:
     """The checks that every loss without a batch order must pass."""
     check_gradcheck(loss, *inputs, wrt=wrt)
     check_half_precision(loss, *inputs)
     check_finite_or_error(loss, *inputs)
-    check_nan_raises(loss, *inputs)
+    check_nan_raises(loss, *inputs, values=not_finite)
     check_permutation_invariant(loss, *inputs)
 
 

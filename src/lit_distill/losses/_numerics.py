@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -28,20 +29,28 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     Raises:
         ValueError: the result is not finite (CPU only).
     """
-    signature = inspect.signature(function)
+    signature, name = inspect.signature(function), function.__name__.lstrip("_")
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        tensors = list(_tensors((args, kwargs)))
-        device = tensors[0].device.type if tensors else "cpu"
-        with torch.autocast(device_type=device, enabled=False):
+        with _no_autocast(next(_tensors((args, kwargs))).device.type):
             result = function(*upcast(args), **upcast(kwargs))
-        if result.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(result.isfinite().all()):
+        if can_look(result) and not bool(result.isfinite().all()):
             bound = signature.bind(*args, **kwargs).arguments
-            raise ValueError(_not_finite(function.__name__, result, bound))
+            raise ValueError(_not_finite(name, result, bound))
         return result
 
     return wrapped
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether a value may be checked in passing: on the CPU, outside torch.compile; elsewhere it would stall."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def upcast(value: Nested) -> Nested:
@@ -62,8 +71,8 @@ def require_finite(name: str, **signals: Tensor | Sequence[Tensor]) -> None:
     Raises:
         ValueError: names the signal, its shape and how many of its values are not finite.
     """
-    bad = [t for t in _tensors(signals) if t.device.type == "cpu" and not bool(t.isfinite().all())]
-    if bad and not torch.compiler.is_compiling():
+    bad = [t for t in _tensors(signals) if can_look(t) and not bool(t.isfinite().all())]
+    if bad:
         raise ValueError(_not_finite(name, None, signals))
 
 
@@ -124,6 +133,16 @@ def require_choice(name: str, key: str, value: object, choices: Sequence[object]
     """
     if value not in choices:
         raise ValueError(f"{name}: {key} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def centred(x: Tensor, dim: int) -> Tensor:
+    """``x`` without its mean along ``dim``; a slice that is constant but for rounding becomes 0, without a gradient.
+
+    Its direction is noise: whoever divides by its length plus an eps would turn that noise into gradients of 1/eps.
+    """
+    result = x - x.mean(dim=dim, keepdim=True)
+    rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=dim, keepdim=True)
+    return result.masked_fill(result.detach().abs().amax(dim=dim, keepdim=True) <= rounding, 0.0)
 
 
 def kl_from_log_probabilities(log_target: Tensor, log_input: Tensor) -> Tensor:

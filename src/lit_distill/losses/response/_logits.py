@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_distill.losses._numerics import require_same_shape
+from lit_distill.losses._numerics import can_look, require_same_shape
 from lit_distill.losses.base import class_indices
 
 
@@ -52,7 +52,7 @@ def check_labels(name: str, student: Tensor, target: Tensor) -> Tensor:
         )
     if target.ndim == 2:
         return target.to(student.dtype)
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if can_look(target):
         low, high = (int(x) for x in target.aminmax())
         if low < 0 or high >= classes:
             raise ValueError(f"{name} expects class indices from 0 to {classes - 1}, got {low} to {high}")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._distributed import gather_with_gradients
-from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative, require_positive
+from lit_distill.losses._numerics import centred, full_precision, require_choice, require_non_negative, require_positive
 from lit_distill.losses.response._logits import class_rows
 
 EpsForm: TypeAlias = Literal["added", "floor"]
@@ -41,18 +41,11 @@ def dist_loss(
 
 def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsForm) -> Tensor:
     """Pearson's correlation along ``dim``; what is constant but for rounding has none, hence 0 and no gradient."""
-    a, b = _centre(a, dim), _centre(b, dim)
+    a, b = centred(a, dim), centred(b, dim)
     length_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
     length_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
     product = length_a * length_b + eps if eps_form == "added" else length_a.clamp_min(eps) * length_b.clamp_min(eps)
     return (a * b).sum(dim=dim) / product
-
-
-def _centre(x: Tensor, dim: int) -> Tensor:
-    centred = x - x.mean(dim=dim, keepdim=True)
-    rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=dim, keepdim=True)
-    # Divided by a length of rounding size plus eps, noise would come back as a gradient of 1/eps.
-    return centred.masked_fill(centred.detach().abs().amax(dim=dim, keepdim=True) <= rounding, 0.0)
 
 
 def _check(name: str, beta: float, gamma: float, temperature: float, eps: float, eps_form: EpsForm) -> None:

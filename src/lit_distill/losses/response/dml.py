@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative
+from lit_distill.losses._numerics import can_look, full_precision, require_choice, require_non_negative
 from lit_distill.losses.response._logits import class_rows
 
 Activation: TypeAlias = Literal["softmax", "sigmoid"] | None
@@ -21,10 +21,10 @@ _LOG_ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": functools.partial(F.log_softmax, dim=-1),
     "sigmoid": F.logsigmoid,
 }
+_EPS_OF_FLOAT16 = 2.0**-15  # with probabilities given, gradients reach 1/eps, and float16 ends at 2^16
 _PUBLISHED_EPS = {"symmetric": 1e-12, "one_sided": 1e-8}
 
 
-@full_precision
 def dml_loss(
     student: Tensor,
     teacher: Tensor,
@@ -38,6 +38,22 @@ def dml_loss(
 ) -> Tensor:
     """Divergence between two peers' answers; see :class:`DMLLoss`."""
     eps = _checked("dml_loss", activation, mutual, eps)
+    if activation is None and torch.float16 in (student.dtype, teacher.dtype):
+        eps = max(eps, _EPS_OF_FLOAT16)
+    return _dml_loss(student, teacher, activation, mutual, detach_peer, eps, sum_over_classes, class_dim)
+
+
+@full_precision
+def _dml_loss(
+    student: Tensor,
+    teacher: Tensor,
+    activation: Activation,
+    mutual: Form,
+    detach_peer: bool,
+    eps: float,
+    sum_over_classes: bool,
+    class_dim: int | None,
+) -> Tensor:
     student, teacher = class_rows("dml_loss", student, teacher, class_dim)
     if detach_peer:
         teacher = teacher.detach()
@@ -64,11 +80,13 @@ def _log_plus(log_value: Tensor, eps: float) -> Tensor:
 def _cost_of_probabilities(p_s: Tensor, p_t: Tensor, mutual: Form, eps: float) -> Tensor:
     """The same from probabilities as they come, which may be exactly 0."""
     for p in (p_s, p_t):
-        if p.device.type == "cpu" and not torch.compiler.is_compiling() and bool((p < 0).any()):
-            raise ValueError(
-                f"dml_loss with activation=None expects probabilities, got {p.min().item():.4g} "
-                f"in a signal of {tuple(p.shape)} values: use activation='softmax' for logits"
-            )
+        if can_look(p):
+            low, high = (x.item() for x in p.aminmax())
+            if low < 0 or high == math.inf:
+                raise ValueError(
+                    f"dml_loss with activation=None expects probabilities and no NaN, got {low:.4g} to {high:.4g} "
+                    f"in a signal of {tuple(p.shape)}: use activation='softmax' for logits"
+                )
     if mutual == "symmetric":
         return (p_s - p_t) * ((p_s + eps).log() - (p_t + eps).log()) / 2
     return p_t * (eps + p_t / (p_s + eps)).log()
@@ -113,7 +131,9 @@ class DMLLoss(nn.Module):
 
     Args:
         activation: what makes probabilities of the signals. ``sigmoid`` treats each class on its own, with the
-            published p log(p/q) alone and no (1 - p) part; None takes the signals as probabilities.
+            published p log(p/q) alone and no (1 - p) part: use it with ``symmetric``, as one sided it only ever raises
+            the student's probabilities. None takes the signals as probabilities; gradients then reach 1/ε where one
+            is 0, so for float16 signals ε is at least 2^-15.
         mutual: ``symmetric`` or ``one_sided``.
         detach_peer: no gradient to the second signal, whoever calls the loss.
         eps: ε, at least 0; None is the published 1e-12 for ``symmetric`` and 1e-8 for ``one_sided``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, kl_from_logits, require_positive
+from lit_distill.losses._numerics import centred, full_precision, kl_from_logits, require_positive
 from lit_distill.losses.response._logits import class_rows
 
 
@@ -27,8 +27,8 @@ def kd_loss(
 
 
 def _standardize(logits: Tensor, eps: float) -> Tensor:
-    spread = logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1))
-    return (logits - logits.mean(dim=1, keepdim=True)) / (spread + eps)
+    logits = centred(logits, 1)
+    return logits / (logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1)) + eps)
 
 
 class KDLoss(nn.Module):
@@ -52,7 +52,7 @@ class KDLoss(nn.Module):
         temperature: T, above 0; 1 to 8 are usual.
         logit_standardization: replace each row of logits by its z-score, (z - mean) / (std + eps) with the unbiased
             standard deviation, so that the student need not match the teacher's magnitude; its paper uses T = 2 and a
-            weight of 9.
+            weight of 9. A row whose logits are all equal stays 0 and gets no gradient.
         standardization_eps: that eps, above 0.
         class_dim: where the classes stand, needed for four and more dimensions.
 
