@@ -48,14 +48,14 @@ class BiasedBatchNorm2d(nn.BatchNorm2d):
         """Normalise (N, C, H, W)."""
         if not self.training or self.running_mean is None or self.running_var is None:
             return super().forward(input)
-        momentum = 0.1 if self.momentum is None else self.momentum
+        assert self.momentum is not None
         # momentum 1 makes these the statistics of the batch alone; autograd must not see the running ones change
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         output = F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         with torch.no_grad():
             count = input.numel() // input.shape[1]
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * ((count - 1) / count), momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         return output

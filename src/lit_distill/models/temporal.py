@@ -154,5 +154,7 @@ def _shift(frames: Tensor, num_frames: int, from_previous: int, from_next: int) 
     rest = frames.shape[1] - from_previous - from_next
     before, after, same = torch.split(clips, [from_previous, from_next, rest], dim=channels)
     inner = (0, 0) * (1 + channels)
-    shifted = torch.cat((F.pad(before, (*inner, 1, -1)), F.pad(after, (*inner, -1, 1)), same), dim=channels)
+    pieces = [F.pad(before, (*inner, 1, -1)), F.pad(after, (*inner, -1, 1)), same]
+    # an empty piece has no layout, which would cost the others theirs
+    shifted = torch.cat([piece for piece in pieces if piece.shape[channels]], dim=channels)
     return (shifted.transpose(1, 2) if channels == 1 else shifted).flatten(0, 1)
