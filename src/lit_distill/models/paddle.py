@@ -378,7 +378,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def _tensors(value: object) -> Iterator[tuple[str, Tensor]]:
+def _tensors(value: object, limit: int) -> Iterator[tuple[str, Tensor]]:
     """Dotted path and tensor of every array below ``value``; numbers and texts beside them (epochs) are passed over."""
     pending: list[tuple[tuple[str, ...], object]] = [((), value)]
     steps = 0
@@ -387,8 +387,8 @@ def _tensors(value: object) -> Iterator[tuple[str, Tensor]]:
         steps += 1
         if len(path) > _MAX_DEPTH:
             raise WeightsError(f"containers nested more than {_MAX_DEPTH} deep")
-        if steps > _MAX_STEPS:
-            raise WeightsError(f"more than {_MAX_STEPS} values")
+        if steps > limit:
+            raise WeightsError("containers shared so often that they hold more values than the file has bytes")
         match node:
             case _Array():
                 yield ".".join(path) or "tensor", node.tensor()
@@ -466,7 +466,7 @@ def read_pdparams(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             if data.startswith(start):
                 raise WeightsError(meaning)
         tensors: dict[str, Tensor] = {}
-        for name, tensor in _tensors(_Machine(data).run()):
+        for name, tensor in _tensors(_Machine(data).run(), limit=len(data)):
             if name in tensors:
                 raise WeightsError(f"the name {_shown(name)} twice")
             if not name.isprintable() or len(name) > _MAX_NAME:
