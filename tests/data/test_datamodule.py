@@ -59,11 +59,11 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def trainer() -> Trainer:
+def trainer(epochs: int = 2) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=1,
-        max_epochs=2,
+        max_epochs=epochs,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
@@ -113,6 +113,20 @@ def test_workers_change_nothing(videos: Path, mix: Any) -> None:
     first, second = (dict(zip(i.tolist(), x, strict=True)) for x, _, i in (alone["train"][0], alone["train"][3]))
     shared = first.keys() & second.keys()
     assert all(not torch.equal(first[i], second[i]) for i in shared)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_sees_what_an_unbroken_one_sees(videos: Path, tmp_path: Path, workers: int) -> None:
+    unbroken, first, resumed = Recorder(), Recorder(), Recorder()
+    trainer(epochs=3).fit(unbroken, datamodule=make(videos, num_workers=workers))
+    stopped = trainer(epochs=2)
+    stopped.fit(first, datamodule=make(videos, num_workers=workers))
+    stopped.save_checkpoint(tmp_path / "last.ckpt")
+    data = make(videos, num_workers=workers)
+    trainer(epochs=3).fit(resumed, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    both = (*first.batches["train"], *resumed.batches["train"])
+    for one, other in zip(unbroken.batches["train"], both, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_the_seed_changes_order_and_clips(videos: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -281,7 +281,7 @@ class VideoDataModule(LightningDataModule):
         self, dataset: VideoDataset, sampler: EpochSampler | EvalSampler, batch_size: int, *, drop_last: bool = False
     ) -> DataLoader[Item]:
         workers = self._default_workers() if self.num_workers is None else self.num_workers
-        return DataLoader(
+        return _LateLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -297,3 +297,14 @@ class VideoDataModule(LightningDataModule):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = 1 if self.trainer is None else self.trainer.num_devices
         return min(8, cores // processes)
+
+
+class _LateLoader(DataLoader[Item]):
+    """Asks its sampler, and sets its workers going, at the first batch only.
+
+    Lightning makes an iterator before it restores a checkpoint and tells the sampler the epoch. Workers that had been
+    set going then would begin a resumed run with the clips of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
