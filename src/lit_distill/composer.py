@@ -91,15 +91,13 @@ class ComposedLoss:
         total: the weighted sum; call ``backward`` on it.
         names: the terms, in order.
         values: every term before its weight, detached, shape (terms,).
-        weighted_values: every term times its weight, detached, shape (terms,).
-        weights: the weight of every term at this epoch.
+        weights: the weight of every term at this epoch, shape (terms,).
     """
 
     total: Tensor
     names: tuple[str, ...]
     values: Tensor
-    weighted_values: Tensor
-    weights: tuple[float, ...]
+    weights: Tensor
 
     @property
     def unweighted(self) -> dict[str, Tensor]:
@@ -109,9 +107,7 @@ class ComposedLoss:
     @property
     def weighted(self) -> dict[str, Tensor]:
         """Every term times its weight; they sum to the total."""
-        return {
-            name: value * weight for (name, value), weight in zip(self.unweighted.items(), self.weights, strict=True)
-        }
+        return dict(zip(self.names, self.values * self.weights, strict=True))
 
 
 class LossComposer(nn.Module):
@@ -149,6 +145,7 @@ class LossComposer(nn.Module):
         self.terms: dict[str, LossTerm] = {}
         self.losses = nn.ModuleDict()
         self._clone: frozenset[str] = frozenset()
+        self._last_weights: tuple[tuple[object, ...], Tensor] | None = None
         for name, given in terms.items():
             term = given if isinstance(given, LossTerm) else _term_from_mapping(name, given)
             self.terms[name] = term
@@ -201,10 +198,16 @@ class LossComposer(nn.Module):
         """
         _put_data(signals, target, index)
         values = [self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()]
+        stacked = torch.stack(values)
+        weights = self._weights_at(epoch, stacked)
+        return ComposedLoss(torch.dot(stacked, weights), tuple(self.terms), stacked.detach(), weights)
+
+    def _weights_at(self, epoch: float, like: Tensor) -> Tensor:
+        """The weights as a tensor, made anew only when one has changed: constants are moved to the device once."""
         weights = tuple(term.weight_at(epoch) for term in self.terms.values())
-        weighted = torch.stack([value * weight for value, weight in zip(values, weights, strict=True)])
-        unweighted = torch.stack([value.detach() for value in values])
-        return ComposedLoss(weighted.sum(), tuple(self.terms), unweighted, weighted.detach(), weights)
+        if self._last_weights is None or self._last_weights[0] != (weights, like.device, like.dtype):
+            self._last_weights = ((weights, like.device, like.dtype), like.new_tensor(weights))
+        return self._last_weights[1]
 
     def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
         arguments = self._arguments(name, term, signals)

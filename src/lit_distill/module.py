@@ -113,8 +113,7 @@ class DistillModule(LightningModule):
         self.val_metrics = nn.ModuleDict() if metrics is None else nn.ModuleDict({n: metrics() for n in models})
         self._metrics_are_default = metrics is default_metrics
         self.val_terms = TermMeans(len(self.val_composer.terms))
-        self._train_sum: Tensor | None = None
-        self._train_count = 0
+        self._train_terms = _RunningTerms()
         self.last_terms: dict[str, float] = {}
         """The training terms as they were last logged, for progress bars."""
         for name in self.frozen:
@@ -214,7 +213,7 @@ class DistillModule(LightningModule):
                 if name in self.composer.model_names:
                     self._run_frozen_or_not(name, inputs)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
-        self._accumulate(result)
+        self._train_terms.add(result)
         return result.total
 
     def epoch_at(self, batch_idx: int) -> float:
@@ -258,12 +257,6 @@ class DistillModule(LightningModule):
 
     # ---------------------------------------------------------------- logging
 
-    def _accumulate(self, result: ComposedLoss) -> None:
-        """Keep one stacked tensor a step: a ``self.log`` a term and step would cost half a millisecond each."""
-        row = torch.cat([result.total.detach().reshape(1), result.values, result.weighted_values]).float()
-        self._train_sum = row if self._train_sum is None else self._train_sum.add_(row)
-        self._train_count += 1
-
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of all terms since the last logged step, every ``log_every_n_steps`` optimizer steps."""
         step = self.trainer.global_step
@@ -276,15 +269,13 @@ class DistillModule(LightningModule):
         self._flush(on_epoch=True)
 
     def _flush(self, *, on_epoch: bool) -> None:
-        if self._train_sum is None:
+        local = self._train_terms.take()
+        if local is None:
             return
-        means = self.trainer.strategy.reduce(self._train_sum / self._train_count, reduce_op="mean").tolist()
-        self._train_sum, self._train_count = None, 0
-        values, terms = {"train/loss": means[0]}, self.composer.terms
-        for (name, term), value, weighted in zip(
-            terms.items(), means[1 : 1 + len(terms)], means[1 + len(terms) :], strict=True
-        ):
-            values[f"train/{name}"] = value
+        means = self.trainer.strategy.reduce(local, reduce_op="mean").tolist()
+        values = {"train/loss": sum(means[1])}
+        for (name, term), unweighted, weighted in zip(self.composer.terms.items(), *means, strict=True):
+            values[f"train/{name}"] = unweighted
             if callable(term.weight) or term.weight != 1.0:
                 values[f"train/{name}_weighted"] = weighted
         self.last_terms = values
@@ -393,6 +384,34 @@ def metric_was_updated(metric: Metric | MetricCollection) -> bool:
     """Whether a metric, or every one of a collection, has seen data since its reset."""
     parts = metric.values() if isinstance(metric, MetricCollection) else [metric]
     return all(getattr(part, "update_called", False) for part in parts)
+
+
+class _RunningTerms:
+    """Sums of a stage's terms, unweighted and weighted, in one tensor (2, terms).
+
+    A ``self.log`` of every term in every step would cost half a millisecond each; so would waiting for their values.
+    It is no module, since setting an attribute of one costs more than the addition.
+    """
+
+    __slots__ = ("count", "sums")
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.count = 0
+
+    def add(self, result: ComposedLoss) -> None:
+        if self.sums is None:
+            self.sums = result.values.new_zeros(2, len(result.names))
+        self.sums[0].add_(result.values)
+        self.sums[1].addcmul_(result.values, result.weights)
+        self.count += 1
+
+    def take(self) -> Tensor | None:
+        """The means since the last call; None if nothing was added."""
+        if self.sums is None:
+            return None
+        means, self.sums, self.count = self.sums / self.count, None, 0
+        return means
 
 
 def _has_views(inputs: Any) -> bool:

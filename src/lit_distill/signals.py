@@ -74,11 +74,12 @@ class Reference:
             raise ValueError(f"{self.text!r} names no model: {_closest(self.model, [*models, *RESERVED])}")
         if not self.path:
             return models[self.model]
-        modules: dict[str, nn.Module] = dict(models[self.model].named_modules())
-        if self.path not in modules:
-            names = [name for name in modules if name]
-            raise ValueError(f"{self.text!r} names no submodule of {self.model}: {_closest(self.path, names)}")
-        return modules[self.path]
+        try:
+            return models[self.model].get_submodule(self.path)
+        except AttributeError:
+            names = [name for name, _ in models[self.model].named_modules() if name]
+            message = f"{self.text!r} names no submodule of {self.model}: {_closest(self.path, names)}"
+            raise ValueError(message) from None
 
 
 def parse_references(references: str | Iterable[str]) -> tuple[Reference, ...]:
