@@ -1,9 +1,18 @@
 """Distillation losses by what they compare: responses, features, or relations between samples."""
 
 from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.feature.afd import AFDLoss, afd_loss
+from lit_distill.losses.feature.attention_transfer import AttentionTransferLoss, attention_transfer_loss
+from lit_distill.losses.feature.distance import DistanceLoss, distance_loss
+from lit_distill.losses.feature.factor_transfer import FactorTransferLoss, factor_transfer_loss
+from lit_distill.losses.feature.fitnet import FitNetLoss, fitnet_loss
+from lit_distill.losses.feature.fsp import FSPLoss, fsp_loss
 from lit_distill.losses.feature.mgd import MGDLoss, mgd_loss
+from lit_distill.losses.feature.nst import NSTLoss, nst_loss
+from lit_distill.losses.feature.overhaul import OverhaulLoss, overhaul_loss, overhaul_margin, partial_l2
 from lit_distill.losses.feature.review_kd import ReviewKDLoss, review_kd_loss
 from lit_distill.losses.feature.simkd import SimKD, simkd_loss
+from lit_distill.losses.feature.vid import VIDLoss, vid_loss
 from lit_distill.losses.relation.crd import CRDLoss, crd_loss
 from lit_distill.losses.response.dist import DISTLoss, dist_loss
 from lit_distill.losses.response.dkd import DKDLoss, dkd_loss
@@ -17,35 +26,55 @@ from lit_distill.losses.response.soft_target import SoftTargetCrossEntropy, soft
 from lit_distill.losses.response.wsld import WSLDLoss, wsld_loss
 
 __all__ = [
+    "AFDLoss",
+    "AttentionTransferLoss",
     "CRDLoss",
     "DISTLoss",
     "DKDLoss",
     "DMLLoss",
+    "DistanceLoss",
     "Example",
+    "FSPLoss",
+    "FactorTransferLoss",
+    "FitNetLoss",
     "HardLabelLoss",
     "KDLoss",
     "MGDLoss",
     "MLLDLoss",
     "NKDLoss",
+    "NSTLoss",
+    "OverhaulLoss",
     "ReviewKDLoss",
     "SKDLoss",
     "Signal",
     "SimKD",
     "SizedLoss",
     "SoftTargetCrossEntropy",
+    "VIDLoss",
     "WSLDLoss",
+    "afd_loss",
+    "attention_transfer_loss",
     "crd_loss",
     "dist_loss",
+    "distance_loss",
     "dkd_loss",
     "dml_loss",
+    "factor_transfer_loss",
+    "fitnet_loss",
+    "fsp_loss",
     "hard_label_loss",
     "kd_loss",
     "mgd_loss",
     "mlld_loss",
     "nkd_loss",
+    "nst_loss",
+    "overhaul_loss",
+    "overhaul_margin",
+    "partial_l2",
     "review_kd_loss",
     "simkd_loss",
     "skd_loss",
     "soft_target_cross_entropy",
+    "vid_loss",
     "wsld_loss",
 ]

@@ -1,0 +1,98 @@
+"""What losses between feature maps share: pairs of layers, sizes made equal, unit vectors, layers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import upcast
+from lit_distill.losses.base import Signal
+
+Channels = tuple[tuple[int, int], ...]
+"""Student and teacher channels of every pair of layers."""
+
+
+def as_layers(signal: Signal) -> list[Tensor]:
+    """The tensors of a signal: of a list of references, or of a single one."""
+    return [signal] if isinstance(signal, Tensor) else list(signal)
+
+
+def shapes_of(*signals: Signal) -> str:
+    """Shapes of student and teacher, for messages."""
+    student, teacher = ([tuple(t.shape) for t in as_layers(s)] for s in signals)
+    return f"got student {_one_or_list(student)} and teacher {_one_or_list(teacher)}"
+
+
+def layer_pairs(name: str, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
+    """Student and teacher maps, layer by layer.
+
+    Raises:
+        ValueError: the numbers of layers or the batch sizes differ, or a signal is no (N, C, H, W).
+    """
+    ours, theirs = as_layers(student), as_layers(teacher)
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(
+            f"{name} expects as many student layers as teacher layers, got {len(ours)} and {len(theirs)}: "
+            f"{shapes_of(student, teacher)}"
+        )
+    require_maps(name, student, teacher)
+    return list(zip(ours, theirs, strict=True))
+
+
+def require_maps(name: str, student: Signal, teacher: Signal) -> None:
+    """Raise unless all layers are feature maps (N, C, H, W) with one N.
+
+    Raises:
+        ValueError: names the shapes.
+    """
+    layers = [*as_layers(student), *as_layers(teacher)]
+    if any(t.ndim != 4 or t.numel() == 0 for t in layers) or len({len(t) for t in layers}) > 1:
+        raise ValueError(
+            f"{name} expects feature maps (N, C, H, W) of one batch size, none empty: {shapes_of(student, teacher)}"
+        )
+
+
+def require_same_channels(name: str, built: Channels | None, pairs: Sequence[tuple[Tensor, Tensor]]) -> Channels:
+    """The channels of the pairs, which must be those that a loss was built for.
+
+    Raises:
+        ValueError: they are others.
+    """
+    came = tuple((s.shape[1], t.shape[1]) for s, t in pairs)
+    if built is not None and came != built:
+        raise ValueError(f"{name} was built for (student, teacher) channels {list(built)}, got {list(came)}")
+    return came
+
+
+def averaged_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps at the smaller of their heights and widths, by adaptive average pooling."""
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    return averaged(student, size), averaged(teacher, size)
+
+
+def averaged(features: Tensor, size: tuple[int, ...]) -> Tensor:
+    """A map at another size by adaptive average pooling; itself where the size is its own."""
+    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension; a zero vector stays zero and gets no amplified gradient.
+
+    Dividing by the largest entry first lets neither the squares overflow nor a small vector vanish below an eps.
+    """
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)
+    scaled = x / torch.where(largest == 0, 1.0, largest)
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(length == 0, 1.0, length)
+
+
+def apply_layer(layer: nn.Module, features: Tensor) -> Tensor:
+    """``layer`` on ``features`` in the precision of its parameters; a half-precision result as float32."""
+    return upcast(layer(features.to(next(layer.parameters()).dtype)))
+
+
+def _one_or_list(shapes: list[tuple[int, ...]]) -> str:
+    return str(shapes[0]) if len(shapes) == 1 else str(shapes)

@@ -1,0 +1,115 @@
+"""Attention transfer: the student looks where the teacher looks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision, require_choice
+from lit_distill.losses.base import Signal
+from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
+
+Mode = Literal["code", "paper"]
+
+
+@full_precision
+def attention_transfer_loss(student: Signal, teacher: Signal, *, p: int = 2, mode: Mode = "code") -> Tensor:
+    r"""Distance between the normalised spatial attention maps of student and teacher, summed over layers.
+
+    A map's attention is :math:`Q = \sum_c f_c^p` at every position, flattened and divided by its length. With
+    :math:`d = Q_s/‖Q_s‖ - Q_t/‖Q_t‖`, ``mode="code"`` is the mean of d² over the batch and all positions, and
+    ``mode="paper"`` is the length of d, averaged over the batch, with :math:`|f_c|^p`.
+
+    Args:
+        student: feature maps (N, C, H, W), one or a list.
+        teacher: as many feature maps (N, C', H', W').
+        p: power of the activations, a whole number from 1.
+        mode: what the authors' code computes, or what the paper writes.
+
+    Returns:
+        The loss, a scalar in float32 or better.
+
+    Raises:
+        ValueError: shapes that cannot be compared, an unknown mode, a p below 1, or a result that is not finite.
+
+    Example:
+        >>> student, teacher = torch.ones(2, 4, 2, 2), torch.eye(2).expand(2, 8, 2, 2)
+        >>> round(attention_transfer_loss(student, teacher).item(), 4)
+        0.1464
+        >>> round(attention_transfer_loss(student, teacher, mode="paper").item(), 4)
+        0.7654
+    """
+    _require_valid("attention_transfer_loss", p, mode)
+    pairs = layer_pairs("attention_transfer_loss", student, teacher)
+    return torch.stack([_between(*averaged_alike(s, t), p=p, mode=mode) for s, t in pairs]).sum()
+
+
+def _between(student: Tensor, teacher: Tensor, *, p: int, mode: Mode) -> Tensor:
+    difference = _attention(student, p, mode) - _attention(teacher, p, mode)
+    if mode == "paper":
+        return torch.linalg.vector_norm(difference, dim=1).mean()
+    return difference.square().mean()
+
+
+def _attention(features: Tensor, p: int, mode: Mode) -> Tensor:
+    activations = features.abs() if mode == "paper" else features
+    return unit_vectors(activations.pow(p).mean(dim=1).flatten(1))
+
+
+def _require_valid(name: str, p: int, mode: Mode) -> None:
+    require_choice(name, "mode", mode, ("code", "paper"))
+    if p < 1 or p != int(p):
+        raise ValueError(f"{name}: p must be a whole number from 1, as features may be negative, got {p!r}")
+
+
+class AttentionTransferLoss(nn.Module):
+    r"""Attention transfer: the student learns where the teacher's channels together are active.
+
+    Signals: feature maps (N, C, H, W), one a network or a list of equal length; channels may differ. Where sizes
+    differ, the larger map is average-pooled to the smaller. Scaling a network's features changes nothing. Layers are
+    summed. ``mode="code"`` averages over N*H*W, so its figures are small; its usual weight is 1000.
+
+    Formula:
+        A(f) = Q/‖Q‖₂, Q = mean over c of f_c^p, flattened over H*W
+        code:   L = Σ_layers mean over N*H*W of (A(s) - A(t))²
+        paper:  L = Σ_layers mean over N of ‖A(s) - A(t)‖₂, with |f_c|^p
+
+    Paper: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928. The default is
+        the authors' code, which RepDistiller and mdistiller repeat; the paper's equation 2 is ``mode="paper"``.
+
+    Use when: both networks are convolutional and of the same kind; it needs no parameters and no equal channels. It
+        says nothing about which channel is active: where that matters, take OverhaulLoss or ReviewKDLoss.
+
+    Args:
+        p: power of the activations, a whole number from 1. An odd p keeps the sign of an activation in ``"code"``.
+        mode: ``"code"`` or ``"paper"``.
+
+    Raises:
+        ValueError: an unknown mode, a p below 1, or maps that cannot be compared.
+
+    Example:
+        >>> student, teacher = torch.rand(2, 8, 6, 6), torch.rand(2, 16, 3, 3)
+        >>> AttentionTransferLoss()([student, student], [teacher, teacher]).shape
+        torch.Size([])
+    """
+
+    def __init__(self, *, p: int = 2, mode: Mode = "code") -> None:
+        super().__init__()
+        _require_valid("AttentionTransferLoss", p, mode)
+        self.p = p
+        self.mode: Mode = mode
+
+    def forward(self, student: Signal, teacher: Signal) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            student: the student's maps (N, C, H, W), one or a list.
+            teacher: the teacher's maps (N, C', H', W'), as many.
+        """
+        return attention_transfer_loss(student, teacher, p=self.p, mode=self.mode)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, for ``repr``."""
+        return f"p={self.p}, mode={self.mode!r}"

@@ -1,0 +1,137 @@
+"""Plain distances between equally shaped signals, one-sided or between peers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision, require_choice, require_positive, require_same_shape
+from lit_distill.losses.base import Signal
+from lit_distill.losses.feature._maps import as_layers, shapes_of
+
+Mode = Literal["l1", "l2", "smooth_l1"]
+Activation = Literal["softmax", "sigmoid"]
+
+
+@full_precision
+def distance_loss(
+    student: Signal, teacher: Signal, *, mode: Mode = "l2", activation: Activation | None = None, delta: float = 1.0
+) -> Tensor:
+    r"""Mean distance between the elements of student and teacher: |s - t|, (s - t)² or Huber's; layers are summed.
+
+    Args:
+        student: a tensor of any shape, or a list of them.
+        teacher: as many tensors of the same shapes.
+        mode: ``"l1"``, ``"l2"`` (squared) or ``"smooth_l1"`` (Huber: d²/2 below δ, δ|d| - δ²/2 above).
+        activation: applied to both first; ``"softmax"`` along the last dimension.
+        delta: δ of ``"smooth_l1"``.
+
+    Returns:
+        The loss, a scalar in float32 or better.
+
+    Raises:
+        ValueError: shapes differ, an unknown option, a δ that is not positive, or a result that is not finite.
+
+    Example:
+        >>> student, teacher = torch.tensor([[1.0, 4.0]]), torch.tensor([[1.0, 1.0]])
+        >>> [distance_loss(student, teacher, mode=mode).item() for mode in ("l1", "l2", "smooth_l1")]
+        [1.5, 4.5, 1.25]
+    """
+    _require_valid("distance_loss", mode, activation, delta)
+    ours, theirs = as_layers(student), as_layers(teacher)
+    if len(ours) != len(theirs) or not ours:
+        raise ValueError(
+            f"distance_loss expects as many student layers as teacher layers, {shapes_of(student, teacher)}"
+        )
+    distances = []
+    for s, t in zip(ours, theirs, strict=True):
+        require_same_shape("distance_loss", s, t)
+        distances.append(_between(_activated(s, activation), _activated(t, activation), mode, delta))
+    return torch.stack(distances).sum()
+
+
+def _between(student: Tensor, teacher: Tensor, mode: Mode, delta: float) -> Tensor:
+    if mode == "l1":
+        return F.l1_loss(student, teacher)
+    return F.mse_loss(student, teacher) if mode == "l2" else F.huber_loss(student, teacher, delta=delta)
+
+
+def _activated(signal: Tensor, activation: Activation | None) -> Tensor:
+    if activation is None:
+        return signal
+    return signal.softmax(dim=-1) if activation == "softmax" else signal.sigmoid()
+
+
+def _require_valid(name: str, mode: Mode, activation: Activation | None, delta: float) -> None:
+    require_choice(name, "mode", mode, ("l1", "l2", "smooth_l1"))
+    require_choice(name, "activation", activation, (None, "softmax", "sigmoid"))
+    require_positive(name, delta=delta)
+
+
+class DistanceLoss(nn.Module):
+    r"""Mean L1, squared L2 or Huber distance between signals of the same shape: feature maps, embeddings or logits.
+
+    Signals: tensors of any shape, one a network or a list of equal length; layers are summed, elements averaged.
+
+    With ``mutual`` both networks learn: each is drawn to the other's features through the same term, as in mutual
+    learning of equally built peers, whose feature maps need no transform. A LossComposer then leaves the second signal
+    attached (the attribute ``teaches_both`` tells it so).
+
+    Formula:
+        l1:         L = mean |s - t|
+        l2:         L = mean (s - t)²
+        smooth_l1:  L = mean of d²/2 where |d| < δ, δ|d| - δ²/2 elsewhere, d = s - t
+
+    Paper: Huber's function is from Huber, "Robust Estimation of a Location Parameter", 1964. Matches PaddleClas'
+        DistillationDistanceLoss; between two learning peers it is the feature part of PaddlePaddle's mutual learning
+        (Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384, for the responses).
+
+    Use when: both networks give the same shape at the tap: two peers of one architecture, or a student with the
+        teacher's width. For other widths take FitNetLoss, which learns a regressor.
+
+    Args:
+        mode: ``"l1"``, ``"l2"`` or ``"smooth_l1"``.
+        activation: ``"softmax"`` (last dimension) or ``"sigmoid"`` of both signals first.
+        delta: δ, where ``"smooth_l1"`` goes from square to straight.
+        mutual: whether the second signal learns too.
+
+    Raises:
+        ValueError: an unknown option, a δ that is not positive, or shapes that differ.
+
+    Example:
+        >>> DistanceLoss(mode="l1")(torch.zeros(2, 8, 4, 4), torch.ones(2, 8, 4, 4))
+        tensor(1.)
+        >>> DistanceLoss(mutual=True).teaches_both
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: Mode = "l2",
+        activation: Activation | None = None,
+        delta: float = 1.0,
+        mutual: bool = False,
+    ) -> None:
+        super().__init__()
+        _require_valid("DistanceLoss", mode, activation, delta)
+        self.mode: Mode = mode
+        self.activation: Activation | None = activation
+        self.delta = delta
+        self.teaches_both = mutual
+
+    def forward(self, student: Signal, teacher: Signal) -> Tensor:
+        """The loss of one batch.
+
+        Args:
+            student: the student's signal, or a list of them.
+            teacher: the teacher's, of the same shapes.
+        """
+        return distance_loss(student, teacher, mode=self.mode, activation=self.activation, delta=self.delta)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, for ``repr``."""
+        return f"mode={self.mode!r}, activation={self.activation!r}, delta={self.delta}, mutual={self.teaches_both}"
