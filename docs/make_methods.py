@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Tap:
         text = f"{first} learns from {second}"
         if self.term.get("target"):
             text += f", with {_code(self.term['target'])}"
-        settings = ", ".join(f"`{name}={_value(value)}`" for name, value in self.term.get("loss", {}).items())
+        settings = ", ".join(f"`{name}={value!r}`" for name, value in self.term.get("loss", {}).items())
         weight = self.term.get("weight", 1.0)
         if isinstance(weight, dict):
             kind = weight["_target_"].rpartition(".")[2]
@@ -134,7 +135,7 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
         parts[name] = _markdown(paragraph[1]) if paragraph else ""
     plain = re.search(r"^Formula:\n((?:(?: .*)?\n)+)", text, re.MULTILINE)
     if plain:
-        parts["Formula"] = f"```text\n{inspect.cleandoc(plain[1])}\n```"
+        parts["Formula"] = f"```text\n{textwrap.dedent(plain[1]).strip()}\n```"
     else:
         directive = r"^(?:(?P<lead>\S[^\n]*(?:\n\S[^\n]*)*:)\n\n)?\.\. math::(?P<tex>.*\n(?:(?: .*)?\n)+)"
         formulas = re.finditer(directive, text + "\n", re.MULTILINE)
@@ -195,12 +196,8 @@ def _taps() -> dict[str, list[Tap]]:
 def _defaults(cls: type) -> str:
     parameters = inspect.signature(cls).parameters.values()
     return ", ".join(
-        f"`{p.name}`" if p.default is p.empty else f"`{p.name}={_value(p.default)}`" for p in parameters
+        f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default!r}`" for p in parameters
     ) or "nothing to set"  # fmt: skip
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else repr(value)
 
 
 def _code(references: str | list[str]) -> str:

@@ -33,6 +33,7 @@ def test_the_module_masks_generates_and_compares(mask: Mask, training: bool) -> 
     loss = built(lambda: MGDLoss(mask=mask, mask_ratio=0.4), Example(STUDENT, TEACHER)).train(training)
     torch.manual_seed(11)
     value = loss(STUDENT, TEACHER)
+    assert loss.align is not None
     aligned = loss.align(STUDENT)
     torch.manual_seed(11 if training else 0)  # in eval mode the mask has a seed of its own, whatever the global one is
     drawn = torch.rand((3, 6, 1, 1) if mask == "channel" else (3, 1, 3, 2))
@@ -67,7 +68,7 @@ def test_masks_follow_the_global_seed_in_training_only() -> None:
 def test_alignment_only_where_channels_differ() -> None:
     assert isinstance(built(MGDLoss, Example(STUDENT, TEACHER)).align, nn.Conv2d)
     same = built(MGDLoss, Example(TEACHER, TEACHER))
-    assert isinstance(same.align, nn.Identity)
+    assert same.align is None
     assert same(TEACHER, TEACHER).isfinite()
 
 
@@ -100,7 +101,7 @@ def test_errors_say_what_came() -> None:
     with pytest.raises(ValueError, match="one reference each"):
         MGDLoss().build(Example([STUDENT], [TEACHER]))
     loss = built(MGDLoss, Example(STUDENT, TEACHER))
-    with pytest.raises(ValueError, match=r"built for \(4, 6\).*\(3, 2, 3, 2\)"):
+    with pytest.raises(ValueError, match=r"built for .*\(4, 6\).* got \[\(2, 6\)\]"):
         loss(STUDENT[:, :2], TEACHER)
     with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
         MGDLoss(mask_ratio=1.5)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative, require_same_shape
 from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.feature._maps import Channels, apply_layer, require_maps, require_same_channels, shapes_of
 
 Mask = Literal["channel", "spatial"]
 
@@ -90,9 +91,9 @@ class MGDLoss(SizedLoss):
         self.alpha = alpha
         self.mask_ratio = mask_ratio
         self.mask = mask
-        self.align: nn.Module = nn.Identity()
+        self.align: nn.Conv2d | None = None
         self.generation = nn.Sequential()
-        self._channels: tuple[int, int] | None = None
+        self._channels: Channels | None = None
 
     @property
     def is_built(self) -> bool:
@@ -114,7 +115,7 @@ class MGDLoss(SizedLoss):
         self.generation = nn.Sequential(
             nn.Conv2d(theirs, theirs, 3, padding=1), nn.ReLU(), nn.Conv2d(theirs, theirs, 3, padding=1)
         )
-        self._channels = (ours, theirs)
+        self._channels = ((ours, theirs),)
         self.to(student.device)
 
     @full_precision
@@ -127,8 +128,9 @@ class MGDLoss(SizedLoss):
         """
         self.require_built()
         student, teacher = self._maps(student, teacher)
-        aligned = self.align(student.to(next(self.generation.parameters()).dtype))
-        return mgd_loss(self.generation(aligned * self._draw_mask(aligned)), teacher, alpha=self.alpha)
+        aligned = student if self.align is None else apply_layer(self.align, student)
+        generated = apply_layer(self.generation, aligned * self._draw_mask(aligned))
+        return mgd_loss(generated, teacher, alpha=self.alpha)
 
     def extra_repr(self) -> str:
         """The hyperparameters, for ``repr``."""
@@ -143,15 +145,11 @@ class MGDLoss(SizedLoss):
         return (drawn >= self.mask_ratio).to(features.dtype)
 
     def _maps(self, student: Signal, teacher: Signal) -> tuple[Tensor, Tensor]:
+        came = shapes_of(student, teacher)
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
-            raise ValueError(
-                "MGDLoss compares one layer with one layer: give one reference each, one term a layer pair"
-            )
-        came = f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
-        if student.ndim != 4 or teacher.ndim != 4 or len(student) != len(teacher):
-            raise ValueError(f"MGDLoss expects feature maps (N, C, H, W) of one batch size, {came}")
+            raise ValueError(f"MGDLoss compares one layer with one: give one reference each, one term a pair; {came}")
+        require_maps("MGDLoss", student, teacher)
         if student.shape[2:] != teacher.shape[2:]:
             raise ValueError(f"MGDLoss expects maps of one spatial size (pick layers of the same stride), {came}")
-        if self._channels is not None and self._channels != (student.shape[1], teacher.shape[1]):
-            raise ValueError(f"MGDLoss was built for {self._channels} student and teacher channels, {came}")
+        require_same_channels("MGDLoss", self._channels, [(student, teacher)])
         return student, teacher

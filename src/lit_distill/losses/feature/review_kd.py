@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision
+from lit_distill.losses._numerics import full_precision, require_same_shape
 from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.feature._maps import Channels, as_layers, layer_pairs, require_same_channels
 
 
 @full_precision
@@ -38,16 +39,12 @@ def review_kd_loss(student: Signal, teacher: Signal, *, levels: Sequence[int] = 
         tensor(1.)
     """
     _require_levels(levels)
-    pairs = list(zip(*_same_number(student, teacher), strict=True))
+    pairs = layer_pairs("review_kd_loss", student, teacher)
     return torch.stack([_hierarchical_context(s, t, levels) for s, t in pairs]).sum()
 
 
 def _hierarchical_context(student: Tensor, teacher: Tensor, levels: Sequence[int]) -> Tensor:
-    if student.shape != teacher.shape or student.ndim != 4:
-        raise ValueError(
-            "review_kd_loss expects student and teacher maps (N, C, H, W) of one shape, "
-            f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
-        )
+    require_same_shape("review_kd_loss", student, teacher)
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
     difference = student - teacher  # pooling is linear, so one pooled map a level is enough
     for level in levels:
@@ -139,12 +136,12 @@ class ReviewKDLoss(SizedLoss):
         self.levels = tuple(levels)
         self.max_channels = max_channels
         self.fusions = nn.ModuleList()
-        self._channels: tuple[tuple[int, int], ...] = ()
+        self._channels: Channels | None = None
 
     @property
     def is_built(self) -> bool:
         """Whether the fusion modules exist."""
-        return len(self.fusions) > 0
+        return self._channels is not None
 
     def build(self, example: Example) -> None:
         """Create one fusion module a level.
@@ -152,17 +149,14 @@ class ReviewKDLoss(SizedLoss):
         Raises:
             ValueError: the numbers of levels or the batch sizes differ, or the loss was built for other channels.
         """
-        students, teachers = _levels(example.student, example.teacher)
-        channels = tuple((s.shape[1], t.shape[1]) for s, t in zip(students, teachers, strict=True))
-        if self.is_built:
-            self._require_channels(channels)
+        pairs = self._pairs(example.student, example.teacher)
+        if self._channels is not None:
             return
-        self._channels = channels
-        mid = min(self.max_channels, students[-1].shape[1])
-        last = len(students) - 1
-        for number, (s, t) in enumerate(channels):
-            self.fusions.append(AttentionFusion(s, mid, t, fuse=number < last))
-        self.fusions.to(students[0].device)
+        self._channels = tuple((s.shape[1], t.shape[1]) for s, t in pairs)
+        mid = min(self.max_channels, self._channels[-1][0])
+        for number, (s, t) in enumerate(self._channels, start=1):
+            self.fusions.append(AttentionFusion(s, mid, t, fuse=number < len(pairs)))
+        self.fusions.to(pairs[0][0].device)
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -173,48 +167,28 @@ class ReviewKDLoss(SizedLoss):
             teacher: the teacher's levels, as many.
         """
         self.require_built()
-        students, teachers = _levels(student, teacher)
-        self._require_channels(tuple((s.shape[1], t.shape[1]) for s, t in zip(students, teachers, strict=True)))
+        pairs = self._pairs(student, teacher)
         dtype = next(self.fusions.parameters()).dtype
-        reviewed: list[Tensor] = []
         residual: Tensor | None = None
-        for level, target, fusion in reversed(list(zip(students, teachers, self.fusions, strict=True))):
+        reviewed: list[Tensor] = []
+        for (level, target), fusion in zip(reversed(pairs), reversed(self.fusions), strict=True):
             output, residual = fusion(level.to(dtype), residual, (target.shape[2], target.shape[3]))
-            reviewed.insert(0, output)
-        return review_kd_loss(reviewed, teachers, levels=self.levels)
+            reviewed.append(output)
+        return review_kd_loss(reviewed, [target for _, target in reversed(pairs)], levels=self.levels)
+
+    def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
+        pairs = layer_pairs("ReviewKDLoss", _as_maps(student), _as_maps(teacher))
+        require_same_channels("ReviewKDLoss", self._channels, pairs)
+        return pairs
 
     def extra_repr(self) -> str:
         """The hyperparameters, for ``repr``."""
         return f"levels={self.levels}, max_channels={self.max_channels}"
 
-    def _require_channels(self, channels: tuple[tuple[int, int], ...]) -> None:
-        if channels != self._channels:
-            raise ValueError(
-                f"ReviewKDLoss was built for (student, teacher) channels {list(self._channels)} a level, "
-                f"got {list(channels)}: make a new loss for other layers"
-            )
 
-
-def _levels(student: Signal, teacher: Signal) -> tuple[list[Tensor], list[Tensor]]:
-    """Both signals as lists of maps (N, C, H, W)."""
-    lists = _same_number(student, teacher)
-    students, teachers = ([x[..., None, None] if x.ndim == 2 else x for x in levels] for levels in lists)
-    shapes = [tuple(x.shape) for x in (*students, *teachers)]
-    if any(len(shape) != 4 for shape in shapes) or len({shape[0] for shape in shapes}) != 1:
-        raise ValueError(
-            "ReviewKDLoss expects maps (N, C, H, W) or embeddings (N, D) of one batch size N (frames count), "
-            f"got student {[tuple(x.shape) for x in lists[0]]} and teacher {[tuple(x.shape) for x in lists[1]]}"
-        )
-    return students, teachers
-
-
-def _same_number(student: Signal, teacher: Signal) -> tuple[list[Tensor], list[Tensor]]:
-    students, teachers = ([x] if isinstance(x, Tensor) else list(x) for x in (student, teacher))
-    if len(students) != len(teachers) or not students:
-        raise ValueError(
-            f"knowledge review pairs level by level: got {len(students)} student and {len(teachers)} teacher levels"
-        )
-    return students, teachers
+def _as_maps(signal: Signal) -> list[Tensor]:
+    """Every level as a map (N, C, H, W)."""
+    return [x[..., None, None] if x.ndim == 2 else x for x in as_layers(signal)]
 
 
 def _require_levels(levels: Sequence[int]) -> None:

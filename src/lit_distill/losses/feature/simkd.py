@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_same_shape
 from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.feature._maps import averaged_alike
 from lit_distill.models.simkd import SimKDStudent
 
 
@@ -34,8 +35,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
         tensor(1.)
     """
     if student.shape[:2] == teacher.shape[:2] and student.ndim == teacher.ndim == 4:
-        size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-        student, teacher = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+        student, teacher = averaged_alike(student, teacher)
     require_same_shape("simkd_loss", student, teacher)
     return F.mse_loss(student, teacher)
 
