@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,7 +23,7 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Make a loss function compute in float32 or better, and refuse a result that is not finite.
 
     Tensors of float16 or bfloat16 among the arguments (also within lists) are upcast, float32 and float64 stay, and
-    autocast is off inside, so the result is a float32 or float64 tensor whatever the training precision is. On the CPU
+    autocast is off inside, so the result is a float32 or float64 scalar whatever the training precision is. On the CPU
     a result that is NaN or infinite raises, naming the argument that brought it; on an accelerator that look would
     make every step wait for the device, so there it is left to the one who reads the logged value.
 
@@ -35,7 +36,7 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         with _no_autocast(next(_tensors((args, kwargs))).device.type):
             result = function(*upcast(args), **upcast(kwargs))
-        if can_look(result) and not bool(result.isfinite().all()):
+        if can_look(result) and not _is_finite(result):
             bound = signature.bind(*args, **kwargs).arguments
             raise ValueError(_not_finite(name, result, bound))
         return result
@@ -44,8 +45,8 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    available = torch.amp.is_autocast_available(device)
-    return torch.autocast(device, enabled=False) if available else contextlib.nullcontext()
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
 
 
 def can_look(tensor: Tensor) -> bool:
@@ -71,7 +72,7 @@ def require_finite(name: str, **signals: Tensor | Sequence[Tensor]) -> None:
     Raises:
         ValueError: names the signal, its shape and how many of its values are not finite.
     """
-    bad = [t for t in _tensors(signals) if can_look(t) and not bool(t.isfinite().all())]
+    bad = [t for t in _tensors(signals) if can_look(t) and not _is_finite(t)]
     if bad:
         raise ValueError(_not_finite(name, None, signals))
 
@@ -159,6 +160,11 @@ def kl_from_logits(target: Tensor, input: Tensor, *, temperature: float = 1.0) -
     return kl_from_log_probabilities(
         F.log_softmax(target / temperature, dim=-1), F.log_softmax(input / temperature, dim=-1)
     )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # One read of a scalar is a third of the cost of reducing it, and losses are read every step.
+    return math.isfinite(tensor.item()) if tensor.ndim == 0 else bool(tensor.isfinite().all())
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

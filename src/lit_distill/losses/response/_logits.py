@@ -35,6 +35,8 @@ def class_rows(name: str, student: Tensor, teacher: Tensor, class_dim: int | Non
         class_dim = -1
     if not -student.ndim < class_dim < student.ndim or class_dim == 0:
         raise ValueError(f"{name}: class_dim={class_dim} names no class dimension, {shapes}")
+    if student.ndim == 2:
+        return student, teacher
     return tuple(x.movedim(class_dim, -1).flatten(0, -2) for x in (student, teacher))  # type: ignore[return-value]
 
 

@@ -74,7 +74,7 @@ def _cost_of_logarithms(log_s: Tensor, log_t: Tensor, mutual: Form, eps: float) 
 
 def _log_plus(log_value: Tensor, eps: float) -> Tensor:
     """log(exp(log_value) + eps)."""
-    return log_value if eps == 0 else torch.logaddexp(log_value, torch.full_like(log_value, math.log(eps)))
+    return log_value if eps == 0 else torch.logaddexp(log_value, log_value.new_full((), math.log(eps)))
 
 
 def _cost_of_probabilities(p_s: Tensor, p_t: Tensor, mutual: Form, eps: float) -> Tensor:
