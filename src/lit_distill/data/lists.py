@@ -65,6 +65,7 @@ def read_list(
     """
     if format not in ("video", "frames"):
         raise ValueError(f"format is 'video' or 'frames', came {format!r}")
+    base = os.path.normpath(root)
     folder_labels = {name: index for index, name in enumerate(class_names)}
     samples = []
     with open(file, encoding="utf-8-sig") as lines:
@@ -90,7 +91,7 @@ def read_list(
             frames = numbers[0] if format == "frames" else None
             if frames is not None and frames < 1:
                 raise ValueError(f"{where}: a folder needs at least 1 frame, came {frames}")
-            samples.append(Sample(_inside(path, root, where), label, frames))
+            samples.append(Sample(_inside(path, base, where), label, frames))
     if not samples:
         raise ValueError(f"{os.fspath(file)}: the list is empty, expected a line 'path label' for each video")
     return samples
@@ -166,11 +167,10 @@ def _fields(line: str, numbers: int) -> tuple[str, list[int]]:
     return line, []
 
 
-def _inside(path: str, root: str | os.PathLike[str], where: str) -> str:
-    """``path`` under ``root``, by its text: links that the user made inside the root are the user's own."""
-    base = os.path.normpath(root)
-    joined = os.path.normpath(os.path.join(base, path))
-    reach = os.path.relpath(os.path.abspath(joined), os.path.abspath(base))
-    if reach == os.curdir or reach.split(os.sep, 1)[0] == os.pardir or "\0" in path:
-        raise ValueError(f"{where}: {path!r} is not inside the root {base!r}; set data.root to a folder that holds it")
-    return os.path.join(base, reach)
+def _inside(path: str, root: str, where: str) -> str:
+    """``path`` under ``root``, judged by its text: links that the user made inside the root are the user's own."""
+    base = os.path.abspath(root)
+    reach = os.path.normpath(os.path.join(base, path)).removeprefix(base.rstrip(os.sep) + os.sep)
+    if os.path.isabs(reach) or "\0" in path:
+        raise ValueError(f"{where}: {path!r} is not inside the root {root!r}; set data.root to a folder that holds it")
+    return os.path.join(root, reach)
