@@ -72,6 +72,9 @@ class DISTLoss(nn.Module):
     Paper: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022. The default is the authors' own
     (hunto/DIST_KD), as in PaddleClas; ``eps_form="floor"`` is torchdistill's, through a cosine similarity.
 
+    Use when: the teacher is much stronger than the student, so that its exact probabilities are out of reach; batches
+    should not be tiny, as columns are compared over the batch.
+
     Args:
         beta: β, the weight of rows; the authors use 1 on ImageNet, 2 on CIFAR-100.
         gamma: γ, the weight of columns; the same.

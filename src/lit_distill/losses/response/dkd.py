@@ -70,6 +70,9 @@ class DKDLoss(nn.Module):
     save that they shift the target logit by -1000 where it is left out here, and take log(1 - p) of rounded
     probabilities, which gives infinities once the student is too sure.
 
+    Use when: a trained teacher is so sure of the right class that Hinton's divergence has little left to say of the
+    others; try a smaller beta where teacher and student are far apart.
+
     Args:
         alpha: α, the weight of the target part.
         beta: β, the weight of the rest; the authors use 8 on CIFAR-100 for most pairs, 0.5 on ImageNet.

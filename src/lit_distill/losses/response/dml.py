@@ -108,9 +108,11 @@ class DMLLoss(nn.Module):
     With p = act(student), q = act(teacher), ε = ``eps``, classes c and N samples:
 
     .. math::
+        \begin{aligned}
         L_\text{symmetric} &= \frac{1}{N}\sum_i \sum_c
             \tfrac12 (p_{ic} - q_{ic}) \left(\log(p_{ic} + ε) - \log(q_{ic} + ε)\right) \\
         L_\text{one sided} &= \frac{1}{N}\sum_i \sum_c q_{ic} \log\left(ε + \frac{q_{ic}}{p_{ic} + ε}\right)
+        \end{aligned}
 
     Summed over classes, averaged over samples and any dimensions between; no temperature. ``symmetric`` is half the
     sum of both KL divergences and teaches both networks through one term; it is what PaddleVideo and PaddleClas
@@ -128,6 +130,9 @@ class DMLLoss(nn.Module):
     divergence, whose gradient never fades.
 
     Paper: Zhang et al., "Deep Mutual Learning", CVPR 2018. Symmetric: PaddleVideo's DistillationDMLLoss.
+
+    Use when: no trained teacher exists, or two networks are trained at once anyway: in the paper both end better than
+    alone, and the larger one need not be ready first. It is the method that PP-TSMv2 was published with.
 
     Args:
         activation: what makes probabilities of the signals. ``sigmoid`` treats each class on its own, with the

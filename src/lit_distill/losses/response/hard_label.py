@@ -30,6 +30,9 @@ class HardLabelLoss(nn.Module):
 
     Paper: Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021.
 
+    Use when: temperature and weights shall not be tuned, or teacher and student are of different kinds, as a
+    convolutional teacher and a transformer.
+
     Args:
         class_dim: where the classes stand, needed for four and more dimensions.
 

@@ -48,6 +48,9 @@ class KDLoss(nn.Module):
     Matches the KD of mdistiller, RepDistiller's DistillKL and PaddleClas' KLDivLoss; torchdistill's KDLoss is
     ``alpha * CE + (1 - alpha) * KDLoss``, but without T² when its alpha is 0.
 
+    Use when: a trained teacher of the same task exists: it is the baseline that the others are measured by. Standardize
+    when the teacher is so much larger that the student cannot reach the size of its logits.
+
     Args:
         temperature: T, above 0; 1 to 8 are usual.
         logit_standardization: replace each row of logits by its z-score, (z - mean) / (std + eps) with the unbiased

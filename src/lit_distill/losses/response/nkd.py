@@ -45,6 +45,9 @@ class NKDLoss(nn.Module):
     Paper: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
     Loss and Customized Soft Labels", ICCV 2023; defaults as its authors use them on ImageNet.
 
+    Use when: DKD would be chosen but the weight of its target part is a nuisance, or labels are mixed; the teacher's
+    confidence acts as a label of its own.
+
     Args:
         gamma: γ, the weight of the other classes.
         temperature: T, above 0.

@@ -59,6 +59,9 @@ class SKDLoss(nn.Module):
     with a fixed length that PaddleClas publishes as SKDLoss; the authors' latest program scales the student to the
     teacher's standard deviation instead.
 
+    Use when: teacher and student differ much in size, and so in the length of their logits: only their direction is
+    compared, and there is hardly a temperature to tune.
+
     Args:
         temperature: T, above 0.
         multiplier: m, the common standard deviation of the logits, above 0.

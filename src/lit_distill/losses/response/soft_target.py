@@ -65,6 +65,9 @@ class SoftTargetCrossEntropy(nn.Module):
     (SSLD), 2021. Matches PaddleClas' DistillationCELoss, which leaves the teacher's gradient on; a LossComposer
     detaches it.
 
+    Use when: labels do not fit the crop or clip that the student sees, so that the teacher's view of this very input is
+    the better label; or with unlabelled data, as in SSLD.
+
     Args:
         form: ``cross_entropy`` or ``js``.
         temperature: T, above 0; 1 in both papers.

@@ -45,6 +45,9 @@ class WSLDLoss(nn.Module):
     ICLR 2021. Matches its authors' program and PaddleClas' WSLLoss; the authors weigh it 2.25 on CIFAR-100 (T = 4) and
     2.5 on ImageNet (T = 2), beside the cross-entropy with the labels.
 
+    Use when: soft labels help some samples and hurt others, as where the teacher smooths away what the student already
+    knows; it needs a teacher that is right most of the time, as the weights compare errors on the labels.
+
     Args:
         temperature: T, above 0.
         teacher_labels: take the teacher's most likely class instead of the target, PaddleClas' ``use_target_as_gt``.
