@@ -39,6 +39,12 @@ def test_pptsm_v2_learns_as_published() -> None:
     assert settings["fc.bias"] == settings["stages.2.0.se.conv1.bias"] == (0.1, 0.01)
 
 
+def test_synchronised_norms_do_not_decay_either() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(student())
+    settings = settings_of(paddle_momentum({"Student": model}, lr=0.1, weight_decay=0.01), model)
+    assert {value for name, value in settings.items() if ".bn." in name} == {(0.1, 0.0)}
+
+
 def test_pptsm_v2_without_attention_has_no_fast_layer() -> None:
     model = PPTSMv2(4, 3, scale=0.1, temporal_attention=False)
     optimizer = paddle_momentum({"Student": model}, lr=0.1)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # also the base of SyncBatchNorm
 
 _Factory = TypeVar("_Factory", bound=Callable[..., torch.optim.Optimizer])
 
@@ -47,7 +48,7 @@ def published_groups(model: nn.Module, fast: nn.Linear | None) -> list[Parameter
         model: the network.
         fast: its fast layer: the attention of PP-TSMv2, the classifier of a PP-TSM ResNet; None without one.
     """
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    norms = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters()}
     special = set() if fast is None else {id(p) for p in fast.parameters()}
     parameters = list(model.parameters())
     groups = [

@@ -131,17 +131,20 @@ class DepthwiseSeparable(nn.Module):
         widest = self.dw_conv_list[0]
         assert isinstance(widest, ConvBN)
         reference = widest.conv.weight
-        kernel = torch.zeros_like(reference, dtype=torch.float64)
-        bias = torch.zeros(len(reference), dtype=torch.float64, device=reference.device)
+
+        def exact(tensor: Tensor | None) -> Tensor:
+            assert tensor is not None
+            return tensor.to("cpu", torch.float64)  # some devices have no double precision
+
+        kernel = torch.zeros(reference.shape, dtype=torch.float64)
+        bias = torch.zeros(len(reference), dtype=torch.float64)
         for branch in self.dw_conv_list:
             assert isinstance(branch, ConvBN)
             norm = branch.bn
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            gain = exact(norm.weight) / (exact(norm.running_var) + norm.eps).sqrt()
             margin = (reference.shape[-1] - branch.conv.weight.shape[-1]) // 2
-            kernel += F.pad(branch.conv.weight.double() * gain.reshape(-1, 1, 1, 1), (margin,) * 4)
-            bias += norm.bias.double() - norm.running_mean.double() * gain
+            kernel += F.pad(exact(branch.conv.weight) * gain.reshape(-1, 1, 1, 1), (margin,) * 4)
+            bias += exact(norm.bias) - exact(norm.running_mean) * gain
         conv = widest.conv
         fused = nn.Conv2d(
             conv.in_channels,
