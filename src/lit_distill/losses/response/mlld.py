@@ -87,10 +87,10 @@ class MLLDLoss(nn.Module):
 
     Signals: student logits (N, C) and teacher logits (N, C).
 
-    Paper: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, with the temperatures of its authors. The default is
-    the three levels as they are. The authors' program, on weakly augmented views, also multiplies each level's average
-    by the mean of a mask of the samples (classes) that the teacher is least confident of, a constant near 1/2; with
-    ``confidence_quantile=0.5`` those samples and classes are in fact selected.
+    Paper: Jin, Wang, Lin, "Multi-Level Logit Distillation", CVPR 2023, with its authors' temperatures. The default
+    is the three levels as they are. The authors' program, on weakly augmented views, also multiplies each level's
+    average by the mean of a mask of the samples (classes) that the teacher is least confident of, a constant near 1/2;
+    with ``confidence_quantile=0.5`` those samples and classes are in fact selected.
 
     Use when: only logits can be had and compute is to spare, batches are at least of some dozens, and the teacher is
     trained: the relations of samples and classes then add to what each sample says.
