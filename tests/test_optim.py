@@ -40,7 +40,7 @@ def test_pptsm_v2_learns_as_published() -> None:
 
 
 def test_synchronised_norms_do_not_decay_either() -> None:
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(student())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(student())  # type: ignore[no-untyped-call]
     settings = settings_of(paddle_momentum({"Student": model}, lr=0.1, weight_decay=0.01), model)
     assert {value for name, value in settings.items() if ".bn." in name} == {(0.1, 0.0)}
 
