@@ -29,9 +29,9 @@ def _temperature(case: Case, default: float) -> float:
 
 
 def _target(inputs: LossInputs) -> Tensor:
-    """Class indices (N,); Paddle's come as (N, 1)."""
+    """Class indices (N,), or (N, H, W) of maps; Paddle's come as (N, 1)."""
     name = next(name for name in ("target", "label", "labels") if name in inputs.inputs)
-    return inputs[name].reshape(-1)
+    return inputs[name].squeeze(-1) if inputs[name].ndim == 2 else inputs[name]
 
 
 def _maps_dim(inputs: LossInputs) -> int:
