@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,15 +135,26 @@ class SimKDStudent(nn.Module):
             for g in groups
         ]
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        # Called before the children load: a fresh student takes the sizes of the stored projector and classifier.
-        first = state_dict.get(f"{prefix}network.{self.pool_name}.projector.0.weight")
-        stored = state_dict.get(f"{prefix}network.{self.classifier_name}.weight")
+    def size_like(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Take the sizes of a stored student's projector and classifier, so that its weights find their places.
+
+        ``load_state_dict`` and :func:`lit_distill.models.load_weights` do so. Nothing happens where the projector is in
+        place already, or ``state`` holds none.
+
+        Args:
+            state: tensors by name.
+            prefix: of this student's names in it.
+        """
+        first = state.get(f"{prefix}network.{self.pool_name}.projector.0.weight")
+        stored = state.get(f"{prefix}network.{self.classifier_name}.weight")
         if first is not None and stored is not None and not self.is_sized:
             like = next(self.network.parameters())
             classes, width = stored.shape
             classifier = nn.Linear(width, classes, device=like.device, dtype=like.dtype)
             self.reuse(classifier, in_channels=first.shape[1])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        self.size_like(state_dict, prefix)  # called before the parts load
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
