@@ -34,14 +34,8 @@ def _target(inputs: LossInputs) -> Tensor:
     return inputs[name].squeeze(-1) if inputs[name].ndim == 2 else inputs[name]
 
 
-def _maps_dim(inputs: LossInputs) -> int:
-    """The torch sources take the classes in dimension 1."""
-    assert inputs["student"].ndim >= 2
-    return 1
-
-
 def _kd_reduced(case: Case, inputs: LossInputs, *, standardize: bool) -> Tensor:
-    """T² KL in the case's reduction; every source but mdistiller divides by the batch alone."""
+    """T² KL in the case's reduction; every source but mdistiller divides by the batch alone, pixels or not."""
     student, teacher = inputs["student"], inputs["teacher"]
     loss = kd_loss(
         student,
@@ -49,7 +43,7 @@ def _kd_reduced(case: Case, inputs: LossInputs, *, standardize: bool) -> Tensor:
         temperature=_temperature(case, 4.0),
         logit_standardization=standardize,
         standardization_eps=_number(case, "eps", default=1e-7),
-        class_dim=_maps_dim(inputs),
+        class_dim=1,
     )
     classes = student.shape[1]
     rows = student.numel() // classes
@@ -105,7 +99,7 @@ def dist(case: Case, inputs: LossInputs) -> Tensor:
         temperature=_temperature(case, 1.0),
         eps=_number(case, "eps", default=1e-8),
         eps_form="floor" if case.meta["reference"]["repo"] == "torchdistill" else "added",
-        class_dim=_maps_dim(inputs),
+        class_dim=1,
     )
 
 
