@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -55,7 +54,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
     if not trainer.is_global_zero:
         return {}
-    checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint)), None)
+    checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
     final = _figures(trainer.callback_metrics)
     best_path = checkpoint.best_model_path if checkpoint is not None else ""
     best = _best_figures(checkpoint) or final
@@ -163,7 +162,8 @@ def show_summary(console: Console, module: DistillModule, results: dict[str, Any
         shown = ["" if value is None else f"{100 * value:.2f} %" for value in accuracy]
         table.add_row(name, role, f"{sum(p.numel() for p in model.parameters()):,}", *shown)
     console.print(table)
-    shown_folder = os.path.relpath(folder)
+    here = Path.cwd()
+    shown_folder = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
     console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
     console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)
     console.print("next: distill from what was trained here, for example")
@@ -180,9 +180,15 @@ def next_command(module: DistillModule, folder: str) -> str:
 
 
 def _quiet_lightning() -> None:
-    """Leave out what Lightning says of itself at every start, and its warning that a frozen teacher is in eval mode."""
+    """Leave out what Lightning says of itself at every start, and warnings of what is meant to be so here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
+        r"The number of training batches .* is smaller than the logging interval",  # an epoch's end is logged anyway
+        r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
+        r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 @command("train")

@@ -45,7 +45,8 @@ class Case:
 
     @property
     def hyper(self) -> Mapping[str, Any]:
-        return self.meta.get("hyper", {})
+        hyper: Mapping[str, Any] = self.meta.get("hyper", {})
+        return hyper
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         with np.load(self.path) as archive:

@@ -97,12 +97,10 @@ class Progress(ProgressBar):
         if not self._enabled:
             return
         seconds = time.perf_counter() - self._epoch_start
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if _is_headline(name)]
-        self._console.print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  ({seconds:.1f} s)",
-            highlight=False,
-        )
+        metrics = {**getattr(pl_module, "last_terms", {}), **trainer.callback_metrics}
+        shown = [f"{name} {float(metrics[name]):.4f}" for name in sorted(metrics) if _is_headline(name)]
+        line = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  ({seconds:.1f} s)"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     # ---------------------------------------------------------------- validation and test
 
@@ -110,7 +108,7 @@ class Progress(ProgressBar):
         """A bar of its own."""
         self._close()
         if not trainer.sanity_checking:
-            self._open("validation", self.total_val_batches_current_dataloader)
+            self._open("validation", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
         self,
@@ -122,7 +120,7 @@ class Progress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Move the bar."""
-        self._show("validation", batch_idx + 1, self.total_val_batches_current_dataloader, "")
+        self._show("validation", batch_idx + 1, sum(trainer.num_val_batches), "")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -130,7 +128,7 @@ class Progress(ProgressBar):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A bar of its own."""
-        self._open("test", self.total_test_batches_current_dataloader)
+        self._open("test", sum(trainer.num_test_batches))
 
     def on_test_batch_end(
         self,
@@ -142,7 +140,7 @@ class Progress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Move the bar."""
-        self._show("test", batch_idx + 1, self.total_test_batches_current_dataloader, "")
+        self._show("test", batch_idx + 1, sum(trainer.num_test_batches), "")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the bar away."""
@@ -171,7 +169,7 @@ class Progress(ProgressBar):
             self._bar.update(self._task, completed=done, status=status)
         elif self._enabled and not self.is_live and time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
-            self._console.print(f"{name}  {done}/{total}  {status}", highlight=False)
+            self._console.print(f"{name}  {done}/{total}  {status}", highlight=False, soft_wrap=True)
 
     def _close(self) -> None:
         if self._bar is not None:

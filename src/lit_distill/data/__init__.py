@@ -14,6 +14,7 @@ from lit_distill.data.decode import (
 from lit_distill.data.encode import write_video
 from lit_distill.data.lists import Sample, read_class_names, read_list
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
+from lit_distill.data.moving_digits import MovingDigits
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
 from lit_distill.data.sampling import FrameSampling
 from lit_distill.data.transforms import ClipTransform, normalize
@@ -26,6 +27,7 @@ __all__ = [
     "EvalSampler",
     "FrameSampling",
     "Mixup",
+    "MovingDigits",
     "Sample",
     "SampleKey",
     "ShortVideoError",

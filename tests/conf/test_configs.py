@@ -1,0 +1,169 @@
+"""Every file under conf/ composes and what it describes is built; no file is left out."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from safetensors.torch import save_file
+
+from lit_distill._cli import conf_dir
+from lit_distill.train import build_module
+
+FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
+EXPERIMENTS = [path.stem for path in FILES if path.parts[0] == "experiment"]
+DATA = "moving_digits_tiny"
+
+
+def composed(*overrides: str, run_dir: Path) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", [*overrides, f"run_dir={run_dir}"])
+
+
+def group(name: str) -> list[str]:
+    return [path.stem for path in FILES if path.parts[0] == name]
+
+
+def test_every_group_is_covered_here() -> None:
+    covered = {
+        "data",
+        "model",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "teacher",
+        "experiment",
+    }
+    assert {path.parts[0] for path in FILES if len(path.parts) > 1} == covered
+    assert [str(path) for path in FILES if len(path.parts) == 1] == ["train.yaml"]
+
+
+@pytest.mark.parametrize("name", group("data"))
+def test_data(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"data={name}", run_dir=tmp_path)
+    data = instantiate(config.data)
+    assert data.num_classes == config.data.num_classes
+    assert {"num_frames", "size"} <= set(config.data)
+    reference = composed("experiment=baseline_pptsmv2", "data=kinetics400", run_dir=tmp_path)
+    assert set(config.preset) == set(reference.preset), "every data set sets the same preset keys"
+
+
+@pytest.mark.parametrize("name", group("model"))
+def test_model(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"model@models.Student={name}", f"data={DATA}", run_dir=tmp_path)
+    model = instantiate(config.models.Student).eval()
+    data = config.data
+    with torch.no_grad():
+        logits = model(torch.zeros(1, data.num_frames, 3, data.size, data.size))
+    assert logits.shape == (1, data.num_classes)
+
+
+@pytest.mark.parametrize("name", group("loss"))
+def test_loss(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"loss@losses.ce.loss={name}", run_dir=tmp_path)
+    assert isinstance(instantiate(config.losses.ce.loss), torch.nn.Module)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*itertools.product(["optimizer"], group("optimizer")), *itertools.product(["scheduler"], group("scheduler"))],
+)
+def test_optimizer_and_scheduler(kind: str, name: str, tmp_path: Path) -> None:
+    config = composed("experiment=dml_pptsmv2", f"{kind}={name}", f"data={DATA}", run_dir=tmp_path)
+    module = build_module(config)
+    assert callable(module._scheduler_factory)
+    module._scheduler_factory = None
+    optimizer: Any = module.configure_optimizers()
+    held = {id(p) for parameters in optimizer.param_groups for p in parameters["params"]}
+    assert held == {id(p) for p in module.parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", group("trainer"))
+def test_trainer(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"trainer={name}", f"data={DATA}", run_dir=tmp_path)
+    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(Exception, match=r"gpu|CUDA|GPU") as caught:
+            instantiate(config.trainer)
+        assert isinstance(caught.value.__cause__, MisconfigurationException)
+    else:
+        assert instantiate(config.trainer).max_epochs == config.preset.epochs
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*itertools.product(["callbacks"], group("callbacks")), *itertools.product(["logger"], group("logger"))],
+)
+def test_callbacks_and_loggers(kind: str, name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"{kind}={name}", run_dir=tmp_path)
+    for node in config[kind].values():
+        assert instantiate(node) is not None
+
+
+@pytest.mark.parametrize("name", group("teacher"))
+def test_teacher(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=kd_pptsmv2", f"teacher={name}", f"data={DATA}", run_dir=tmp_path)
+    if config.frozen:
+        with pytest.raises(
+            ValueError, match=r"Teacher is frozen but has no weights: give models\.Teacher\.pretrained="
+        ):
+            build_module(config)
+    else:
+        assert "ce_teacher" in build_module(config).composer.terms
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment(name: str, tmp_path: Path) -> None:
+    config = composed(f"experiment={name}", f"data={DATA}", run_dir=tmp_path)
+    for frozen in config.frozen:  # its weights come from a file, as a user gives them
+        weights = tmp_path / f"{frozen}.safetensors"
+        save_file(instantiate(config.models[frozen]).state_dict(), weights)
+        config.models[frozen].pretrained = str(weights)
+    module = build_module(config)
+    assert module.student == "Student"
+    published = composed(f"experiment={name}", "data=kinetics400", run_dir=tmp_path)
+    assert {n: m._target_ for n, m in published.models.items()} == {n: m._target_ for n, m in config.models.items()}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_overrides_only_and_short(name: str) -> None:
+    lines = (conf_dir() / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# "), "the second line says what it is"
+    assert len(lines) <= 25
+
+
+def test_the_origins_experiment_is_the_origins(tmp_path: Path) -> None:
+    config = composed("experiment=dml_pptsmv2", "data=kinetics400", run_dir=tmp_path)
+    assert config.models.Teacher._target_ == "lit_distill.models.PPTSMResNet"
+    assert config.models.Teacher.depth == 50
+    assert config.models.Student._target_ == "lit_distill.models.PPTSMv2"
+    assert config.frozen == []
+    pairs = {name: (term.loss._target_.rpartition(".")[2], list(term.pair)) for name, term in config.losses.items()}
+    assert pairs == {
+        "ce": ("CrossEntropyLoss", ["Student", "GroundTruth"]),
+        "ce_teacher": ("CrossEntropyLoss", ["Teacher", "GroundTruth"]),
+        "dml": ("DMLLoss", ["Student", "Teacher"]),
+    }
+    assert all(term.get("weight", 1.0) == 1.0 for term in config.losses.values())
+    assert list(config.val_losses) == ["ce"]
+    assert list(config.val_losses.ce.pair) == ["Student", "GroundTruth"]
+
+
+def test_method_models_and_data_vary_independently(tmp_path: Path) -> None:
+    config = composed(
+        "experiment=dml_pptsmv2", "model@models.Teacher=pptsmv2", "data=kinetics400", "trainer=ddp", run_dir=tmp_path
+    )
+    assert config.models.Teacher._target_ == "lit_distill.models.PPTSMv2"
+    assert config.models.Teacher.num_classes == 400
+    assert config.trainer.strategy == "ddp"
+    assert config.trainer.max_epochs == 120
