@@ -137,7 +137,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: 
         )
     found = _find(model, targets, contents, file, wanted)
     matched, wrong = found.matched, found.wrong
-    absent = {name: "not in the file" for name in targets if name not in found.tensors and not _is_counter(name)}
+    absent = {name: "not in the file" for name in targets if name not in found.tensors and not is_counter(name)}
     head = _head(model)
 
     missing: dict[str, str] = {}
@@ -151,7 +151,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: 
         if reset_head and name.startswith(head) and name not in missing
     }
     title = f"{file}{f', {found.name} of it,' if found.name else ''} does not fit {type(model).__name__}"
-    total = sum(not _is_counter(name) for name in targets)
+    total = sum(not is_counter(name) for name in targets)
     if 10 * len(found.tensors) < total:
         raise WeightsError(f"{title}: only {matched} of its {total} tensors match, so it is another network's file")
     if faults := {name: why for name, why in wrong.items() if name not in missing and name not in reset}:
@@ -186,7 +186,7 @@ class _Found:
 
     @property
     def matched(self) -> int:
-        return sum(name not in self.wrong and not _is_counter(name) for name in self.tensors)
+        return sum(name not in self.wrong and not is_counter(name) for name in self.tensors)
 
     def is_image_classifier(self, name: str) -> bool:
         """Whether it is the 1000-class classifier of an ImageNet network, which is none for videos."""
@@ -264,7 +264,7 @@ def leftovers(
             continue
         if any(map(is_fused_branch, names)):
             ignored[key] = "fused from parallel branches that the file holds too"
-        elif _is_counter(key):
+        elif is_counter(key):
             ignored[key] = "a counter that this network does without"
         elif names:
             unexpected[key] = "the network has no such tensor"
@@ -287,7 +287,8 @@ def _hint(wrong: Mapping[str, str], head: tuple[str, ...]) -> str:
     return " Build the network with the width, depth, frames and classes of the file"
 
 
-def _is_counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
+    """Whether it is one of BatchNorm's counters, which published files do not have."""
     return name.endswith(_COUNTER)
 
 

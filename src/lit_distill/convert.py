@@ -1,0 +1,170 @@
+"""`python -m lit_distill.convert`: PaddleVideo's weights and configs into this library's.
+
+python -m lit_distill.convert weights.pdparams student.safetensors --model pptsmv2
+python -m lit_distill.convert pptsm_lcnet_k400_16frames_uniform_dml_distillation.yaml conf/
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_distill.models import PPTSMResNet, PPTSMv2, WeightsError
+from lit_distill.models import paddle_keys as keys
+from lit_distill.models.state_files import (
+    ORIGIN,
+    PUBLISHED,
+    Rules,
+    choose_prefix,
+    display,
+    few,
+    file_sha256,
+    group_by_prefix,
+    read_contents,
+    split_name,
+)
+from lit_distill.models.weights import LoadReport, is_counter, leftovers
+
+
+class _Network(NamedTuple):
+    to_native: Callable[[str], str | None]
+    to_published: Callable[[str], str | None]
+    skeleton: Callable[[dict[str, Tensor]], nn.Module]  # has the names that a complete file must have; any widths
+
+
+def _pptsm_v2(state: dict[str, Tensor]) -> nn.Module:
+    blocks = [
+        {match[1] for name in state if (match := re.match(rf"stages\.{stage}\.(\d+)\.", name))} for stage in range(4)
+    ]
+    return PPTSMv2(
+        1,
+        3,
+        temporal_attention=any(name.startswith("temporal_attention.") for name in state),
+        scale=0.125,
+        depths=[max(1, len(stage)) for stage in blocks],
+        class_expand=8,
+        reparameterized=any(map(keys.is_fused_branch, state)),
+    )
+
+
+_NETWORKS = {
+    "pptsmv2": _Network(keys.pptsm_v2_to_native, keys.pptsm_v2_to_published, _pptsm_v2),
+    **{
+        f"pptsm_resnet{depth}": _Network(
+            partial(keys.pptsm_resnet_to_native, depth=depth),
+            partial(keys.pptsm_resnet_to_published, depth=depth),
+            lambda state, depth=depth: PPTSMResNet(depth, 1, 3, width=0.125),  # type: ignore[misc]
+        )
+        for depth in keys.RESNET_DEPTHS
+    },
+}
+
+
+def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[str], *, model: str) -> LoadReport:
+    """Write one network of a weights file as ``.safetensors`` under its native names and layouts.
+
+    Values and types stay as they are, whatever the width, the depth and the number of classes and frames. The file
+    remembers that it comes from a published network: an image network in it starts a video network as it did before.
+
+    Args:
+        source: any file that :func:`lit_distill.models.load_weights` reads; ``#Name`` where it holds several.
+        target: the ``.safetensors`` file to write; replaced if it exists, at once or not at all.
+        model: ``pptsmv2``, or ``pptsm_resnet18``, ``34``, ``50``, ``101``, ``152``.
+
+    Returns:
+        What was written (``matched``), and what the file lacks or holds too.
+
+    Raises:
+        WeightsError: the source is refused, or is no file of that network; the target is not to be written.
+    """
+    if model not in _NETWORKS:
+        raise WeightsError(f"model expects one of {', '.join(_NETWORKS)}, came {model!r}")
+    network, path = _NETWORKS[model], Path(target).expanduser()
+    file, wanted = split_name(source)
+    if path.suffix != ".safetensors" or not path.parent.is_dir():
+        raise WeightsError(f"the target is a .safetensors file in a folder that exists, came {path}")
+    contents = read_contents(file)
+    rules = Rules(network.to_native if contents.paddle else str, contents.paddle)
+
+    def is_ours(name: str) -> bool:
+        return network.to_published(name) is not None and not (contents.paddle and keys.is_fused_branch(name))
+
+    groups = group_by_prefix(contents.tensors, rules, is_ours)
+    sizes = {prefix: len(places) for prefix, places in groups.items()}
+    if not groups:
+        raise WeightsError(f"nothing in {file} belongs to {model}: it holds {few(contents.tensors)}")
+    prefix = choose_prefix(sizes, wanted, max(sizes.values()), file)
+    state = {
+        name: contents.tensors[key].t()
+        if contents.paddle and contents.tensors[key].ndim == 2
+        else contents.tensors[key]
+        for name, key in groups[prefix].items()
+    }
+
+    names = [name for name in network.skeleton(state).state_dict() if not is_counter(name)]
+    missing = {name: "not in the file" for name in names if name not in state}
+    foreign = [name for name in state if name not in names]
+    lacking = [name for name in missing if not name.startswith("fc.")]
+    if foreign or lacking:
+        raise WeightsError(
+            f"{file} is no {model}: of {len(names)} tensors it lacks {len(lacking)}: {few(lacking)}; "
+            f"it has {len(foreign)} besides: {few(foreign)}"
+        )
+    unexpected, ignored = leftovers(contents.tensors, rules, groups[prefix], prefix)
+    sha256 = file_sha256(file)
+    metadata = {"format": "pt", "model": model, "source": file.name, "source_sha256": sha256}
+    if contents.published:
+        metadata[ORIGIN] = PUBLISHED
+    temporary = path.with_name(f"{path.name}.tmp")
+    save_file(
+        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
+        temporary,
+        metadata,
+    )
+    os.replace(temporary, path)
+    return LoadReport(file, sha256, len(state), len(names), missing, unexpected, {}, ignored, {}, display(prefix))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert what the command line names; 0, or 1 after one line on what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_distill.convert", description="PaddleVideo's weights and configs into this library's."
+    )
+    parser.add_argument("source", help="a weights file (.pdparams, or any other kind), or a PaddleVideo .yaml")
+    parser.add_argument("target", help="a .safetensors file; for a .yaml the folder of your configs, such as conf/")
+    parser.add_argument("--model", choices=sorted(_NETWORKS), help="the network in a weights file")
+    given = parser.parse_args(arguments)
+    try:
+        if Path(given.source).suffix.lower() in (".yaml", ".yml"):
+            return _convert_config(given.source, given.target)
+        if given.model is None:
+            parser.error("weights need --model")
+        report = convert_weights(given.source, given.target, model=given.model)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(report)
+    print(f"written {given.target}; use it as models.<Name>.pretrained={given.target}")
+    return 0
+
+
+def _convert_config(source: str, target: str) -> int:
+    from lit_distill.paddle_config import convert_config
+
+    conversion = convert_config(source, target)
+    print(conversion)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
