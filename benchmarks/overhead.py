@@ -44,9 +44,12 @@ class Repeat(Dataset[tuple[Tensor, int]]):
 class Clock(Callback):
     """CPU seconds a step between the first batch's end and the last's: set-up is left out."""
 
+    first = last = 0.0
+    steps = 0
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         self.last = time.process_time()
-        self.steps = trainer.global_step
+        self.steps = int(trainer.global_step)
         if self.steps == 1:
             self.first = self.last
 

@@ -1,0 +1,43 @@
+"""The wheel holds the package and its configs, and runs an experiment from an empty folder without the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_wheel_runs_from_an_empty_folder(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
+    assert {f"lit_distill/{name}" for name in shipped} <= names
+    assert "lit_distill/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "LIT_DISTILL_CACHE": str(tmp_path / "cache")}
+    where = subprocess.run(
+        [sys.executable, "-c", "import lit_distill._cli as c; print(c.conf_dir())"],
+        cwd=empty, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert Path(where.stdout.strip()) == tmp_path / "site" / "lit_distill" / "conf"
+    result = subprocess.run(
+        [sys.executable, "-m", "lit_distill.train", "experiment=baseline_pptsmv2", "data=moving_digits_tiny",
+         "trainer=cpu", "trainer.max_epochs=1"],
+        cwd=empty, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    (run,) = (empty / "runs" / "baseline_pptsmv2").iterdir()
+    assert (run / "student.safetensors").is_file()
