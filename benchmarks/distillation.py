@@ -105,7 +105,7 @@ def main() -> None:
             for e, name in EXPERIMENTS.items()
         ),
         "",
-        f"{classes} classes, chance {100 / classes:.1f} %; epoch chosen on validation; seeds and order of clips paired.",
+        f"{classes} classes, chance {100 / classes:.1f} %; epoch chosen on validation; seeds paired.",
     ]
     print("\n".join(lines))
     if not arguments.overrides:

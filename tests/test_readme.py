@@ -26,7 +26,8 @@ def test_there_is_python_to_run() -> None:
 
 
 def test_every_config_named_in_a_command_exists() -> None:
-    named = set(re.findall(r"\b(experiment|data|trainer|optimizer|model@models\.\w+)=(\w+)", README))
+    commands = re.sub(r"```python\n.*?```", "", README, flags=re.DOTALL)
+    named = set(re.findall(r"\b(experiment|data|trainer|optimizer|model@models\.\w+)=(\w+)", commands))
     assert named
     for group, name in named:
         file = conf_dir() / group.partition("@")[0] / f"{name}.yaml"
