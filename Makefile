@@ -16,7 +16,8 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lit_distill.train experiment=dml_pptsmv2 $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --doctest-modules src
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
