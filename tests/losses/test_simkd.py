@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import copy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from lightning import Trainer
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill.losses import Example, SimKD, simkd_loss
-from lit_distill.models import PPTSMResNet, PPTSMv2, SimKDStudent
+from lit_distill.models import PPTSMResNet, PPTSMv2, SimKDStudent, load_weights
 from lit_distill.optim import paddle_momentum
 from losses import checks
 
@@ -81,11 +83,19 @@ def test_the_classifier_is_the_teachers_and_belongs_to_it() -> None:
     assert rates[id(teacher.fc.weight)] == pytest.approx(0.5), "the teacher's own rule, its classifier learns faster"
 
 
-def test_the_weights_stand_alone() -> None:
+def test_the_weights_stand_alone(tmp_path: Path) -> None:
     student, _ = sized()
     alone, _ = student_and_teacher()
     alone.load_state_dict(student.state_dict())
     torch.testing.assert_close(alone.eval()(VIDEO), student.eval()(VIDEO))
+    for file, state in (
+        ("student.safetensors", student.state_dict()),
+        ("run.ckpt", {f"models.Student.{name}": value for name, value in student.state_dict().items()}),
+    ):
+        save_file(state, tmp_path / file) if file.endswith("safetensors") else torch.save(state, tmp_path / file)
+        read, _ = student_and_teacher()
+        assert load_weights(read, tmp_path / file).complete
+        torch.testing.assert_close(read.eval()(VIDEO), student(VIDEO))
     twin = copy.deepcopy(student)
     torch.testing.assert_close(twin(VIDEO), student(VIDEO))
 

@@ -135,7 +135,7 @@ class SimKDStudent(nn.Module):
             for g in groups
         ]
 
-    def size_like(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+    def size_like(self, state: Mapping[str, Tensor], prefix: str | None = None) -> None:
         """Take the sizes of a stored student's projector and classifier, so that its weights find their places.
 
         ``load_state_dict`` and :func:`lit_distill.models.load_weights` do so. Nothing happens where the projector is in
@@ -143,15 +143,16 @@ class SimKDStudent(nn.Module):
 
         Args:
             state: tensors by name.
-            prefix: of this student's names in it.
+            prefix: of this student's names in it; None for whichever the one student in it has.
         """
-        first = state.get(f"{prefix}network.{self.pool_name}.projector.0.weight")
-        stored = state.get(f"{prefix}network.{self.classifier_name}.weight")
-        if first is not None and stored is not None and not self.is_sized:
+        name = f"network.{self.pool_name}.projector.0.weight"
+        keys = [key for key in state if key == f"{prefix}{name}" or (prefix is None and key.endswith(name))]
+        stored = state.get(f"{keys[0].removesuffix(name)}network.{self.classifier_name}.weight") if keys else None
+        if stored is not None and not self.is_sized:
             like = next(self.network.parameters())
             classes, width = stored.shape
             classifier = nn.Linear(width, classes, device=like.device, dtype=like.dtype)
-            self.reuse(classifier, in_channels=first.shape[1])
+            self.reuse(classifier, in_channels=state[keys[0]].shape[1])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         self.size_like(state_dict, prefix)  # called before the parts load

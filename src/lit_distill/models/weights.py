@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.paddle import WeightsError
 from lit_distill.models.paddle_keys import is_fused_branch, statistics_to_native
+from lit_distill.models.simkd import SimKDStudent
 from lit_distill.models.state_files import (
     Contents,
     Rules,
@@ -129,6 +130,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: 
     """
     file, wanted = split_name(path)
     contents = read_contents(file)
+    if isinstance(model, SimKDStudent):
+        model.size_like(contents.tensors)
     targets = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     if contents.published and any(map(is_fused_branch, targets)):
         raise WeightsError(
