@@ -37,7 +37,7 @@ _MAX_NAME = 512
 _MAX_STEPS = 4_000_000  # some 35 opcodes a tensor; bounds the containers that a small file can ask for
 _LOOKALIKES: Mapping[bytes, str] = {
     b"PK\x03\x04": "a zip archive; a PyTorch file must be named .pth, .pt or .ckpt",
-    b"version https://git-lfs": "a Git LFS pointer, not the weights themselves: run `git lfs pull`",
+    b"version https://git-lfs": "a Git LFS pointer, not the weights themselves: run git lfs pull",
     b"\x1f\x8b": "a gzip archive: unpack it first",
     b"<": "an HTML or XML page: the download failed",
 }
