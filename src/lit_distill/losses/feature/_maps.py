@@ -69,13 +69,19 @@ def require_same_channels(name: str, built: Channels | None, pairs: Sequence[tup
 
 def averaged_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both maps at the smaller of their heights and widths, by adaptive average pooling."""
-    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    (h, w), (to_h, to_w) = size_of(student), size_of(teacher)
+    size = (min(h, to_h), min(w, to_w))
     return averaged(student, size), averaged(teacher, size)
 
 
-def averaged(features: Tensor, size: tuple[int, ...]) -> Tensor:
+def size_of(features: Tensor) -> tuple[int, int]:
+    """Height and width of a map."""
+    return features.shape[2], features.shape[3]
+
+
+def averaged(features: Tensor, size: tuple[int, int]) -> Tensor:
     """A map at another size by adaptive average pooling; itself where the size is its own."""
-    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)
+    return features if size_of(features) == size else F.adaptive_avg_pool2d(features, size)
 
 
 def unit_vectors(x: Tensor) -> Tensor:
@@ -86,12 +92,14 @@ def unit_vectors(x: Tensor) -> Tensor:
     largest = x.detach().abs().amax(dim=-1, keepdim=True)
     scaled = x / torch.where(largest == 0, 1.0, largest)
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / torch.where(length == 0, 1.0, length)
+    result: Tensor = scaled / torch.where(length == 0, 1.0, length)
+    return result
 
 
 def apply_layer(layer: nn.Module, features: Tensor) -> Tensor:
     """``layer`` on ``features`` in the precision of its parameters; a half-precision result as float32."""
-    return upcast(layer(features.to(next(layer.parameters()).dtype)))
+    output: Tensor = layer(features.to(next(layer.parameters()).dtype))
+    return upcast(output)
 
 
 def _one_or_list(shapes: list[tuple[int, ...]]) -> str:

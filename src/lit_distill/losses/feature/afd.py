@@ -16,6 +16,7 @@ from lit_distill.losses.feature._maps import (
     averaged,
     require_maps,
     shapes_of,
+    size_of,
     unit_vectors,
 )
 
@@ -161,16 +162,16 @@ class AFDLoss(SizedLoss):
         self._channels_of(student, teacher)
         ours, theirs = as_layers(student), as_layers(teacher)
         key = torch.stack([apply_layer(k, s.mean(dim=(2, 3))) for k, s in zip(self.keys, ours, strict=True)], dim=1)
-        keys = apply_layer(self.bilinear, key.flatten(0, 1)).unflatten(0, key.shape[:2])
+        keys = apply_layer(self.bilinear, key.flatten(0, 1)).reshape(*key.shape[:2], len(theirs), self.qk_dim)
         queries = [apply_layer(q, t.mean(dim=(2, 3))) for q, t in zip(self.queries, theirs, strict=True)]
         energies = [s.square().mean(dim=1) for s in ours]
-        sizes = [tuple(t.shape[2:]) for t in theirs]
+        sizes = [size_of(t) for t in theirs]
         # Equal sizes share one pooled tensor, wherever in the list they stand.
         values = {size: _values(energies, size) for size in dict.fromkeys(sizes)}
         return afd_loss(
             [values[size] for size in sizes],
             [unit_vectors(t.square().mean(dim=1).flatten(1)) for t in theirs],
-            keys=keys.unflatten(2, (len(theirs), self.qk_dim)),
+            keys=keys,
             queries=torch.stack(queries, dim=1),
             student_positions=self.student_positions,
             teacher_positions=self.teacher_positions,
@@ -188,6 +189,6 @@ class AFDLoss(SizedLoss):
         return ours, theirs
 
 
-def _values(energies: list[Tensor], size: tuple[int, ...]) -> Tensor:
+def _values(energies: list[Tensor], size: tuple[int, int]) -> Tensor:
     """Energy maps (N, H, W) of all layers at one size, as unit vectors (N, S, H*W)."""
     return unit_vectors(torch.stack([averaged(e.unsqueeze(1), size).flatten(1) for e in energies], dim=1))

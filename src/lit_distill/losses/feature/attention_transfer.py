@@ -49,7 +49,8 @@ def attention_transfer_loss(student: Signal, teacher: Signal, *, p: int = 2, mod
 def _between(student: Tensor, teacher: Tensor, *, p: int, mode: Mode) -> Tensor:
     difference = _attention(student, p, mode) - _attention(teacher, p, mode)
     if mode == "paper":
-        return torch.linalg.vector_norm(difference, dim=1).mean()
+        lengths: Tensor = torch.linalg.vector_norm(difference, dim=1)
+        return lengths.mean()
     return difference.square().mean()
 
 

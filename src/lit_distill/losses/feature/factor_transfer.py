@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,6 +41,7 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: int | None = N
         ValueError: shapes that cannot be compared, a power below 1, or a result that is not finite.
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.ones(1, 1, 2, 2), torch.eye(2).expand(1, 1, 2, 2)
         >>> round(factor_transfer_loss(student, teacher).item(), 4)
         0.3536
@@ -85,8 +87,8 @@ class FactorTransferLoss(SizedLoss):
         arXiv:1802.04977. Networks and F are the authors' code's; RepDistiller's F averages over channels (``p1=2``)
         and has BatchNorm in the translator (``batch_norm=True``).
 
-    Use when: the last maps of a wide teacher. The paraphraser costs 9 C² (1 + ...) weights: for more than about a
-        thousand channels tap an earlier layer, or take a smaller ``rate``.
+    Use when: the last maps of a wide teacher. The paraphraser has about 32 C² weights for a teacher of C
+        channels: above a thousand channels tap an earlier layer or take a smaller ``rate``.
 
     Args:
         beta: β, weight of the transfer beside the reconstruction, at least 0.
@@ -100,6 +102,7 @@ class FactorTransferLoss(SizedLoss):
         ValueError: a hyperparameter is out of its range, or maps that cannot be compared.
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.randn(2, 8, 4, 4), torch.randn(2, 16, 4, 4)
         >>> loss = FactorTransferLoss()
         >>> loss.build(Example(student, teacher))
@@ -196,7 +199,7 @@ def _layers(
     kind: type[nn.Conv2d] | type[nn.ConvTranspose2d], widths: tuple[int, ...], *, batch_norm: bool = False
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+    for inputs, outputs in pairwise(widths):
         layers.append(kind(inputs, outputs, 3, padding=1))
         if batch_norm:
             layers.append(nn.BatchNorm2d(outputs))

@@ -20,6 +20,7 @@ from lit_distill.losses.feature._maps import (
     layer_pairs,
     require_same_channels,
     shapes_of,
+    size_of,
 )
 
 Reduction = Literal["batchmean", "sum"]
@@ -144,9 +145,9 @@ class OverhaulLoss(SizedLoss):
     r"""OverHaul feature distillation: the teacher's features before the ReLU, its negative ones cut at a margin.
 
     Signals: feature maps (N, C, H, W) **before the activation**, one a network or a list from shallow to deep, such as
-    the sum of a residual block (``…act:input``) or a BatchNorm (``….bn``). A connector, 1x1 convolution without bias and
-    BatchNorm, brings the student to the teacher's channels; connectors are sized from an example batch, and are trained
-    and saved with the run. Sum over C, H and W, mean over N, divided by ``divisor``.
+    the sum of a residual block (``…act:input``) or a BatchNorm (``….bn``). A connector, a 1x1 convolution without bias
+    and BatchNorm, brings the student to the teacher's channels; connectors are sized from an example batch, and are
+    trained and saved with the run. Sum over C, H and W, mean over N, divided by ``divisor``.
 
     The margins come from the BatchNorm before the teacher's ReLU: the tapped modules themselves where they are
     BatchNorms, else ``batch_norms`` names them, as for a residual sum, where the published choice is the last BatchNorm
@@ -263,8 +264,8 @@ class OverhaulLoss(SizedLoss):
         pairs = layer_pairs("OverhaulLoss", student, teacher)
         require_same_channels("OverhaulLoss", self._channels, pairs)
         if self.pool_teacher:
-            pairs = [(s, averaged(t, tuple(s.shape[2:]))) for s, t in pairs]
-        if any(s.shape[2:] != t.shape[2:] for s, t in pairs):
+            pairs = [(s, averaged(t, size_of(s))) for s, t in pairs]
+        if any(size_of(s) != size_of(t) for s, t in pairs):
             raise ValueError(
                 "OverhaulLoss expects maps of equal height and width (tap layers of the same stride, or set "
                 f"pool_teacher=True): {shapes_of(student, teacher)}"
@@ -335,7 +336,7 @@ def _make_connector(student: int, teacher: int, kernel_size: int) -> nn.Module:
 
 def _find_module(name: str, models: Mapping[str, nn.Module]) -> nn.Module:
     model, _, path = name.partition(".")
-    modules = dict(models[model].named_modules()) if model in models else {}
+    modules: dict[str, nn.Module] = dict(models[model].named_modules()) if model in models else {}
     if path not in modules:
         norms = [f"{m}.{n}" for m in models for n, part in models[m].named_modules() if isinstance(part, _BatchNorm)]
         raise ValueError(f"OverhaulLoss: batch_norms names {name!r}, which is no module; the last are {norms[-8:]}")

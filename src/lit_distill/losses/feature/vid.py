@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -143,5 +144,5 @@ class VIDLoss(SizedLoss):
 
 
 def _make_regressor(widths: Sequence[int]) -> nn.Module:
-    first, second, third = (nn.Conv2d(i, o, 1, bias=False) for i, o in zip(widths[:-1], widths[1:], strict=True))
+    first, second, third = (nn.Conv2d(i, o, 1, bias=False) for i, o in pairwise(widths))
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
