@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lit_distill.models import paddle
+from lit_distill.models import paddle, pickle_machine
 from lit_distill.models.paddle import WeightsError, read_pdparams
 from models.pdparams_files import FLOAT32, RECONSTRUCT, Saved, array, as_published, file, ordered, refused
 
@@ -220,7 +220,7 @@ def _tensors_or_error(tmp_path: Path, data: bytes) -> None:
 
 
 def test_a_flood_of_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paddle, "_MAX_STEPS", 1000)
+    monkeypatch.setattr(pickle_machine, "_MAX_STEPS", 1000)
     with pytest.raises(WeightsError, match="more than 1000 opcodes"):
         read(tmp_path, b"\x80\x03" + b"}" * 2000 + b".")
 
@@ -229,3 +229,4 @@ def test_neither_paddle_nor_pickle_takes_part(tmp_path: Path) -> None:
     read(tmp_path, as_published({"w": np.ones(2)}, 4))
     assert "paddle" not in sys.modules
     assert not hasattr(paddle, "pickle")
+    assert not hasattr(pickle_machine, "pickle")

@@ -370,8 +370,8 @@ def test_the_network_keeps_its_mode_and_its_gradients(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in target.parameters())
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_a_resnet50_loads_within_a_second(protocol: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("protocol", "seconds"), [(2, 2.0), (4, 1.0)])  # protocol 2 stores bytes as text: 0.7 and 0.15
+def test_a_resnet50_loads_within_a_second(protocol: int, seconds: float, tmp_path: Path) -> None:
     target = PPTSMResNet(50, 400, 8)
     path = pdparams(tmp_path, published(target), protocol=protocol)
     spent = []
@@ -380,7 +380,7 @@ def test_a_resnet50_loads_within_a_second(protocol: int, tmp_path: Path) -> None
         report = load_weights(target, path)
         spent.append(time.process_time() - start)
     assert report.matched == 277
-    assert min(spent) < 1.0
+    assert min(spent) < seconds
 
 
 # Files that are refused
