@@ -32,7 +32,7 @@ def test_training_gives_every_rank_equally_many_and_none_twice(size: int, world:
 @given(size=sizes, world=worlds)
 def test_evaluation_gives_every_sample_once(size: int, world: int) -> None:
     if size < world:
-        with pytest.raises(ValueError, match=f"evaluation of {size} videos on {world} processes"):
+        with pytest.raises(ValueError, match=f"evaluation of {size} samples on {world} processes"):
             EvalSampler(range(size), num_replicas=world, rank=0)
         return
     samplers = [EvalSampler(range(size), num_replicas=world, rank=rank) for rank in range(world)]

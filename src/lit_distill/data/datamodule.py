@@ -1,29 +1,21 @@
-"""The one data module of videos: lists, loaders, and what happens to a batch on the device."""
+"""The one data module of videos: what list files name, sampled and cropped."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-import torch
-from lightning import LightningDataModule
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-from lit_distill.data.datasets import Item, VideoDataset, Views, collate
+from lit_distill.data.datasets import VideoDataset, Views
 from lit_distill.data.lists import Format, Sample, missing_samples, read_class_names, read_list
-from lit_distill.data.mixing import Mix, Mixer
-from lit_distill.data.samplers import EpochSampler, EvalSampler, seeded
+from lit_distill.data.loading import SampleDataModule, Split
+from lit_distill.data.mixing import Mixer
 from lit_distill.data.sampling import FrameSampling, Mode
-from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform, normalize
-
-Split = Literal["train", "val", "test"]
+from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
 
 
-class VideoDataModule(LightningDataModule):
+class VideoDataModule(SampleDataModule[VideoDataset]):
     """Videos or folders of frames named by list files, as batches (inputs, target, index).
 
     Inputs are (B, T, 3, H, W) float32, or (B, V, T, 3, H, W) of V views with dense evaluation (see
@@ -70,6 +62,8 @@ class VideoDataModule(LightningDataModule):
         (3, 16, 224)
     """
 
+    things = "videos"
+
     def __init__(
         self,
         *,
@@ -99,103 +93,23 @@ class VideoDataModule(LightningDataModule):
         first_label: int = 0,
         max_missing: int = 0,
     ) -> None:
-        super().__init__()
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
-        for name, value, least in (
-            ("num_classes", num_classes, 1),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("max_missing", max_missing, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"data.{name} must be at least {least}, came {value}")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, came {list(mean)} and {list(std)}")
-        self.root = Path(root).expanduser()
+        if eval_batch_size is None:
+            eval_batch_size = 1 if views == "dense" else batch_size
+        super().__init__(
+            root=root, num_classes=num_classes, mix=mix, batch_size=batch_size, eval_batch_size=eval_batch_size,
+            num_workers=num_workers, mean=mean, std=std, seed=seed,
+        )  # fmt: skip
+        if max_missing < 0:
+            raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")
         self.lists = {"train": train_list, "val": val_list, "test": val_list if test_list is None else test_list}
-        self.num_classes, self.num_frames, self.size, self.seed = num_classes, num_frames, size, seed
+        self.num_frames, self.size = num_frames, size
         self.sampling = FrameSampling(num_frames=num_frames, mode=sampling)
         self.transform = ClipTransform(size=size, scale=scale, aspect=aspect, multi_scale=multi_scale, flip=flip)
-        self.format, self.suffix, self.views, self.mix = format, suffix, views, mix
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size or (1 if views == "dense" else batch_size)
-        self.num_workers = num_workers
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.format, self.suffix, self.views = format, suffix, views
         self.first_label, self.max_missing = first_label, max_missing
-        self.class_names: tuple[str, ...] | None = None
         self._class_names = class_names
-        self.datasets: dict[str, VideoDataset] = {}
-
-    # Lightning's hooks ------------------------------------------------------------------------------------------------
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read the lists that ``stage`` needs, and look for what they name.
-
-        Args:
-            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``; None for all.
-
-        Raises:
-            FileNotFoundError: the root, a list or listed files are missing.
-            ValueError: a list is malformed, see :func:`lit_distill.data.read_list`.
-        """
-        splits: dict[str | None, tuple[Split, ...]] = {
-            "fit": ("train", "val"),
-            "validate": ("val",),
-            "test": ("test",),
-            "predict": ("test",),
-        }
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
-            )
-        self.class_names = self._read_class_names()
-        for split in splits.get(stage, ("train", "val", "test")):
-            if split not in self.datasets:
-                self.datasets[split] = self._dataset(split)
-
-    def train_dataloader(self) -> DataLoader[Item]:
-        """Shuffled training batches."""
-        dataset = self._ready("train")
-        replicas, rank = self._replicas()
-        sampler = EpochSampler(dataset, num_replicas=replicas, rank=rank, seed=self.seed)
-        if len(sampler) < self.batch_size:
-            raise ValueError(
-                f"{len(dataset)} training videos on {replicas} processes give no batch of {self.batch_size} each: "
-                f"set data.batch_size to at most {max(1, len(sampler))}"
-            )
-        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader[Item]:
-        """Validation batches in the order of the list."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> DataLoader[Item]:
-        """Test batches in the order of the list."""
-        return self._evaluation("test")
-
-    def predict_dataloader(self) -> DataLoader[Item]:
-        """The test batches."""
-        return self._evaluation("test")
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Draw how a training batch is mixed, on the CPU, from (seed, epoch, the batch's first sample)."""
-        clips, target, index = batch
-        if self.mix is None or self.trainer is None or not self.trainer.training:
-            return batch
-        rng = seeded("mix", self.seed, self.trainer.current_epoch, int(index[0]))
-        return clips, target, index, self.mix.draw(len(clips), clips.shape[-2], clips.shape[-1], rng)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes to normalised floats, then the mixing drawn before."""
-        clips, target, index, *mix = batch
-        inputs = normalize(clips, self.mean, self.std)
-        if mix:
-            inputs, target = Mix(*mix[0])(inputs, target, self.num_classes)
-        return inputs, target, index
-
-    # For subclasses and messages --------------------------------------------------------------------------------------
 
     @property
     def layout(self) -> str:
@@ -256,55 +170,3 @@ class VideoDataModule(LightningDataModule):
         if len(given) != self.num_classes:
             raise ValueError(f"data.class_names has {len(given)} names, data.num_classes is {self.num_classes}")
         return tuple(given)
-
-    def _in_root(self, file: str | os.PathLike[str]) -> Path:
-        return self.root / Path(file).expanduser()
-
-    @staticmethod
-    def _shown(path: Path) -> str:
-        return str(path) if path.is_absolute() else f"{path} (that is {path.absolute()})"
-
-    def _ready(self, split: Split) -> VideoDataset:
-        if split not in self.datasets:
-            self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-        return self.datasets[split]
-
-    def _evaluation(self, split: Split) -> DataLoader[Item]:
-        dataset = self._ready(split)
-        replicas, rank = self._replicas()
-        return self._loader(dataset, EvalSampler(dataset, num_replicas=replicas, rank=rank), self.eval_batch_size)
-
-    def _replicas(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
-
-    def _loader(
-        self, dataset: VideoDataset, sampler: EpochSampler | EvalSampler, batch_size: int, *, drop_last: bool = False
-    ) -> DataLoader[Item]:
-        workers = self._default_workers() if self.num_workers is None else self.num_workers
-        return _LateLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            generator=torch.Generator().manual_seed(self.seed),  # the global one belongs to the networks
-        )
-
-    def _default_workers(self) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = 1 if self.trainer is None else self.trainer.num_devices
-        return min(8, cores // processes)
-
-
-class _LateLoader(DataLoader[Item]):
-    """Asks its sampler, and sets its workers going, at the first batch only.
-
-    Lightning makes an iterator before it restores a checkpoint and tells the sampler the epoch. Workers that had been
-    set going then would begin a resumed run with the clips of epoch 0.
-    """
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()

@@ -103,7 +103,7 @@ class EvalSampler(_KeySampler):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=0, drop_last=False)
         if self.samples < num_replicas:
             raise ValueError(
-                f"evaluation of {self.samples} videos on {num_replicas} processes leaves some without any: "
+                f"evaluation of {self.samples} samples on {num_replicas} processes leaves some without any: "
                 f"use at most trainer.devices={self.samples}"
             )
         self.num_samples = len(range(rank, self.samples, num_replicas))

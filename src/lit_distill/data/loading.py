@@ -1,0 +1,227 @@
+"""What all data modules share: splits, deterministic loaders, and what happens to a batch on the device."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from lit_distill.data.datasets import Item, collate
+from lit_distill.data.mixing import Mix, Mixer
+from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded
+from lit_distill.data.transforms import normalize
+
+Split = Literal["train", "val", "test"]
+
+
+class SampleDataset(Protocol):
+    """Items (bytes, label, index), each a function of its key alone."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def __getitem__(self, key: SampleKey | int) -> Item:
+        """The item of a key, or of an index in epoch 0."""
+
+
+SampleDatasetT = TypeVar("SampleDatasetT", bound=SampleDataset)
+
+
+class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
+    """A folder with the splits train, val and test, as batches (inputs, target, index).
+
+    A subclass says what the samples are: :meth:`_dataset`, :meth:`_read_class_names`, :attr:`layout`, :attr:`things`.
+    Training drops the last incomplete batch. Evaluation sees every sample once, under DDP too. Order and mixing follow
+    from (seed, epoch, sample), whatever the number of workers and processes.
+
+    Args:
+        root: the folder.
+        num_classes: labels are below it.
+        mix: how training batches are mixed, such as :class:`lit_distill.data.Mixup`; none to leave them.
+        batch_size: samples a batch, in each process.
+        eval_batch_size: samples a batch in evaluation.
+        num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
+        mean: of each channel, on the scale 0 to 1.
+        std: of each channel, on the same scale.
+        seed: of everything random here.
+
+    Raises:
+        ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
+    """
+
+    things = "samples"
+    """What the samples are called in messages."""
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str],
+        num_classes: int,
+        mix: Mixer | None,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("num_classes", num_classes, 1),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} must be at least {least}, came {value}")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, came {list(mean)} and {list(std)}")
+        self.root = Path(root).expanduser()
+        self.num_classes, self.mix, self.seed = num_classes, mix, seed
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.class_names: tuple[str, ...] | None = None
+        self.datasets: dict[str, SampleDatasetT] = {}
+
+    # For subclasses ---------------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def layout(self) -> str:
+        """What the root must hold, in words."""
+
+    @abstractmethod
+    def _dataset(self, split: Split) -> SampleDatasetT:
+        """The samples of a split, their files looked for."""
+
+    @abstractmethod
+    def _read_class_names(self) -> tuple[str, ...] | None:
+        """The classes' names, where there are any."""
+
+    def _in_root(self, file: str | os.PathLike[str]) -> Path:
+        return self.root / Path(file).expanduser()
+
+    @staticmethod
+    def _shown(path: Path) -> str:
+        return str(path) if path.is_absolute() else f"{path} (that is {path.absolute()})"
+
+    # Lightning's hooks ------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Look for the files that ``stage`` needs.
+
+        Args:
+            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``; None for all.
+
+        Raises:
+            FileNotFoundError: the root or something in it is missing.
+            ValueError: what is found there is malformed.
+        """
+        splits: dict[str | None, tuple[Split, ...]] = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": ("test",),
+            "predict": ("test",),
+        }
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
+            )
+        self.class_names = self._read_class_names()
+        for split in splits.get(stage, ("train", "val", "test")):
+            if split not in self.datasets:
+                self.datasets[split] = self._dataset(split)
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Shuffled training batches."""
+        dataset = self._ready("train")
+        replicas, rank = self._replicas()
+        sampler = EpochSampler(dataset, num_replicas=replicas, rank=rank, seed=self.seed)
+        if len(sampler) < self.batch_size:
+            raise ValueError(
+                f"{len(dataset)} training {self.things} on {replicas} processes give no batch of {self.batch_size} "
+                f"each: set data.batch_size to at most {max(1, len(sampler))}"
+            )
+        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """Validation batches in the order of the samples."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Item]:
+        """Test batches in the order of the samples."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> DataLoader[Item]:
+        """The test batches."""
+        return self._evaluation("test")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Draw how a training batch is mixed, on the CPU, from (seed, epoch, the batch's first sample)."""
+        inputs, target, index = batch
+        if self.mix is None or self.trainer is None or not self.trainer.training:
+            return batch
+        rng = seeded("mix", self.seed, self.trainer.current_epoch, int(index[0]))
+        return inputs, target, index, self.mix.draw(len(inputs), inputs.shape[-2], inputs.shape[-1], rng)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Bytes to normalised floats, then the mixing drawn before."""
+        inputs, target, index, *mix = batch
+        inputs = normalize(inputs, self.mean, self.std)
+        if mix:
+            inputs, target = Mix(*mix[0])(inputs, target, self.num_classes)
+        return inputs, target, index
+
+    # Loaders ----------------------------------------------------------------------------------------------------------
+
+    def _ready(self, split: Split) -> SampleDatasetT:
+        if split not in self.datasets:
+            self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+        return self.datasets[split]
+
+    def _evaluation(self, split: Split) -> DataLoader[Item]:
+        dataset = self._ready(split)
+        replicas, rank = self._replicas()
+        return self._loader(dataset, EvalSampler(dataset, num_replicas=replicas, rank=rank), self.eval_batch_size)
+
+    def _replicas(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(
+        self, dataset: SampleDatasetT, sampler: EpochSampler | EvalSampler, batch_size: int, *, drop_last: bool = False
+    ) -> DataLoader[Item]:
+        workers = self._default_workers() if self.num_workers is None else self.num_workers
+        return _LateLoader(
+            cast("Dataset[Item]", dataset),
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # the global one belongs to the networks
+        )
+
+    def _default_workers(self) -> int:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = 1 if self.trainer is None else self.trainer.num_devices
+        return min(8, cores // processes)
+
+
+class _LateLoader(DataLoader[Item]):
+    """Asks its sampler, and sets its workers going, at the first batch only.
+
+    Lightning makes an iterator before it restores a checkpoint and tells the sampler the epoch. Workers that had been
+    set going then would begin a resumed run with the samples of epoch 0.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
