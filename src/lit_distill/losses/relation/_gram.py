@@ -1,0 +1,80 @@
+"""What the relational losses share: the rows of a batch, and their squared distances from one Gram matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lit_distill.losses._distributed import gather_with_gradients
+
+_CLOSE = 1e-4
+"""Pairs whose squared distance is below this part of their squared norms get it from the difference itself."""
+
+_CHUNK = 1 << 20
+"""Elements of the differences that are formed at once."""
+
+
+def sample_rows(
+    name: str, student: Tensor, teacher: Tensor, *, gather: bool = False, target_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Student and teacher as one row a sample, (N, D) and (N, D'), of all ranks when ``gather``.
+
+    Raises:
+        ValueError: the signals do not hold the same number of samples, or a sample holds no values.
+    """
+    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher) or not student.numel() * teacher.numel():
+        raise ValueError(
+            f"{name} expects embeddings (N, ...) of the same N samples, each with at least one value, "
+            f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
+    if target_size is not None:
+        student, teacher = (F.adaptive_avg_pool2d(x, target_size) if x.ndim == 4 else x for x in (student, teacher))
+    student, teacher = student.flatten(1), teacher.flatten(1)
+    if gather:
+        student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
+    return student, teacher
+
+
+def squared_distances(rows: Tensor) -> Tensor:
+    """|e_i - e_j|² of all pairs (N, N), in float64, from the Gram matrix of the centred rows.
+
+    The relative error stays below about 1e-11 for any pair: where two rows are so close that the Gram matrix would
+    cancel, their difference is formed. Equal rows are exactly 0 apart. Extra memory is O(N² + N D).
+
+    Args:
+        rows: (N, D) of any floating-point dtype. On a device without float64 (MPS) float32 is used.
+    """
+    distances: Tensor = _SquaredDistances.apply(rows)
+    return distances
+
+
+class _SquaredDistances(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        wide = torch.float32 if rows.device.type == "mps" else torch.float64
+        centred = rows - rows.mean(dim=0, dtype=wide)  # promotes: the only copy of the rows
+        ctx.save_for_backward(centred)
+        ctx.dtype = rows.dtype
+
+        norms = torch.linalg.vecdot(centred, centred)
+        sums = norms + norms[:, None]
+        squares = torch.addmm(sums, centred, centred.T, alpha=-2)
+        close = squares < sums.mul_(_CLOSE)
+        first, second = close.triu_(1).nonzero(as_tuple=True)
+        for i, k in zip(first.split(step := max(1, _CHUNK // rows.shape[1])), second.split(step), strict=True):
+            squares[i, k] = squares[k, i] = (centred[i] - centred[k]).square_().sum(dim=1)
+        squares.fill_diagonal_(0)
+        return squares
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (centred,) = ctx.saved_tensors
+        # The gradient of row i is 2 sum_k (g_ik + g_ki) (e_i - e_k): one product with a Laplacian.
+        laplacian = torch.add(gradient, gradient.T).mul_(-2)
+        laplacian.diagonal().sub_(laplacian.sum(dim=1))
+        return (laplacian @ centred).to(ctx.dtype)
