@@ -68,9 +68,8 @@ def require_same_channels(name: str, built: Channels | None, pairs: Sequence[tup
 
 
 def averaged_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps at the smaller of their heights and widths, by adaptive average pooling."""
-    (h, w), (to_h, to_w) = size_of(student), size_of(teacher)
-    size = (min(h, to_h), min(w, to_w))
+    """The higher map (the wider one of equal heights) at the other's size, by adaptive average pooling."""
+    size = min(size_of(student), size_of(teacher))
     return averaged(student, size), averaged(teacher, size)
 
 
