@@ -194,7 +194,10 @@ def _taps() -> dict[str, list[Tap]]:
 
 
 def _defaults(cls: type) -> str:
-    parameters = inspect.signature(cls).parameters.values()
+    # A class without a constructor shows nn.Module's, (*args, **kwargs).
+    parameters = [
+        p for p in inspect.signature(cls).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     return ", ".join(
         f"`{p.name}`" if p.default is p.empty else f"`{p.name}={p.default!r}`" for p in parameters
     ) or "nothing to set"  # fmt: skip
