@@ -188,9 +188,7 @@ def _taps() -> dict[str, list[Tap]]:
                 named = re.search(r"/?loss@losses\.(\w+)\.loss$", key)
                 if named and "pair" in content.get("losses", {}).get(named[1], {}):
                     found.setdefault(str(stem), []).append(Tap(path.stem, content["losses"][named[1]]))
-    return {
-        stem: sorted(taps, key=lambda tap: not tap.experiment.startswith(f"{stem}_")) for stem, taps in found.items()
-    }
+    return {stem: sorted(taps, key=lambda tap: tap.experiment != f"{stem}_pptsmv2") for stem, taps in found.items()}
 
 
 def _defaults(cls: type) -> str:

@@ -109,8 +109,8 @@ class ReviewKDLoss(SizedLoss):
         initialisation are those of the authors' code and of mdistiller, which raise the term's weight linearly from
         0 over the first epochs (20 on CIFAR-100): give the term a schedule, as the experiment does.
 
-    Use when: teacher and student have stages of several resolutions and features may be taken from all of them. It costs
-        a fusion module (mostly one 3x3 convolution) a level in training and nothing afterwards.
+    Use when: teacher and student have stages of several resolutions and features may be taken from all of them. It
+        costs a fusion module (mostly one 3x3 convolution) a level in training and nothing afterwards.
 
     Args:
         levels: pooled sizes of HCL, in the order of their weights 1/2, 1/4, ….
