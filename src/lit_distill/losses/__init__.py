@@ -13,7 +13,13 @@ from lit_distill.losses.feature.overhaul import OverhaulLoss, overhaul_loss, ove
 from lit_distill.losses.feature.review_kd import ReviewKDLoss, review_kd_loss
 from lit_distill.losses.feature.simkd import SimKD, simkd_loss
 from lit_distill.losses.feature.vid import VIDLoss, vid_loss
+from lit_distill.losses.relation.correlation import CorrelationLoss, correlation_loss
 from lit_distill.losses.relation.crd import CRDLoss, crd_loss
+from lit_distill.losses.relation.pkt import PKTLoss, pkt_loss
+from lit_distill.losses.relation.rkd import RKDLoss, rkd_loss
+from lit_distill.losses.relation.rkd_angle import RKDAngleLoss, rkd_angle_loss
+from lit_distill.losses.relation.rkd_distance import RKDDistanceLoss, rkd_distance_loss
+from lit_distill.losses.relation.similarity import SimilarityLoss, similarity_loss
 from lit_distill.losses.response.dist import DISTLoss, dist_loss
 from lit_distill.losses.response.dkd import DKDLoss, dkd_loss
 from lit_distill.losses.response.dml import DMLLoss, dml_loss
@@ -29,6 +35,7 @@ __all__ = [
     "AFDLoss",
     "AttentionTransferLoss",
     "CRDLoss",
+    "CorrelationLoss",
     "DISTLoss",
     "DKDLoss",
     "DMLLoss",
@@ -44,16 +51,22 @@ __all__ = [
     "NKDLoss",
     "NSTLoss",
     "OverhaulLoss",
+    "PKTLoss",
+    "RKDAngleLoss",
+    "RKDDistanceLoss",
+    "RKDLoss",
     "ReviewKDLoss",
     "SKDLoss",
     "Signal",
     "SimKD",
+    "SimilarityLoss",
     "SizedLoss",
     "SoftTargetCrossEntropy",
     "VIDLoss",
     "WSLDLoss",
     "afd_loss",
     "attention_transfer_loss",
+    "correlation_loss",
     "crd_loss",
     "dist_loss",
     "distance_loss",
@@ -71,7 +84,12 @@ __all__ = [
     "overhaul_loss",
     "overhaul_margin",
     "partial_l2",
+    "pkt_loss",
     "review_kd_loss",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rkd_loss",
+    "similarity_loss",
     "simkd_loss",
     "skd_loss",
     "soft_target_cross_entropy",

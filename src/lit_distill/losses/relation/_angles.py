@@ -138,7 +138,7 @@ def _value_and_slopes(student: Tensor, teacher: Tensor, wanted: tuple[bool, ...]
     for slope, scale in zip(slopes, scales, strict=True):
         if slope is not None:
             slope.div_(scale * n**3)
-    return total / n**3, slopes
+    return total.clamp(min=0) / n**3, slopes  # rounding may leave a zero loss below zero
 
 
 def _parts(indices: Tensor, size: int) -> list[Tensor]:

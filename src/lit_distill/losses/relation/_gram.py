@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_distill.losses._distributed import gather_with_gradients
+from lit_distill.losses._numerics import require_choice, require_positive
+
+Convention = Literal["paper", "paddleclas"]
+"""Whose form of RKD: that of the paper's authors, or PaddleClas'."""
 
 _CLOSE = 1e-4
 """Pairs whose squared distance is below this part of their squared norms get it from the difference itself."""
@@ -18,9 +22,17 @@ _CHUNK = 1 << 20
 """Elements of the differences that are formed at once."""
 
 
-def sample_rows(
-    name: str, student: Tensor, teacher: Tensor, *, gather: bool = False, target_size: int | None = None
-) -> tuple[Tensor, Tensor]:
+def require_rkd(name: str, *, convention: Convention, target_size: int | None, eps: float = 1e-12) -> None:
+    """Raise unless the hyperparameters that the parts of RKD share are in their ranges.
+
+    Raises:
+        ValueError: names the hyperparameter and what came.
+    """
+    require_choice(name, "convention", convention, get_args(Convention))
+    require_positive(name, eps=eps, target_size=1 if target_size is None else target_size)
+
+
+def sample_rows(name: str, student: Tensor, teacher: Tensor, *, gather: bool) -> tuple[Tensor, Tensor]:
     """Student and teacher as one row a sample, (N, D) and (N, D'), of all ranks when ``gather``.
 
     Raises:
@@ -31,12 +43,27 @@ def sample_rows(
             f"{name} expects embeddings (N, ...) of the same N samples, each with at least one value, "
             f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
-    if target_size is not None:
-        student, teacher = (F.adaptive_avg_pool2d(x, target_size) if x.ndim == 4 else x for x in (student, teacher))
     student, teacher = student.flatten(1), teacher.flatten(1)
     if gather:
         student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
     return student, teacher
+
+
+def both_squared_distances(
+    name: str, student: Tensor, teacher: Tensor, *, convention: Convention, target_size: int | None, gather: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`squared_distances` of student and teacher, as all parts of RKD take them.
+
+    Raises:
+        ValueError: as :func:`require_rkd` and :func:`sample_rows`.
+    """
+    require_rkd(name, convention=convention, target_size=target_size)
+    if convention == "paper":
+        teacher = teacher.detach()
+    if target_size is not None:
+        student, teacher = (F.adaptive_avg_pool2d(x, target_size) if x.ndim == 4 else x for x in (student, teacher))
+    student, teacher = sample_rows(name, student, teacher, gather=gather)
+    return squared_distances(student), squared_distances(teacher)
 
 
 def squared_distances(rows: Tensor) -> Tensor:
@@ -67,7 +94,7 @@ class _SquaredDistances(torch.autograd.Function):
         first, second = close.triu_(1).nonzero(as_tuple=True)
         for i, k in zip(first.split(step := max(1, _CHUNK // rows.shape[1])), second.split(step), strict=True):
             squares[i, k] = squares[k, i] = (centred[i] - centred[k]).square_().sum(dim=1)
-        squares.fill_diagonal_(0)
+        squares.diagonal().copy_(norms * 0)  # 0, or NaN for a row that is not finite
         return squares
 
     @staticmethod
@@ -77,4 +104,5 @@ class _SquaredDistances(torch.autograd.Function):
         # The gradient of row i is 2 sum_k (g_ik + g_ki) (e_i - e_k): one product with a Laplacian.
         laplacian = torch.add(gradient, gradient.T).mul_(-2)
         laplacian.diagonal().sub_(laplacian.sum(dim=1))
-        return (laplacian @ centred).to(ctx.dtype)
+        slopes: Tensor = laplacian @ centred
+        return slopes.to(ctx.dtype)

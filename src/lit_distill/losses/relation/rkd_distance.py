@@ -1,0 +1,129 @@
+"""Relational knowledge distillation, distances between pairs (Park et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_distill.losses._numerics import full_precision, require_positive
+from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd
+
+
+@full_precision
+def rkd_distance_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    squared: bool = False,
+    eps: float = 1e-12,
+    convention: Convention = "paper",
+    target_size: int | None = None,
+    gather: bool = False,
+) -> Tensor:
+    """Huber loss between the normalised distances of all pairs; see :class:`RKDDistanceLoss`."""
+    name = "rkd_distance_loss"
+    require_positive(name, eps=eps)
+    pair = both_squared_distances(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
+    return distance_huber(*pair, squared=squared, eps=eps, convention=convention).to(student.dtype)
+
+
+def distance_huber(student: Tensor, teacher: Tensor, *, squared: bool, eps: float, convention: Convention) -> Tensor:
+    """The loss from the squared distances (N, N) of both."""
+    if len(student) == 1:
+        return (student + teacher).sum() * 0.0  # one sample has no relations
+    return F.smooth_l1_loss(_relative(student, squared, eps, convention), _relative(teacher, squared, eps, convention))
+
+
+def _relative(squares: Tensor, squared: bool, eps: float, convention: Convention) -> Tensor:
+    """Distances over their mean."""
+    distances = squares.clamp(min=eps)
+    if not squared:
+        distances = distances.sqrt()
+    if convention == "paddleclas":
+        return distances / (distances.mean() + eps)
+    n = len(squares)
+    distances = distances * (1 - torch.eye(n, dtype=squares.dtype, device=squares.device))
+    return distances * (n * (n - 1) / distances.sum())
+
+
+class RKDDistanceLoss(nn.Module):
+    r"""The student's samples lie as far from each other as the teacher's, up to one common scale.
+
+    Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples, taken before the
+    classifier; more dimensions are flattened, one row a sample. The scalar is a mean over all N² pairs, those of a
+    sample with itself included, as published. It does not change when the embeddings are moved, rotated, scaled or
+    put in another order. A batch of one has no pairs and gives 0. No gradient reaches the teacher.
+
+    Computed from the Gram matrix of the centred embeddings in float64, close pairs from their difference: distances are
+    right to 11 digits of the embeddings as they come, in whatever precision. The gradient can not be differentiated
+    again.
+
+    ``convention="paddleclas"`` is PaddleClas' form: the diagonal keeps √eps, the mean that divides runs over all N²
+    entries plus ``eps``, and the teacher gets gradients too (in a LossTerm it is then not detached).
+
+    Formula:
+        d_ik = |e_i - e_k| / μ,   μ = mean of |e_i - e_k| over the N(N-1) pairs i ≠ k, student and teacher each
+        L = 1/N² Σ_ik huber(d_ik(student) - d_ik(teacher)),   huber(x) = x²/2 for |x| <= 1, else |x| - 1/2
+
+    Paper: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068. Matches the authors' code and
+        its copies in mdistiller, RepDistiller and torchdistill: squared distances are clamped at ``eps``, so that equal
+        samples count as 1e-6 apart and give no gradient. mdistiller and RepDistiller weigh it with 25.
+
+    Use when: the dimensions of the embeddings differ, or only the geometry of the batch is to be taught. Wants batches
+        of 32 samples and more; with several processes ``gather=True`` relates the samples of all. Usually beside
+        RKDAngleLoss: RKDLoss computes both for little more than one.
+
+    Args:
+        squared: compare squared distances.
+        eps: lower bound of the squared distances, above 0.
+        convention: "paper" or "paddleclas".
+        target_size: average-pool feature maps (N, C, H, W) to this height and width first; None takes them whole.
+        gather: relate the samples of all processes; each must then take the same number of steps.
+
+    Raises:
+        ValueError: a bad hyperparameter, signals of different N, NaN or infinite embeddings.
+
+    Example:
+        >>> import torch
+        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> loss = RKDDistanceLoss()
+        >>> round(loss(student, torch.eye(3)).item(), 4)
+        0.0098
+        >>> round(loss(student, 5 * student).item(), 12)
+        0.0
+    """
+
+    def __init__(
+        self,
+        *,
+        squared: bool = False,
+        eps: float = 1e-12,
+        convention: Convention = "paper",
+        target_size: int | None = None,
+        gather: bool = False,
+    ) -> None:
+        super().__init__()
+        require_rkd("RKDDistanceLoss", convention=convention, target_size=target_size, eps=eps)
+        self.squared = squared
+        self.eps = eps
+        self.convention: Convention = convention
+        self.target_size = target_size
+        self.gather = gather
+        self.mutual = convention == "paddleclas"
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of student embeddings against teacher embeddings: a scalar."""
+        return rkd_distance_loss(
+            student,
+            teacher,
+            squared=self.squared,
+            eps=self.eps,
+            convention=self.convention,
+            target_size=self.target_size,
+            gather=self.gather,
+        )
+
+    def extra_repr(self) -> str:
+        """The hyperparameters."""
+        return f"squared={self.squared}, convention={self.convention}, gather={self.gather}"
