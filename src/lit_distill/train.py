@@ -41,8 +41,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     started_at = datetime.now(timezone.utc)
     folder = Path(config.run_dir).absolute()
     seed_everything(config.seed, workers=True, verbose=False)
+    datamodule: LightningDataModule = instantiate(config.data)  # first: what it lacks is not to be told of the models
     module = build_module(config)
-    datamodule: LightningDataModule = instantiate(config.data)
     callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
     loggers = [instantiate(c) for c in config.logger.values() if c is not None]
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)

@@ -20,6 +20,12 @@ from lit_distill.train import build_module
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 EXPERIMENTS = [path.stem for path in FILES if path.parts[0] == "experiment"]
 DATA = "moving_digits_tiny"
+IMAGES = ["data=image_folder", "data.num_classes=5", "data.size=64"]
+IMAGE_NETWORKS = {"torchvision": "mobilenet_v3_small", "timm": "mobilenetv3_small_050"}  # name: ??? in the file
+
+
+def has_images(experiment: str) -> bool:
+    return experiment.endswith("_image")
 
 
 def composed(*overrides: str, run_dir: Path) -> DictConfig:
@@ -50,21 +56,27 @@ def test_every_group_is_covered_here() -> None:
 
 @pytest.mark.parametrize("name", group("data"))
 def test_data(name: str, tmp_path: Path) -> None:
-    config = composed("experiment=baseline_pptsmv2", f"data={name}", run_dir=tmp_path)
+    images = IMAGES if name == "image_folder" else []
+    experiment = "baseline_image" if images else "baseline_pptsmv2"
+    config = composed(f"experiment={experiment}", f"data={name}", *images, run_dir=tmp_path)
     data = instantiate(config.data)
     assert data.num_classes == config.data.num_classes
-    assert {"num_frames", "size"} <= set(config.data)
+    assert ({"size"} if images else {"num_frames", "size"}) <= set(config.data)
     reference = composed("experiment=baseline_pptsmv2", "data=kinetics400", run_dir=tmp_path)
     assert set(config.preset) == set(reference.preset), "every data set sets the same preset keys"
 
 
 @pytest.mark.parametrize("name", group("model"))
 def test_model(name: str, tmp_path: Path) -> None:
-    config = composed("experiment=baseline_pptsmv2", f"model@models.Student={name}", f"data={DATA}", run_dir=tmp_path)
+    overrides = ["experiment=baseline_pptsmv2", f"data={DATA}"]
+    if name in IMAGE_NETWORKS:
+        overrides = ["experiment=baseline_image", *IMAGES, f"models.Student.name={IMAGE_NETWORKS[name]}"]
+    config = composed(*overrides, f"model@models.Student={name}", run_dir=tmp_path)
     model = instantiate(config.models.Student).eval()
     data = config.data
+    frames = [] if name in IMAGE_NETWORKS else [data.num_frames]
     with torch.no_grad():
-        logits = model(torch.zeros(1, data.num_frames, 3, data.size, data.size))
+        logits = model(torch.zeros(1, *frames, 3, data.size, data.size))
     assert logits.shape == (1, data.num_classes)
 
 
@@ -123,14 +135,16 @@ def test_teacher(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment(name: str, tmp_path: Path) -> None:
-    config = composed(f"experiment={name}", f"data={DATA}", run_dir=tmp_path)
+    data = IMAGES if has_images(name) else [f"data={DATA}"]
+    config = composed(f"experiment={name}", *data, run_dir=tmp_path)
     for frozen in config.frozen:  # its weights come from a file, as a user gives them
         weights = tmp_path / f"{frozen}.safetensors"
         save_file(instantiate(config.models[frozen]).state_dict(), weights)
         config.models[frozen].pretrained = str(weights)
     module = build_module(config)
     assert module.student == "Student"
-    published = composed(f"experiment={name}", "data=kinetics400", run_dir=tmp_path)
+    large = ["data.num_classes=1000"] if has_images(name) else ["data=kinetics400"]
+    published = composed(f"experiment={name}", *large, run_dir=tmp_path)
     assert {n: m._target_ for n, m in published.models.items()} == {n: m._target_ for n, m in config.models.items()}
 
 

@@ -1,4 +1,4 @@
-"""Videos in, batches out: list files, exact frames, the published transforms, mixing, loaders."""
+"""Videos or images in, batches out: list files, exact frames, the published transforms, mixing, loaders."""
 
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.datasets import VideoDataset
@@ -12,6 +12,7 @@ from lit_distill.data.decode import (
     read_images,
 )
 from lit_distill.data.encode import write_video
+from lit_distill.data.images import ImageDataset, ImageFolderDataModule
 from lit_distill.data.lists import Sample, read_class_names, read_list
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
 from lit_distill.data.moving_digits import MovingDigits
@@ -26,6 +27,8 @@ __all__ = [
     "EpochSampler",
     "EvalSampler",
     "FrameSampling",
+    "ImageDataset",
+    "ImageFolderDataModule",
     "Mixup",
     "MovingDigits",
     "Sample",

@@ -1,9 +1,10 @@
-"""Video networks of PaddleVideo's distillation recipe, and the reading of their weights."""
+"""Video networks of PaddleVideo's distillation recipe, image classifiers by name, and the reading of their weights."""
 
 from lit_distill.models.pptsm_resnet import PPTSMResNet
 from lit_distill.models.pptsm_v2 import PPTSMv2
 from lit_distill.models.simkd import SimKDStudent
 from lit_distill.models.temporal import temporal_shift
+from lit_distill.models.vision import timm_model, torchvision_model
 from lit_distill.models.weights import LoadReport, WeightsError, load_weights, read_state
 
 __all__ = [
@@ -15,4 +16,6 @@ __all__ = [
     "load_weights",
     "read_state",
     "temporal_shift",
+    "timm_model",
+    "torchvision_model",
 ]

@@ -1,0 +1,322 @@
+"""Folders of images, a folder a class: decoded with Pillow, transformed by torchvision v2, loaded as videos are."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import find_classes
+from torchvision.transforms import v2
+
+from lit_distill.data.datasets import Item
+from lit_distill.data.loading import SampleDataModule, Split
+from lit_distill.data.mixing import Mixer
+from lit_distill.data.samplers import SampleKey, seeded
+from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]
+Augment: TypeAlias = Literal["autoaugment", "randaugment", "trivialaugment"]
+
+_AUGMENTS = {
+    "autoaugment": v2.AutoAugment,
+    "randaugment": v2.RandAugment,
+    "trivialaugment": v2.TrivialAugmentWide,
+}
+_WIDER_THAN_BYTES = ("I", "F")  # Pillow's modes of 16 and 32 bits, which its conversion to RGB would clip at 255
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image file to RGB, as torchvision's ``ImageFolder`` does: no turning by EXIF, transparency dropped.
+
+    Args:
+        path: a file of any format that Pillow reads, of 8 bits a channel.
+
+    Raises:
+        ValueError: it is missing, unreadable, truncated or of more than 8 bits; the message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 3), 7).save(f"{folder}/a.png")
+        ...     image = read_image(f"{folder}/a.png")
+        >>> image.mode, image.size, image.getpixel((0, 0))
+        ('RGB', (4, 3), (7, 7, 7))
+    """
+    try:
+        with Image.open(path) as image:
+            if not image.mode.startswith(_WIDER_THAN_BYTES):
+                rgb: Image.Image = image.convert("RGB")
+                return rgb
+            reason = f"mode {image.mode} has more than 8 bits a channel, convert it first"
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"can't read the image {os.fspath(path)}: {reason}") from error
+    raise ValueError(f"can't read the image {os.fspath(path)}: {reason}")
+
+
+def training_transform(
+    *,
+    size: int,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+    flip: float = 0.5,
+    augment: Augment | None = None,
+    interpolation: str = "bilinear",
+) -> v2.Transform:
+    """The usual training view of an image: random resized crop, horizontal flip, and one automatic augmentation.
+
+    Args:
+        size: side of what comes out, in pixels.
+        crop_scale: least and most share of the image's area in the crop.
+        flip: probability of the flip.
+        augment: ``"autoaugment"`` (Cubuk et al., CVPR 2019, its ImageNet policy), ``"randaugment"`` (Cubuk et al.,
+            NeurIPS 2020) or ``"trivialaugment"`` (Müller and Hutter, ICCV 2021, wide), each as torchvision sets it.
+        interpolation: such as ``"bilinear"`` or ``"bicubic"``, of the crop and the augmentation.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> transform = training_transform(size=24, augment="randaugment")
+        >>> transform(Image.new("RGB", (40, 30))).size
+        (24, 24)
+    """
+    if len(crop_scale) != 2 or not 0.0 < crop_scale[0] <= crop_scale[1] <= 1.0:
+        raise ValueError(f"data.crop_scale is two shares of the area, 0 < low <= high <= 1, came {list(crop_scale)}")
+    if not 0.0 <= flip <= 1.0:
+        raise ValueError(f"data.flip is a probability from 0 to 1, came {flip}")
+    if augment is not None and augment not in _AUGMENTS:
+        raise ValueError(f"data.augment is one of {list(_AUGMENTS)}, or null for none, came {augment!r}")
+    mode = _interpolation(interpolation)
+    steps = [v2.RandomResizedCrop(size, scale=tuple(crop_scale), interpolation=mode), v2.RandomHorizontalFlip(flip)]
+    if augment is not None:
+        steps.append(_AUGMENTS[augment](interpolation=mode))
+    return v2.Compose(steps)
+
+
+def evaluation_transform(*, size: int, scale: int, interpolation: str = "bilinear") -> v2.Transform:
+    """The usual view in evaluation: the shorter side to ``scale``, then the middle ``size`` x ``size`` pixels.
+
+    Args:
+        size: side of what comes out, in pixels.
+        scale: at least ``size``.
+        interpolation: such as ``"bilinear"`` or ``"bicubic"``.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Example:
+        >>> evaluation_transform(size=24, scale=32)(Image.new("RGB", (40, 30))).size
+        (24, 24)
+    """
+    if not 1 <= size <= scale:
+        raise ValueError(f"data.size must be from 1 to data.scale={scale}, came {size}: set data.size or data.scale")
+    return v2.Compose([v2.Resize(scale, interpolation=_interpolation(interpolation)), v2.CenterCrop(size)])
+
+
+class ImageDataset(Dataset[Item]):
+    """Images with their labels, each view a function of (seed, epoch, index).
+
+    An item is (image (3, H, W) uint8, label, index). torchvision's transforms draw from torch's global generator: for
+    each item it is seeded anew and given back as it was, so the same key gives the same view in any process, after any
+    history, and nothing else notices.
+
+    Args:
+        samples: path and label of each image.
+        transform: from an RGB image of Pillow to another one, or to bytes (3, H, W).
+        seed: of all random choices.
+
+    Raises:
+        ValueError: there are no samples.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("RGB", (40, 30)).save(f"{folder}/a.jpg")
+        ...     dataset = ImageDataset([(f"{folder}/a.jpg", 2)], transform=training_transform(size=24))
+        ...     image, label, index = dataset[0]
+        >>> image.shape, image.dtype, label, index
+        (torch.Size([3, 24, 24]), torch.uint8, 2, 0)
+    """
+
+    def __init__(self, samples: Sequence[tuple[str, int]], *, transform: Transform, seed: int = 0) -> None:
+        if not samples:
+            raise ValueError("an ImageDataset needs at least one sample")
+        self.samples = list(samples)
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: SampleKey | int) -> Item:
+        """The item of a key, or of an index in epoch 0.
+
+        Raises:
+            ValueError: the image can't be read (it is never replaced by another), or the transform does not give bytes.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        path, label = self.samples[index]
+        image = read_image(path)
+        with torch.random.fork_rng(devices=[]):
+            # not torch.manual_seed, which would seed the GPU's generators too
+            torch.default_generator.manual_seed(seeded("image", self.seed, epoch, index).getrandbits(63))
+            view = self.transform(image)
+        pixels = v2.functional.pil_to_tensor(view) if isinstance(view, Image.Image) else view
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
+            raise ValueError(
+                f"the transform must give an image or bytes (3, H, W) uint8, came {tuple(pixels.shape)} "
+                f"{str(pixels.dtype).removeprefix('torch.')}: leave floats and normalisation to data.mean "
+                "and data.std, they come on the device"
+            )
+        return pixels, label, index
+
+
+class ImageFolderDataModule(SampleDataModule[ImageDataset]):
+    """Images in ``root/train/<class>/`` and ``root/val/<class>/``, as batches (inputs, target, index).
+
+    The layout is that of torchvision's ``ImageFolder``: a class is a folder, labels number the folders' names in their
+    order. Inputs are (B, 3, H, W) float32; the target is int64 (B,), or class probabilities (B, num_classes) after
+    mixing; the index int64 (B,) is the sample's position in its data set. Workers hand over bytes; conversion,
+    normalisation and mixing happen once a batch on the device. Everything random follows from (seed, epoch, sample).
+
+    Training drops the last incomplete batch. Evaluation sees every sample once, under DDP too.
+
+    Args:
+        root: the folder.
+        num_classes: how many classes there are; checked against the folders.
+        train: folder of the training images in the root.
+        val: folder of the validation images, with the same classes.
+        test: folder of the test images, with the same classes; none for those of validation.
+        size: side of the images that the networks see, in pixels.
+        scale: shorter side in evaluation, before the middle is cropped; none for ``size`` times 256 / 224.
+        crop_scale: see :func:`training_transform`, as are the next three.
+        flip: probability of a horizontal flip in training.
+        augment: ``"autoaugment"``, ``"randaugment"``, ``"trivialaugment"``, or none.
+        interpolation: such as ``"bilinear"`` or ``"bicubic"``.
+        train_transform: instead of that training view: any transform, or Compose, of torchvision v2 from an RGB image
+            to an image or bytes. Random ones must draw from torch's generator, as torchvision's do.
+        eval_transform: instead of the view in evaluation.
+        mix: how training batches are mixed, such as :class:`lit_distill.data.Mixup`; none to leave them.
+        batch_size: samples a batch, in each process.
+        eval_batch_size: samples a batch in evaluation; none for ``batch_size``.
+        num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
+        mean: of each channel, on the scale 0 to 1.
+        std: of each channel, on the same scale.
+        seed: of everything random here.
+
+    Raises:
+        ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`, which raises where
+            the classes are not ``num_classes``, or not the same in all splits.
+
+    Example:
+        >>> data = ImageFolderDataModule(root="images", num_classes=10, size=192)
+        >>> data.num_classes, data.size, data.scale
+        (10, 192, 219)
+    """
+
+    things = "images"
+
+    def __init__(
+        self,
+        *,
+        root: str | os.PathLike[str],
+        num_classes: int,
+        train: str = "train",
+        val: str = "val",
+        test: str | None = None,
+        size: int = 224,
+        scale: int | None = None,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: float = 0.5,
+        augment: Augment | None = None,
+        interpolation: str = "bilinear",
+        train_transform: Transform | None = None,
+        eval_transform: Transform | None = None,
+        mix: Mixer | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root, num_classes=num_classes, mix=mix, batch_size=batch_size,
+            eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
+            num_workers=num_workers, mean=mean, std=std, seed=seed,
+        )  # fmt: skip
+        self.size = size
+        self.scale = size * 256 // 224 if scale is None else scale
+        usual = evaluation_transform(size=size, scale=self.scale, interpolation=interpolation)
+        self.eval_transform: Transform = eval_transform or usual
+        self.train_transform: Transform = train_transform or training_transform(
+            size=size, crop_scale=crop_scale, flip=flip, augment=augment, interpolation=interpolation
+        )
+        self.folders: dict[Split, str] = {"train": train, "val": val, "test": val if test is None else test}
+
+    @property
+    def layout(self) -> str:
+        """What the root must hold, in words."""
+        folders = " and ".join(f"{folder}/<class>/<image>" for folder in dict.fromkeys(self.folders.values()))
+        return f"{folders}, with the same classes"
+
+    def _dataset(self, split: Split) -> ImageDataset:
+        folder = self._in_root(self.folders[split])
+        if not folder.is_dir():
+            given = f"data.{split}=<its name> or data.root=<folder>"
+            raise FileNotFoundError(f"no folder {self._shown(folder)}, set {given}; the root must hold {self.layout}")
+        try:
+            samples = ImageFolder(folder).samples
+        except FileNotFoundError as error:  # a class without images
+            raise FileNotFoundError(f"{folder}: {error}; the root must hold {self.layout}") from error
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return ImageDataset(samples, transform=transform, seed=self.seed)
+
+    def _read_class_names(self) -> tuple[str, ...] | None:
+        """The names of the class folders, which must be the same in every split that is there."""
+        found = {
+            folder: self._classes(folder) for name in self.folders.values() if (folder := self._in_root(name)).is_dir()
+        }
+        for folder, classes in found.items():
+            first, wanted = next(iter(found.items()))
+            if classes != wanted:
+                differing = [f"lacks {_few(set(wanted) - set(classes))}"] if set(wanted) - set(classes) else []
+                if set(classes) - set(wanted):
+                    differing.append(f"has {_few(set(classes) - set(wanted))} besides")
+                raise ValueError(
+                    f"{folder} must hold the classes of {first}, since labels number the folders' names in order: "
+                    f"it {' and '.join(differing)}"
+                )
+            if len(classes) != self.num_classes:
+                raise ValueError(
+                    f"data.num_classes is {self.num_classes}, but {folder} holds {len(classes)} classes "
+                    f"({_few(classes)}): set data.num_classes={len(classes)}"
+                )
+        return next(iter(found.values()), None)
+
+    def _classes(self, folder: Path) -> tuple[str, ...]:
+        try:
+            return tuple(find_classes(folder)[0])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"no class folders in {self._shown(folder)}; the root must hold {self.layout}"
+            ) from error
+
+
+def _few(names: Sequence[str] | set[str], shown: int = 5) -> str:
+    return ", ".join(sorted(names)[:shown]) + (", …" if len(names) > shown else "")
+
+
+def _interpolation(name: str) -> v2.InterpolationMode:
+    names = [mode.value for mode in v2.InterpolationMode]
+    if name not in names:
+        raise ValueError(f"data.interpolation is one of {names}, came {name!r}")
+    return v2.InterpolationMode(name)

@@ -1,0 +1,143 @@
+"""Image classifiers of torchvision and timm are distilled by commands alone, end to end on a few small JPEGs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+
+from image_folders import CLASSES, write_images
+from lit_distill._cli import conf_dir, user_error_text
+from lit_distill.artifacts import file_sha256
+from lit_distill.train import run
+
+SMALL = [
+    "data.size=32", "data.batch_size=4", "+data.num_workers=0", "trainer=cpu", "trainer.max_epochs=1",
+    "trainer.log_every_n_steps=1", "callbacks.progress=null",
+]  # fmt: skip
+
+
+def composed(*overrides: str, root: Path, run_dir: Path) -> DictConfig:
+    given = [*overrides, *SMALL, f"data.root={root}", f"data.num_classes={len(CLASSES)}", f"run_dir={run_dir}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", given)
+
+
+def train(*overrides: str, root: Path, run_dir: Path) -> dict[str, Any]:
+    results = run(composed(*overrides, root=root, run_dir=run_dir))
+    assert all(math.isfinite(value) for value in results["final"].values())
+    return results
+
+
+def written(run_dir: Path) -> dict[str, Any]:
+    """The card of the student, whose weights fill the network that the card describes."""
+    card: dict[str, Any] = json.loads((run_dir / "student.json").read_text())
+    state = load_file(run_dir / "student.safetensors")
+    instantiate({**card["model"], "pretrained": None}).load_state_dict(state, strict=True)
+    assert card["class_names"] == list(CLASSES)
+    assert {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()} == {
+        "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv", "results.json", "student.json",
+        "student.safetensors",
+    }  # fmt: skip
+    return card
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def teacher(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a teacher, trained alone."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    results = train("experiment=baseline_image", "models.Student.name=resnet34", root=images, run_dir=folder)
+    assert "val/Student/top1" in results["final"]
+    return folder
+
+
+def test_the_trained_teacher_is_described(teacher: Path) -> None:
+    assert written(teacher)["model"] == {
+        "_target_": "lit_distill.models.torchvision_model", "name": "resnet34", "num_classes": 3, "pretrained": None,
+    }  # fmt: skip
+
+
+def test_kd_from_a_trained_torchvision_teacher(images: Path, teacher: Path, tmp_path: Path) -> None:
+    weights = teacher / "student.safetensors"
+    results = train(
+        "experiment=kd_image", "models.Teacher.name=resnet34", f"models.Teacher.pretrained={weights}",
+        "models.Student.name=mobilenet_v3_small", "data.mix={_target_: lit_distill.data.CutMix}", root=images,
+        run_dir=tmp_path,
+    )  # fmt: skip
+    assert {"val/Student/top1", "val/Teacher/top1", "train/ce", "train/kd", "val/kd"} <= results["final"].keys()
+    taught = json.loads((teacher / "results.json").read_text())["best"]["val/Student/top1"]
+    assert results["final"]["val/Teacher/top1"] == pytest.approx(taught), "the teacher is the one that was trained"
+    card = written(tmp_path)
+    assert card["teachers"]["Teacher"]["loaded_sha256"] == file_sha256(weights)
+    stored = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert not any(key.startswith("models.Teacher.") for key in stored)
+
+
+def test_dml_with_a_student_of_timm(images: Path, tmp_path: Path) -> None:
+    results = train(
+        "experiment=dml_image", "model@models.Student=timm", "models.Student.name=mobilenetv3_small_050",
+        "models.Teacher.name=resnet18", root=images, run_dir=tmp_path / "dml",
+    )  # fmt: skip
+    assert {"val/Student/top1", "val/Teacher/top1", "train/dml", "train/ce_teacher"} <= results["final"].keys()
+    assert written(tmp_path / "dml")["model"]["_target_"] == "lit_distill.models.timm_model"
+    peer = f"{tmp_path / 'dml' / 'checkpoints' / 'best.ckpt'}#Teacher"
+    train(
+        "experiment=kd_image", "models.Teacher.name=resnet18", f"models.Teacher.pretrained='{peer}'", root=images,
+        run_dir=tmp_path / "kd",
+    )  # fmt: skip
+
+
+def test_a_timm_teacher_teaches_features_to_a_torchvision_student(images: Path, tmp_path: Path) -> None:
+    """Taps by the networks' own names, in-place activations behind them and all."""
+    results = train(
+        "experiment=dml_image", "model@models.Teacher=timm", "models.Teacher.name=resnet18",
+        "+loss@losses.hint.loss=fitnet", "+losses.hint.pair=[Student.layer2,Teacher.layer3]", root=images,
+        run_dir=tmp_path,
+    )  # fmt: skip
+    assert "train/hint" in results["final"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=kd_image"], r"Teacher is frozen but has no weights: give models\.Teacher\.pretrained=<file>"),
+        (["experiment=baseline_image", "models.Student.name=resnet17"], r"has no classifier .*the closest are \["),
+        (["experiment=baseline_image", "data.num_classes=4"], r"data\.num_classes is 4, .*: set data\.num_classes=3"),
+        (["experiment=baseline_image", "data.num_classes=???"], r"data\.num_classes"),
+        (["experiment=baseline_image", "data.root=nowhere"], r"no folder nowhere .*, set data\.root=<folder>"),
+        (["experiment=baseline_image", "models.Student.num_classes=9"],
+         r"Student gives 9 classes but the data has 3: .*models\.Student\.num_classes=3"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_clear_line(images: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
+    given = [*SMALL, f"data.root={images}", f"data.num_classes={len(CLASSES)}", *overrides, f"run_dir={tmp_path}"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", given)
+    with pytest.raises(Exception, match=message) as caught:
+        run(config)
+    text = user_error_text(caught.value)
+    assert text is not None
+    assert "\n" not in text
+
+
+def test_weights_that_do_not_fill_a_frozen_teacher(images: Path, teacher: Path, tmp_path: Path) -> None:
+    """A classifier reset for other classes would teach nonsense."""
+    overrides = [
+        "experiment=kd_image", "models.Teacher.name=resnet34", "models.Teacher.num_classes=5",
+        f"models.Teacher.pretrained={teacher / 'student.safetensors'}", "+models.Teacher.reset_head=true",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="Teacher is frozen but its weights file does not fill it"):
+        train(*overrides, root=images, run_dir=tmp_path)
