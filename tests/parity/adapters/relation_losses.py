@@ -79,7 +79,7 @@ def _paddle_pool(maps: Tensor, size: int) -> Tensor:
     cells = torch.tensor([[h * w for w in wide] for h in high], dtype=torch.float64)
     rounding = (1 / cells).float().double() * cells
     if pooled.requires_grad:
-        pooled.register_hook(lambda gradient: gradient * rounding)
+        pooled.register_hook(lambda gradient: gradient * rounding)  # type: ignore[no-untyped-call]
     return pooled
 
 

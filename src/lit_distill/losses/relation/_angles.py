@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _COINCIDENT = 1e-24
 """Squared distance up to which two samples are one point: the angles that it would span count as cosine 0."""
@@ -58,13 +57,25 @@ class _AngleHuber(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         loss, slopes = _value_and_slopes(student, teacher, ctx.needs_input_grad)
-        ctx.save_for_backward(*slopes)
+        ctx.save_for_backward(student, teacher, *slopes)
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(None if saved is None else saved * gradient for saved in ctx.saved_tensors)
+        student, teacher, *slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative taken of these constants would be wrong
+            slopes = [None if slope is None else _OnceOnly.apply(slope, student, teacher) for slope in slopes]
+        return tuple(None if slope is None else slope * gradient for slope in slopes)
+
+
+class _OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+        return slope.view_as(slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        raise RuntimeError("the gradient of RKD's angles can not be differentiated again: it comes with the value")
 
 
 class _View(NamedTuple):

@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._numerics import require_choice, require_positive
@@ -82,11 +81,8 @@ def squared_distances(rows: Tensor) -> Tensor:
 class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        wide = torch.float32 if rows.device.type == "mps" else torch.float64
-        centred = rows - rows.mean(dim=0, dtype=wide)  # promotes: the only copy of the rows
-        ctx.save_for_backward(centred)
-        ctx.dtype = rows.dtype
-
+        centred = _centred(rows)
+        ctx.save_for_backward(rows, centred)
         norms = torch.linalg.vecdot(centred, centred)
         sums = norms + norms[:, None]
         squares = torch.addmm(sums, centred, centred.T, alpha=-2)
@@ -98,11 +94,17 @@ class _SquaredDistances(torch.autograd.Function):
         return squares
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (centred,) = ctx.saved_tensors
+        rows, centred = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradient's own gradient reaches the rows
+            centred = _centred(rows)
         # The gradient of row i is 2 sum_k (g_ik + g_ki) (e_i - e_k): one product with a Laplacian.
         laplacian = torch.add(gradient, gradient.T).mul_(-2)
         laplacian.diagonal().sub_(laplacian.sum(dim=1))
         slopes: Tensor = laplacian @ centred
-        return slopes.to(ctx.dtype)
+        return slopes.to(rows.dtype)
+
+
+def _centred(rows: Tensor) -> Tensor:
+    wide = torch.float32 if rows.device.type == "mps" else torch.float64
+    return rows - rows.mean(dim=0, dtype=wide)  # promotes: the only copy of the rows

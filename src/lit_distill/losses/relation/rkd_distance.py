@@ -56,8 +56,7 @@ class RKDDistanceLoss(nn.Module):
     put in another order. A batch of one has no pairs and gives 0. No gradient reaches the teacher.
 
     Computed from the Gram matrix of the centred embeddings in float64, close pairs from their difference: distances are
-    right to 11 digits of the embeddings as they come, in whatever precision. The gradient can not be differentiated
-    again.
+    right to 11 digits of the embeddings as they come, in whatever precision.
 
     ``convention="paddleclas"`` is PaddleClas' form: the diagonal keeps √eps, the mean that divides runs over all N²
     entries plus ``eps``, and the teacher gets gradients too (in a LossTerm it is then not detached).
