@@ -17,7 +17,7 @@ from lit_distill.models.simkd import SimKDStudent
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared error between projected student features and teacher features.
 
-    Where the maps differ in size, the larger is averaged to the smaller one's. The mean runs over all elements.
+    Where the maps differ in size, the higher one is averaged to the other's. The mean runs over all elements.
 
     Args:
         student: the student's projected features, (N, C, H, W), or (N, C) after pooling.
@@ -43,8 +43,8 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class SimKD(SizedLoss):
     """SimKD: make the student's last features the teacher's, and let the teacher's own classifier judge them.
 
-    Shapes: the projected student map and the teacher's last map, (N, C, H, W); sizes may differ, the larger is averaged
-    to the smaller. Mean over all elements, no other scaling.
+    Shapes: the projected student map and the teacher's last map, (N, C, H, W); sizes may differ, the higher map is
+    averaged to the other's. Mean over all elements, no other scaling.
 
     The student must be a :class:`lit_distill.models.SimKDStudent`, the first reference its projector. On the example
     batch this loss gives the projector its size and hands over the teacher's classifier; from then on the student's
