@@ -12,14 +12,15 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-TIMEOUT = datetime.timedelta(seconds=60)
+TIMEOUT = datetime.timedelta(minutes=5)
 
 
 def run_on_ranks(function: Callable[..., object], *arguments: Any, world_size: int = 2) -> list[Any]:
     """Call ``function(rank, *arguments)`` on every rank within an initialized gloo group.
 
     The processes are spawned, so ``function`` must be importable (at the top of a module below ``tests/``) and its
-    arguments must pickle; it returns tensors, numbers, strings or containers of those. An exception on a rank is raised here with its traceback.
+    arguments must pickle; it returns tensors, numbers, strings or containers of those. An exception on a rank is raised
+    here with its traceback.
 
     Returns:
         What each rank returned, in the order of the ranks.
