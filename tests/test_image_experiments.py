@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from safetensors.torch import load_file
 from image_folders import CLASSES, write_images
 from lit_distill._cli import conf_dir, user_error_text
 from lit_distill.artifacts import file_sha256
-from lit_distill.train import run
+from lit_distill.train import build_module, run
 
+PAGE = (Path(__file__).parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^ +python -m lit_distill\.train (.*?[^\\])$", PAGE, re.MULTILINE | re.DOTALL)
 SMALL = [
     "data.size=32", "data.batch_size=4", "+data.num_workers=0", "trainer=cpu", "trainer.max_epochs=1",
     "trainer.log_every_n_steps=1", "callbacks.progress=null",
@@ -86,13 +90,14 @@ def test_kd_from_a_trained_torchvision_teacher(images: Path, teacher: Path, tmp_
     assert not any(key.startswith("models.Teacher.") for key in stored)
 
 
-def test_dml_with_a_student_of_timm(images: Path, tmp_path: Path) -> None:
+def test_dml_with_a_student_of_timm(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = train(
         "experiment=dml_image", "model@models.Student=timm", "models.Student.name=mobilenetv3_small_050",
         "models.Teacher.name=resnet18", root=images, run_dir=tmp_path / "dml",
     )  # fmt: skip
     assert {"val/Student/top1", "val/Teacher/top1", "train/dml", "train/ce_teacher"} <= results["final"].keys()
     assert written(tmp_path / "dml")["model"]["_target_"] == "lit_distill.models.timm_model"
+    assert "experiment=kd_image models.Teacher.pretrained=" in capsys.readouterr().out.replace("\n", "")
     peer = f"{tmp_path / 'dml' / 'checkpoints' / 'best.ckpt'}#Teacher"
     train(
         "experiment=kd_image", "models.Teacher.name=resnet18", f"models.Teacher.pretrained='{peer}'", root=images,
@@ -141,3 +146,31 @@ def test_weights_that_do_not_fill_a_frozen_teacher(images: Path, teacher: Path, 
     ]  # fmt: skip
     with pytest.raises(ValueError, match="Teacher is frozen but its weights file does not fill it"):
         train(*overrides, root=images, run_dir=tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=range(len(COMMANDS)))
+def test_a_command_of_the_page_builds_its_module(command: str, tmp_path: Path) -> None:
+    """The Teacher's weights aside, which the page names and nobody has."""
+    overrides = [word for word in shlex.split(command.replace("\\\n", " ")) if not word.startswith("hydra.run.dir=")]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", [*overrides, f"run_dir={tmp_path}"])
+    instantiate(config.data)
+    config.frozen = []
+    for model in config.models.values():
+        model.pretrained = None
+    assert build_module(config).student == "Student"
+
+
+def test_the_page_has_commands_and_a_config_that_reads_small_images(tmp_path: Path) -> None:
+    assert len(COMMANDS) >= 5
+    (tmp_path / "my" / "data").mkdir(parents=True)
+    (tmp_path / "my" / "data" / "cifar.yaml").write_text(PAGE.partition("```yaml\n")[2].partition("```")[0])
+    write_images(tmp_path / "images", side=32)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", [f"hydra.searchpath=[file://{tmp_path / 'my'}]", "experiment=baseline_image",
+                                   "data=cifar", f"data.root={tmp_path / 'images'}", "data.num_classes=3",
+                                   f"run_dir={tmp_path}"])  # fmt: skip
+    data = instantiate(config.data)
+    data.setup("fit")
+    assert {data.datasets[split][0][0].shape for split in ("train", "val")} == {(3, 32, 32)}
+    assert config.preset.epochs == 90

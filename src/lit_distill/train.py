@@ -22,6 +22,7 @@ from torch import nn
 
 from lit_distill import artifacts
 from lit_distill._cli import command
+from lit_distill.data import ImageFolderDataModule
 from lit_distill.module import DistillModule
 
 
@@ -41,7 +42,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     started_at = datetime.now(timezone.utc)
     folder = Path(config.run_dir).absolute()
     seed_everything(config.seed, workers=True, verbose=False)
-    datamodule: LightningDataModule = instantiate(config.data)  # first: what it lacks is not to be told of the models
+    # first the data: what its config lacks is not to be told of the models, which take it from there
+    datamodule: LightningDataModule = instantiate(config.data, _convert_="all")
     module = build_module(config)
     callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
     loggers = [instantiate(c) for c in config.logger.values() if c is not None]
@@ -172,11 +174,12 @@ def show_summary(console: Console, module: DistillModule, results: dict[str, Any
 
 def next_command(module: DistillModule, folder: str) -> str:
     """A command that goes on from this run: distil from its best teacher, or go mutual with a student alone."""
+    kind = "image" if isinstance(module.trainer.datamodule, ImageFolderDataModule) else "pptsmv2"  # type: ignore[attr-defined]
     peers = [name for name in module.models if name != module.student and name not in module.frozen]
     if peers:
         weights = f"{folder}/checkpoints/best.ckpt#{peers[0]}"
-        return f"python -m lit_distill.train experiment=kd_pptsmv2 models.Teacher.pretrained='{weights}'"
-    return "python -m lit_distill.train experiment=dml_pptsmv2"
+        return f"python -m lit_distill.train experiment=kd_{kind} models.Teacher.pretrained='{weights}'"
+    return f"python -m lit_distill.train experiment=dml_{kind}"
 
 
 def _quiet_lightning() -> None:
