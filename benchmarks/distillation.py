@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from results import RESULTS, write_section, write_table
 from safetensors.torch import load_file
 
@@ -52,7 +51,7 @@ def test_top1(folder: Path) -> float:
     card = json.loads((folder / "student.json").read_text())
     student = instantiate(card["model"]).eval()
     student.load_state_dict(load_file(folder / card["weights"]))
-    data = instantiate(OmegaConf.create(card["data"]))
+    data = instantiate(card["data"])
     data.prepare_data()
     right = total = 0
     for batch in data.test_dataloader():
@@ -79,7 +78,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as trainer.max_epochs=2")
     arguments = parser.parse_args()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        instantiate(compose("train", ["experiment=baseline_pptsmv2", *arguments.overrides]).data).prepare_data()
+        instantiate(compose("train", ["experiment=baseline_pptsmv2", *arguments.overrides]).data, _convert_="all").prepare_data()
 
     def folder(experiment: str, seed: int) -> Path:
         top: Path = arguments.folder

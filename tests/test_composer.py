@@ -152,7 +152,7 @@ def test_an_unbuilt_loss_says_what_to_call(models: dict[str, nn.Module]) -> None
 
 def test_shape_mismatch_names_the_term_both_references_and_both_shapes(models: dict[str, nn.Module]) -> None:
     composer = LossComposer({"kl": LossTerm(nn.KLDivLoss(), pair=("Student.0", "Teacher.0"))})
-    models["Student"][1] = nn.ReLU()  # type: ignore[index, operator]
+    models["Student"].register_module("1", nn.ReLU())
     with pytest.raises(ValueError, match=r"term 'kl' \(KLDivLoss\) on Student\.0 \(5, 6\), Teacher\.0 \(5, 8\)"):
         step(composer, models, torch.randn(5, 4))
 

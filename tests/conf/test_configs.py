@@ -59,7 +59,7 @@ def test_data(name: str, tmp_path: Path) -> None:
     images = IMAGES if name == "image_folder" else []
     experiment = "baseline_image" if images else "baseline_pptsmv2"
     config = composed(f"experiment={experiment}", f"data={name}", *images, run_dir=tmp_path)
-    data = instantiate(config.data)
+    data = instantiate(config.data, _convert_="all")
     assert data.num_classes == config.data.num_classes
     assert ({"size"} if images else {"num_frames", "size"}) <= set(config.data)
     reference = composed("experiment=baseline_pptsmv2", "data=kinetics400", run_dir=tmp_path)

@@ -59,7 +59,7 @@ def main(folder: Path, processes: int, norm: bool, frozen: bool) -> None:
     if frozen and rank:  # a frozen model is loaded by each rank itself: DDP must leave it alone
         with torch.no_grad():
             module.models["Teacher"].get_parameter("2.bias").add_(rank)
-    sampler = DistributedSampler(train, num_replicas=processes, rank=rank, shuffle=False)
+    sampler: DistributedSampler[Any] = DistributedSampler(train, num_replicas=processes, rank=rank, shuffle=False)
     loaders = (
         DataLoader(train, batch_size=8 // processes, sampler=sampler),
         DataLoader(val, batch_size=1, sampler=EveryNth(len(val), processes, rank)),

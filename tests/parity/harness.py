@@ -1,7 +1,8 @@
-"""One harness over a folder of golden values: reads ``cases.json``, compares what an adapter gives with what was published.
+"""One harness over a folder of golden values: compares what an adapter gives with what was published.
 
-The folder is ``tests/golden`` or what ``LIT_DISTILL_GOLDEN`` names. An adapter is a function in ``tests/parity/adapters``;
-each of those modules lists its adapters in ``ADAPTERS``, keyed by the case's kind, or for losses by its family.
+The folder, with its ``cases.json``, is ``tests/golden`` or what ``LIT_DISTILL_GOLDEN`` names. An adapter is a function
+in ``tests/parity/adapters``; each of those modules lists its adapters in ``ADAPTERS``, keyed by the case's kind, or for
+losses by its family.
 """
 
 from __future__ import annotations
@@ -68,8 +69,10 @@ class LossInputs:
 
     def levels(self, prefix: str) -> list[Tensor]:
         """The inputs ``prefix0``, ``prefix1``, … in order."""
-        names = sorted((n for n in self.inputs if n.startswith(prefix) and n[len(prefix) :].isdigit()),
-                       key=lambda n: int(n[len(prefix) :]))
+        names = sorted(
+            (n for n in self.inputs if n.startswith(prefix) and n[len(prefix) :].isdigit()),
+            key=lambda n: int(n[len(prefix) :]),
+        )
         return [self.inputs[name] for name in names]
 
 
@@ -114,7 +117,10 @@ def check_loss(case: Case, adapter: LossAdapter) -> None:
         assert gradient is not None, f"{case}: no gradient reaches {name}"
         loose = value.dtype == np.float32 or f"grad_{name}" in stored_as_float32
         np.testing.assert_allclose(
-            gradient.numpy(), value, rtol=max(rtol, 1e-6 if loose else 0.0), atol=max(atol, 1e-9 if loose else 0.0),
+            gradient.numpy(),
+            value,
+            rtol=max(rtol, 1e-6 if loose else 0.0),
+            atol=max(atol, 1e-9 if loose else 0.0),
             err_msg=f"{case}: grad_{name}",
         )
     for name in (n[7:] for n in arrays if n.startswith("nograd_")):

@@ -314,7 +314,7 @@ def _light(frames: Floats, rng: np.random.Generator) -> None:
     angle, strength = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.4)
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     ramp = 1 + np.float32(strength * math.cos(angle)) * axis + np.float32(strength * math.sin(angle)) * axis[:, None]
-    flicker = rng.uniform(0.85, 1.15, steps).astype(np.float32)
+    flicker = np.asarray(rng.uniform(0.85, 1.15, size=steps), dtype=np.float32)
     frames *= (ramp * flicker[:, None, None])[..., None]
 
 
