@@ -83,12 +83,14 @@ class _SquaredDistances(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         centred = _centred(rows)
         ctx.save_for_backward(rows, centred)
-        norms = torch.linalg.vecdot(centred, centred)
+        gram = centred @ centred.T
+        norms = gram.diagonal().clone()
         sums = norms + norms[:, None]
-        squares = torch.addmm(sums, centred, centred.T, alpha=-2)
-        close = squares < sums.mul_(_CLOSE)
-        first, second = close.triu_(1).nonzero(as_tuple=True)
-        for i, k in zip(first.split(step := max(1, _CHUNK // rows.shape[1])), second.split(step), strict=True):
+        squares = gram.mul_(-2).add_(sums)
+        close = (squares < sums.mul_(_CLOSE)).triu_(1).nonzero()
+        step = max(1, _CHUNK // rows.shape[1])
+        for start in range(0, len(close), step):
+            i, k = close[start : start + step].unbind(dim=1)
             squares[i, k] = squares[k, i] = (centred[i] - centred[k]).square_().sum(dim=1)
         squares.diagonal().copy_(norms * 0)  # 0, or NaN for a row that is not finite
         return squares
