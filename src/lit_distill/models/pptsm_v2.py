@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from lit_distill.models.temporal import TemporalAttention, TemporalShift, frames
 from lit_distill.optim import ParameterGroup, published_groups
 
 _Self = TypeVar("_Self", bound="PPTSMv2")
+
+Init: TypeAlias = Literal["published", "scratch"]
 
 
 class _Stage(NamedTuple):
@@ -189,6 +191,10 @@ class PPTSMv2(nn.Module):
         depths: blocks in each of the four stages.
         class_expand: channels of ``last_conv`` and of the embedding.
         batch_norm: ``"torch"``, or ``"published"`` for biased running variances.
+        init: random weights, ``"published"`` (Kaiming normal convolutions), or ``"scratch"``: besides, BatchNorm shifts
+            of 1 before the last stage. This plain network has no shortcuts there, and its gradient grows by about
+            1.2 a ReLU towards the stem; the shift keeps the ReLUs near their linear range, so that training gets
+            under way without pre-trained weights.
         reparameterized: build the fused form, for the state dict of a network after :meth:`reparameterize`.
         pretrained: weights to start from, read by :func:`lit_distill.models.load_weights`; its report is kept in
             ``load_report``.
@@ -216,12 +222,14 @@ class PPTSMv2(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         class_expand: int = 1280,
         batch_norm: BatchNormKind = "torch",
+        init: Init = "published",
         reparameterized: bool = False,
         pretrained: str | Path | None = None,
         reset_head: bool = False,
     ) -> None:
         super().__init__()
         require_choice(batch_norm, BatchNormKind, name="batch_norm")
+        require_choice(init, Init, name="init")
         if num_classes < 1 or class_expand < 1:
             raise ValueError(
                 f"PPTSMv2 expects num_classes and class_expand above 0, came {num_classes}, {class_expand}"
@@ -264,7 +272,7 @@ class PPTSMv2(nn.Module):
         self.act = nn.ReLU()
         self.dropout = make_dropout(dropout, dropout_mode)
         self.fc = nn.Linear(class_expand, num_classes)
-        self._init_weights()
+        self._init_weights(init)
         if reparameterized:
             self.reparameterize()
         if pretrained is not None:
@@ -315,8 +323,12 @@ class PPTSMv2(nn.Module):
         """The published name of one of our tensors, or None; the inverse of :meth:`native_key`."""
         return paddle_keys.pptsm_v2_to_published(native)
 
-    def _init_weights(self) -> None:
+    def _init_weights(self, init: Init) -> None:
         init_convolutions(self)
+        if init == "scratch":
+            for module in (*self.stem.modules(), *self.stages[:-1].modules()):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    nn.init.ones_(module.bias)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
