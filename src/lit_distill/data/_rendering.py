@@ -82,6 +82,9 @@ class DigitsSpec:
         clutter: largest number of drifting fragments of other digits.
         noise: range of the luma noise's standard deviation, in levels of 255.
         crf: constant rate factor of the encoder: larger is smaller files.
+
+    Raises:
+        ValueError: a digit, a motion or a number that cannot be drawn, or clips that leave the classes unequal.
     """
 
     seed: int
@@ -99,6 +102,31 @@ class DigitsSpec:
     clutter: int = 2
     noise: tuple[float, float] = (6.0, 18.0)
     crf: int = 26
+
+    def __post_init__(self) -> None:
+        if not self.digits or len(set(self.digits)) < len(self.digits) or not set(self.digits) <= set(range(10)):
+            raise ValueError(f"data.digits are different numbers of 0..9, came {list(self.digits)}")
+        if not self.motions or len(set(self.motions)) < len(self.motions) or not set(self.motions) <= set(MOTIONS):
+            raise ValueError(f"data.motions are different ones of {', '.join(MOTIONS)}, came {list(self.motions)}")
+        classes = len(self.class_names)
+        if len(self.clips) != len(SPLITS) or any(count < classes or count % classes for count in self.clips):
+            raise ValueError(
+                f"data.clips are the numbers of clips of {', '.join(SPLITS)}: multiples of {classes}, the number of "
+                f"classes, came {list(self.clips)}"
+            )
+        if self.frames < 1 or self.side < 16 or self.side % 2:
+            raise ValueError(
+                "data.length is at least 1 frame and data.side an even number of at least 16 pixels, "
+                f"came {self.frames} and {self.side}"
+            )
+        for name in ("digit_side", "speed", "radius", "octaves", "contrast", "noise"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high or (low == 0 and name in ("digit_side", "radius")):
+                raise ValueError(f"data.spec.{name} is a range [low, high] of numbers above 0, came [{low}, {high}]")
+        if self.digit_side[1] > 0.8:
+            raise ValueError(
+                f"data.spec.digit_side goes up to 0.8, for digits to fit the frame, came {self.digit_side[1]}"
+            )
 
     @property
     def jobs(self) -> tuple[tuple[str, int], ...]:

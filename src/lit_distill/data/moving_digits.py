@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,28 @@ from lit_distill.data.datamodule import VideoDataModule
 
 
 class MovingDigits(VideoDataModule):
-    """Handwritten digits that move through cluttered, noisy scenes; a class is a digit and its motion.
+    """Handwritten digits that move through cluttered, noisy, unevenly lit scenes; a class is a digit and its motion.
 
-    A single frame cannot tell the motion, a motion cannot tell the digit. The clips are made once for each
-    specification, in under two minutes on two cores, from the digits and photographs that scikit-learn ships (extra
-    ``lit-distill[digits]``); the digits' writers and the backgrounds differ between the splits.
+    A single frame cannot tell the motion (positions are uniform over a frame that wraps round), a motion cannot tell
+    the digit, classes are equally many. The clips are made once for each specification, in under two minutes on two
+    cores, from the digits and photographs that scikit-learn ships (extra ``lit-distill[digits]``, which the making
+    alone needs). Scans and backgrounds differ between the splits. Equal specifications give equal files on one machine.
 
     Args:
         root: the folder to make the set's folder in; by default ``$LIT_DISTILL_CACHE``, or ``~/.cache/lit_distill``.
         clips: clips of train, val and test; multiples of the number of classes.
-        digits: the digits shown.
-        motions: the motions shown.
+        digits: the digits shown, of 0 to 9.
+        motions: the motions shown: left, right, up, down, clockwise, counterclockwise, zoom_in, zoom_out.
         length: frames of a clip's file.
-        side: width and height of the video, in pixels.
+        side: width and height of the video, in pixels; even.
         making_seed: of the clips themselves; ``seed`` is that of their sampling in training.
         num_classes: number of digits times number of motions; given, it is checked.
-        spec: further fields of the specification, such as ``noise`` or ``clutter``.
-        **loading: as for :class:`VideoDataModule`; a clip is never flipped, for that would change its label.
+        spec: how the scenes look: ``digit_side`` ``speed`` ``radius`` ``octaves`` (fractions of the side, and octaves,
+            a frame), ``contrast`` ``noise`` as ranges [low, high]; ``clutter`` ``fps`` ``crf`` as whole numbers.
+        **loading: as for :class:`VideoDataModule`, but for its files, and for ``flip``, which would change labels.
 
     Raises:
-        ValueError: an unknown digit or motion, numbers of clips that do not give equal classes, another num_classes.
+        ValueError: an unknown digit, motion or field, clips that leave classes unequal, another number of classes.
 
     Example:
         >>> data = MovingDigits(clips=(16, 8, 8), digits=(3, 7), motions=("left", "right"), num_frames=4, size=32)
@@ -51,25 +53,33 @@ class MovingDigits(VideoDataModule):
         side: int = 64,
         making_seed: int = 0,
         num_classes: int | None = None,
-        spec: dict[str, Any] | None = None,
+        spec: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> None:
-        self.spec = DigitsSpec.from_json(
-            {
-                "seed": making_seed, "clips": list(clips), "digits": list(digits), "motions": list(motions),
-                "frames": length, "side": side, **(spec or {}),
-            }
-        )  # fmt: skip
+        own = {
+            "seed": making_seed,
+            "clips": clips,
+            "digits": digits,
+            "motions": motions,
+            "frames": length,
+            "side": side,
+        }
+        look = {name: list(v) if isinstance(v, Sequence) else v for name, v in (spec or {}).items()}
+        unknown = look.keys() - (DigitsSpec.__dataclass_fields__.keys() - own.keys())
+        if unknown:
+            known = ", ".join(name for name in DigitsSpec.__dataclass_fields__ if name not in own)
+            raise ValueError(f"data.spec has the fields {known}, came {', '.join(sorted(unknown))}")
+        own = {name: list(v) if isinstance(v, Sequence) else v for name, v in own.items()}
+        self.spec = DigitsSpec.from_json({**own, **look})
         classes = len(self.spec.class_names)
-        if num_classes is not None and num_classes != classes:
+        if num_classes not in (None, classes):
             raise ValueError(
                 f"data.num_classes is {num_classes}, but {len(self.spec.digits)} digits times "
                 f"{len(self.spec.motions)} motions are {classes} classes"
             )
         self.making_root = cache_root() if root is None else Path(root).expanduser()
-        folder = set_folder(self.spec, self.making_root)
         super().__init__(
-            root=folder,
+            root=set_folder(self.spec, self.making_root),
             train_list="train.txt",
             val_list="val.txt",
             test_list="test.txt",
@@ -80,5 +90,10 @@ class MovingDigits(VideoDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Make the clips, unless they are there."""
+        """Make the clips, unless they are there whole.
+
+        Raises:
+            OSError: the folder cannot be written, or its disk is full.
+            ModuleNotFoundError: scikit-learn is missing.
+        """
         make(self.spec, self.making_root)
