@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for every run, such as trainer.max_epochs=2")
     arguments = parser.parse_args()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        instantiate(compose("train", ["experiment=baseline_pptsmv2", *arguments.overrides]).data, _convert_="all").prepare_data()
+        config = compose("train", ["experiment=baseline_pptsmv2", *arguments.overrides])
+    instantiate(config.data, _convert_="all").prepare_data()
 
     def folder(experiment: str, seed: int) -> Path:
         top: Path = arguments.folder

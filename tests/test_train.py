@@ -15,7 +15,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lit_distill.artifacts import file_sha256, state_sha256
+from lit_distill.artifacts import state_sha256
+from lit_distill.models.state_files import file_sha256
 
 RUN_FILES = {
     "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv", "results.json", "student.json",

@@ -14,6 +14,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_distill.data.decode import VideoError
+
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
@@ -33,7 +35,7 @@ def user_error_text(error: BaseException) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = str(error).split("\nConfig search path:")[0].splitlines()
         return " ".join(line.strip() for line in lines if line.strip())
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError, VideoError)):
         return str(error) or type(error).__name__
     return None
 

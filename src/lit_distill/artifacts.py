@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lit_distill.models.state_files import file_sha256
+
 STUDENT_FILE = "student.safetensors"
 CARD_FILE = "student.json"
 RESULTS_FILE = "results.json"
@@ -25,15 +27,6 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
     os.replace(temporary, path)
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The sha256 of a file, as hex digits."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:

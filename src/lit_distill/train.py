@@ -101,6 +101,8 @@ def build_module(config: DictConfig) -> DistillModule:
             )
         models[str(name)] = instantiate(node)
         report = getattr(models[str(name)], "load_report", None)
+        if report is not None:
+            Console().print(f"{name}: {report}", highlight=False, soft_wrap=True)
         if name in config.frozen and report is not None and not report.complete:
             raise ValueError(f"{name} is frozen but its weights file does not fill it:\n{report}")
     return DistillModule(
