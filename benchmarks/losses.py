@@ -189,11 +189,12 @@ def seconds(method: Method, size: Size, repeats: int) -> dict[str, list[float]]:
         step(loss, *pair)
         spent = time.process_time() - begin
         counts[name] = max(1, min(50, int(0.03 / max(spent, 1e-4))))
-        if spent > 2:
+        if spent > 0.5:
             times[name].append(spent)  # too long to be spent on warming up
+    enough = {name: 3 if times[name] else repeats for name in variants}
     for _ in range(repeats):
         for name, loss in variants.items():
-            if len(times[name]) < (3 if counts[name] == 1 and times[name] else repeats):
+            if len(times[name]) < enough[name]:
                 begin = time.process_time()
                 for _ in range(counts[name]):
                     step(loss, *pair)

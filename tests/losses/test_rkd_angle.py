@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_distill.losses import RKDAngleLoss, rkd_angle_loss
+from lit_distill.losses import RKDAngleLoss, rkd_angle_loss, rkd_distance_loss
 from lit_distill.losses.relation import _angles
 from losses import relations
 from losses.checks import (
@@ -174,9 +175,10 @@ def test_only_paddleclas_convention_teaches_the_teacher() -> None:
     assert of_teacher is not None
 
 
-def test_can_not_be_differentiated_twice() -> None:
+@pytest.mark.parametrize("loss", [rkd_angle_loss, rkd_distance_loss])
+def test_can_not_be_differentiated_twice(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     student = STUDENT.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(rkd_angle_loss(student, TEACHER), student, create_graph=True)
+    (slope,) = torch.autograd.grad(loss(student, TEACHER), student, create_graph=True)
     with pytest.raises(RuntimeError, match="can not be differentiated again"):
         slope.sum().backward()  # type: ignore[no-untyped-call]
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_distill.losses import RKDDistanceLoss, rkd_distance_loss
+from lit_distill.losses.relation import _gram
 from lit_distill.losses.relation._gram import squared_distances
 from losses import relations
 from losses.checks import check_all, check_gradcheck, check_shapes_named, check_zero_when_equal, gradients, logits
@@ -73,7 +74,7 @@ def test_squared_distances_are_differentiable_twice() -> None:
 def test_squared_distances_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = logits(1, 7, seed=12) + 1e-6 * logits(30, 7, seed=13)
     rows[10:] += 5
-    monkeypatch.setattr("lit_distill.losses.relation._gram._CHUNK", 40)
+    monkeypatch.setattr(_gram, "_CHUNK", 40)
     squares = squared_distances(rows)
     torch.testing.assert_close(squares, relations.differences(rows).square().sum(2), rtol=1e-9, atol=0)
     assert not squares.diagonal().any()

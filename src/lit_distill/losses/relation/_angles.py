@@ -16,10 +16,13 @@ more than a few per cent of the differences exceed 1.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lit_distill.losses.relation._gram import with_slopes
 
 _COINCIDENT = 1e-24
 """Squared distance up to which two samples are one point: the angles that it would span count as cosine 0."""
@@ -43,39 +46,13 @@ _SLAB = 1 << 17
 def angle_huber(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over all N³ triples of the Huber loss (delta 1) between the cosines of student and teacher.
 
-    The gradients are computed along with the value, each only if it is needed. They can not be differentiated again.
+    The gradients are computed along with the value, see :func:`with_slopes`.
 
     Args:
         student: squared distances (N, N).
         teacher: squared distances (N, N).
     """
-    loss: Tensor = _AngleHuber.apply(student, teacher)
-    return loss
-
-
-class _AngleHuber(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        loss, slopes = _value_and_slopes(student, teacher, ctx.needs_input_grad)
-        ctx.save_for_backward(student, teacher, *slopes)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, *slopes = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: a second derivative taken of these constants would be wrong
-            slopes = [None if slope is None else _OnceOnly.apply(slope, student, teacher) for slope in slopes]
-        return tuple(None if slope is None else slope * gradient for slope in slopes)
-
-
-class _OnceOnly(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, slope: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
-        return slope.view_as(slope)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> None:
-        raise RuntimeError("the gradient of RKD's angles can not be differentiated again: it comes with the value")
+    return with_slopes(_value_and_slopes, student, teacher)
 
 
 class _View(NamedTuple):
@@ -125,7 +102,7 @@ class _Sums(NamedTuple):
         slopes.index_add_(0, vertices, (self.by_far - view.near.square() * self.by_near) * view.near / 2)
 
 
-def _value_and_slopes(student: Tensor, teacher: Tensor, wanted: tuple[bool, ...]) -> tuple[Tensor, list[Tensor | None]]:
+def _value_and_slopes(student: Tensor, teacher: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
     """The mean loss and, where wanted, its gradients, in which entries (i, k) and (k, i) are only right as a sum."""
     n = len(student)
     # Angles have no scale: with the farthest two samples 1 apart, neither products nor float32 can overflow.

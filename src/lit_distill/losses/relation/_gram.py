@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from lit_distill.losses._numerics import require_choice, require_positive
 
 Convention = Literal["paper", "paddleclas"]
 """Whose form of RKD: that of the paper's authors, or PaddleClas'."""
+
+Slopes: TypeAlias = Callable[[Tensor, Tensor, Sequence[bool]], tuple[Tensor, list[Tensor | None]]]
+"""A loss of student and teacher with its gradients, None for one that is not wanted."""
 
 _CLOSE = 1e-4
 """Pairs whose squared distance is below this part of their squared norms get it from the difference itself."""
@@ -105,6 +109,60 @@ class _SquaredDistances(torch.autograd.Function):
         laplacian.diagonal().sub_(laplacian.sum(dim=1))
         slopes: Tensor = laplacian @ centred
         return slopes.to(rows.dtype)
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Inner products of all rows (N, N); its backward takes one matrix product where autograd would take two."""
+    products: Tensor = _Gram.apply(rows)
+    return products
+
+
+class _Gram(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        slopes: Tensor = (gradient + gradient.T) @ rows
+        return slopes
+
+
+def with_slopes(compute: Slopes, student: Tensor, teacher: Tensor) -> Tensor:
+    """The loss that ``compute`` gives together with its gradients, which backward then only scales.
+
+    Nothing but the gradients is kept between forward and backward, and only those that are needed are computed. They
+    can not be differentiated again: backward through them is a RuntimeError.
+    """
+    loss: Tensor = _WithSlopes.apply(compute, student, teacher)
+    return loss
+
+
+class _WithSlopes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compute: Slopes, student: Tensor, teacher: Tensor) -> Tensor:
+        loss, slopes = compute(student, teacher, ctx.needs_input_grad[1:])
+        ctx.save_for_backward(student, teacher, *slopes)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, *slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: a second derivative taken of these constants would be wrong
+            slopes = [None if slope is None else _OnceOnly.apply(slope, student, teacher) for slope in slopes]
+        return None, *(None if slope is None else slope * gradient for slope in slopes)
+
+
+class _OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, slope: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+        return slope.view_as(slope)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        raise RuntimeError("the gradient of an RKD loss can not be differentiated again: it comes with the value")
 
 
 def _centred(rows: Tensor) -> Tensor:

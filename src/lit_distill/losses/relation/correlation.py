@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_choice, require_positive, require_same_shape
-from lit_distill.losses.relation._gram import sample_rows
+from lit_distill.losses.relation._gram import gram, sample_rows
 
 Kernel = Literal["gaussian", "bilinear", "consecutive"]
 
@@ -50,12 +50,12 @@ def _check(name: str, kernel: Kernel, gamma: float, order: int) -> None:
 
 
 def _correlations(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:
-    gram = rows @ rows.T
+    products = gram(rows)
     if kernel == "bilinear":
-        return gram
-    series = torch.ones_like(gram)
-    for p in range(order, 0, -1):  # Horner's scheme: no powers to keep
-        series = 1 + 2 * gamma / p * gram * series
+        return products
+    series = 1 + 2 * gamma / order * products
+    for p in range(order - 1, 0, -1):  # Horner's scheme: no powers to keep
+        series = 1 + 2 * gamma / p * products * series
     return math.exp(-2 * gamma) * series
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_positive
-from lit_distill.losses.relation._gram import sample_rows
+from lit_distill.losses.relation._gram import gram, sample_rows
 
 
 @full_precision
@@ -21,7 +21,7 @@ def _affinities(rows: Tensor, eps: float) -> Tensor:
     """(N, N) the probability of each sample as a neighbour of another, from cosines moved to 0 … 1."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     unit = rows / (norms + eps)
-    cosines = (unit @ unit.T).clamp(min=-1)  # rounding below -1 would make a probability negative
+    cosines = gram(unit).clamp(min=-1)  # rounding below -1 would make a probability negative
     return (cosines + 1) / (cosines + 1).sum(dim=1, keepdim=True)
 
 

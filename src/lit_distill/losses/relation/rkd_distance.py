@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_positive
-from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd
+from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd, with_slopes
 
 
 @full_precision
@@ -32,19 +34,39 @@ def distance_huber(student: Tensor, teacher: Tensor, *, squared: bool, eps: floa
     """The loss from the squared distances (N, N) of both."""
     if len(student) == 1:
         return (student + teacher).sum() * 0.0  # one sample has no relations
-    return F.smooth_l1_loss(_relative(student, squared, eps, convention), _relative(teacher, squared, eps, convention))
+    return with_slopes(partial(_value_and_slopes, squared, eps, convention), student, teacher)
 
 
-def _relative(squares: Tensor, squared: bool, eps: float, convention: Convention) -> Tensor:
-    """Distances over their mean."""
+def _value_and_slopes(
+    squared: bool, eps: float, convention: Convention, student: Tensor, teacher: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, list[Tensor | None]]:
+    n = len(student)
+    count = n * n if convention == "paddleclas" else n * (n - 1)  # of the entries that the mean runs over
+    relative, means = zip(*(_relative(x, squared, eps, convention, count) for x in (student, teacher)), strict=True)
+    difference = relative[0] - relative[1]
+    g = difference.clamp(-1, 1)
+    loss = (torch.dot(g.view(-1), difference.view(-1)) - torch.dot(g.view(-1), g.view(-1)) / 2) / n**2
+
+    slopes: list[Tensor | None] = [None, None]
+    for x, (squares, sign) in enumerate(((student, 1), (teacher, -1))):
+        if wanted[x]:
+            slope = g - torch.dot(g.view(-1), relative[x].view(-1)) / count  # the mean moves with each distance
+            slope.mul_(sign / (means[x] * n**2))
+            if not squared:
+                slope.div_(relative[x] * (2 * means[x]))
+            slopes[x] = slope.masked_fill_(squares <= eps, 0)
+    return loss, slopes
+
+
+def _relative(squares: Tensor, squared: bool, eps: float, convention: Convention, count: int) -> tuple[Tensor, Tensor]:
+    """Distances over their mean, and the mean."""
     distances = squares.clamp(min=eps)
     if not squared:
-        distances = distances.sqrt()
-    if convention == "paddleclas":
-        return distances / (distances.mean() + eps)
-    n = len(squares)
-    distances = distances * (1 - torch.eye(n, dtype=squares.dtype, device=squares.device))
-    return distances * (n * (n - 1) / distances.sum())
+        distances.sqrt_()
+    if convention == "paper":
+        distances.fill_diagonal_(0)
+    mean = distances.sum() / count + (eps if convention == "paddleclas" else 0)
+    return distances.div_(mean), mean
 
 
 class RKDDistanceLoss(nn.Module):
@@ -56,7 +78,8 @@ class RKDDistanceLoss(nn.Module):
     put in another order. A batch of one has no pairs and gives 0. No gradient reaches the teacher.
 
     Computed from the Gram matrix of the centred embeddings in float64, close pairs from their difference: distances are
-    right to 11 digits of the embeddings as they come, in whatever precision.
+    right to 11 digits of the embeddings as they come, in whatever precision. The gradient can not be differentiated
+    again.
 
     ``convention="paddleclas"`` is PaddleClas' form: the diagonal keeps √eps, the mean that divides runs over all N²
     entries plus ``eps``, and the teacher gets gradients too (in a LossTerm it is then not detached).

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_choice
-from lit_distill.losses.relation._gram import sample_rows
+from lit_distill.losses.relation._gram import gram, sample_rows
 
 RowNorm = Literal["l2", "l1"]
 
@@ -19,9 +19,7 @@ def similarity_loss(student: Tensor, teacher: Tensor, *, row_norm: RowNorm = "l2
     require_choice("similarity_loss", "row_norm", row_norm, get_args(RowNorm))
     student, teacher = sample_rows("similarity_loss", student, teacher.detach(), gather=gather)
     power = 2.0 if row_norm == "l2" else 1.0
-    return F.mse_loss(
-        F.normalize(student @ student.T, p=power, dim=1), F.normalize(teacher @ teacher.T, p=power, dim=1)
-    )
+    return F.mse_loss(F.normalize(gram(student), p=power, dim=1), F.normalize(gram(teacher), p=power, dim=1))
 
 
 class SimilarityLoss(nn.Module):
