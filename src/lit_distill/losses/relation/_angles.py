@@ -17,7 +17,6 @@ more than a few per cent of the differences exceed 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
