@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -36,25 +37,25 @@ class Example:
     dataset_size: int | None = None
 
 
-class SizedLoss(nn.Module):
+class SizedLoss(nn.Module, ABC):
     """A loss with parameters or buffers whose shapes come from one example batch.
 
     :class:`lit_distill.DistillModule` and :meth:`lit_distill.LossComposer.build` call :meth:`build` once, before the
     optimizer is made and before a checkpoint is read. A second call with the same shapes changes nothing.
     """
 
+    @abstractmethod
     def build(self, example: Example) -> None:
         """Create the parameters for the shapes of ``example``.
 
         Raises:
             ValueError: the two signals cannot be matched by this method.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement build(example)")
 
     @property
+    @abstractmethod
     def is_built(self) -> bool:
         """Whether :meth:`build` has been called."""
-        raise NotImplementedError(f"{type(self).__name__} must implement is_built")
 
     def require_built(self) -> None:
         """Raise unless :meth:`build` has been called."""
