@@ -68,3 +68,26 @@ def test_lightning_leaves_them_in_place() -> None:
 
 def test_seeded_is_fixed_for_good() -> None:
     assert seeded("clip", 1, 2, 3).randint(0, 10**6) == 98266
+
+
+def test_excluded_samples_leave_the_order_of_the_others() -> None:
+    def keys(excluded: frozenset[int], rank: int, replicas: int) -> list[int]:
+        sampler = EpochSampler(
+            range(23), num_replicas=replicas, rank=rank, seed=5, excluded=lambda epoch: excluded if epoch > 1 else ()
+        )
+        sampler.set_epoch(2)
+        positions = [key.position for key in sampler]
+        assert len(positions) == len(sampler)
+        return positions
+
+    whole, left = keys(frozenset(), 0, 1), keys(frozenset({3, 19}), 0, 1)
+    assert left == [position for position in whole if position not in (3, 19)]
+    first, second = keys(frozenset({3, 19}), 0, 2), keys(frozenset({3, 19}), 1, 2)
+    assert len(first) == len(second) == 10
+    assert [position for pair in zip(first, second, strict=True) for position in pair] == left[:20]
+
+
+def test_excluded_samples_are_not_evaluated_and_the_others_once() -> None:
+    samplers = [EvalSampler(range(7), num_replicas=2, rank=rank, excluded=lambda epoch: {2, 5}) for rank in (0, 1)]
+    assert [[key.position for key in sampler] for sampler in samplers] == [[0, 3, 6], [1, 4]]
+    assert [len(sampler) for sampler in samplers] == [3, 2]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sized
-from typing import NamedTuple, cast
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
+from typing import NamedTuple, TypeAlias, cast
 
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+Excluded: TypeAlias = Callable[[int], Collection[int]]
+"""The positions that an epoch leaves out: a function of the epoch, the same in every process."""
 
 
 class SampleKey(NamedTuple):
@@ -36,7 +39,9 @@ def seeded(*parts: object) -> random.Random:
 class _KeySampler(DistributedSampler[SampleKey]):
     """Common ground: a :class:`DistributedSampler`, so that Lightning leaves it in place, that yields keys."""
 
-    def __init__(self, dataset: Sized, *, num_replicas: int, rank: int, seed: int, drop_last: bool) -> None:
+    def __init__(
+        self, dataset: Sized, *, num_replicas: int, rank: int, seed: int, drop_last: bool, excluded: Excluded | None
+    ) -> None:
         super().__init__(
             cast("Dataset[object]", dataset),
             num_replicas=num_replicas,
@@ -46,6 +51,10 @@ class _KeySampler(DistributedSampler[SampleKey]):
             drop_last=drop_last,
         )
         self.samples = len(dataset)
+        self.excluded = excluded
+
+    def _left_out(self) -> Collection[int]:
+        return () if self.excluded is None else self.excluded(self.epoch)
 
 
 class EpochSampler(_KeySampler):
@@ -54,11 +63,15 @@ class EpochSampler(_KeySampler):
     Global batch k is the k-th stretch of the shuffled samples for any number of processes. The last samples that do not
     give every process one more are left out of this epoch, others of the next: all processes have equally many.
 
+    Excluded samples are taken out after the shuffle: the others keep their order, which so is a function of (seed,
+    epoch, what the epoch excludes).
+
     Args:
         dataset: what is sampled; only its length matters.
         num_replicas: number of processes.
         rank: of this process, from 0.
         seed: of the order.
+        excluded: the positions that an epoch leaves out; none for none.
 
     Example:
         >>> sampler = EpochSampler(range(5), num_replicas=2, rank=0)
@@ -67,16 +80,30 @@ class EpochSampler(_KeySampler):
         (2, {7})
     """
 
-    def __init__(self, dataset: Sized, *, num_replicas: int = 1, rank: int = 0, seed: int = 0) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True)
-        self.num_samples = self.samples // num_replicas
-        self.total_size = self.num_samples * num_replicas
+    def __init__(
+        self,
+        dataset: Sized,
+        *,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        excluded: Excluded | None = None,
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True, excluded=excluded)
+
+    def __len__(self) -> int:
+        """Number of this process's keys in this epoch."""
+        return (self.samples - len(self._left_out())) // self.num_replicas
 
     def __iter__(self) -> Iterator[SampleKey]:
         """Keys of this process in this epoch."""
         order = list(range(self.samples))
         seeded("order", self.seed, self.epoch).shuffle(order)
-        return (SampleKey(self.epoch, index) for index in order[self.rank : self.total_size : self.num_replicas])
+        left_out = self._left_out()
+        if left_out:
+            order = [index for index in order if index not in left_out]
+        stop = len(self) * self.num_replicas
+        return (SampleKey(self.epoch, index) for index in order[self.rank : stop : self.num_replicas])
 
 
 class EvalSampler(_KeySampler):
@@ -90,6 +117,7 @@ class EvalSampler(_KeySampler):
         dataset: what is sampled; only its length matters.
         num_replicas: number of processes.
         rank: of this process, from 0.
+        excluded: the positions that an epoch leaves out; none for none.
 
     Raises:
         ValueError: there are fewer samples than processes.
@@ -99,16 +127,25 @@ class EvalSampler(_KeySampler):
         [[0, 2, 4], [1, 3]]
     """
 
-    def __init__(self, dataset: Sized, *, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=0, drop_last=False)
+    def __init__(
+        self, dataset: Sized, *, num_replicas: int = 1, rank: int = 0, excluded: Excluded | None = None
+    ) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=0, drop_last=False, excluded=excluded)
         if self.samples < num_replicas:
             raise ValueError(
                 f"evaluation of {self.samples} samples on {num_replicas} processes leaves some without any: "
                 f"use at most trainer.devices={self.samples}"
             )
-        self.num_samples = len(range(rank, self.samples, num_replicas))
-        self.total_size = self.samples
+
+    def __len__(self) -> int:
+        """Number of this process's keys."""
+        return len(self._positions())
 
     def __iter__(self) -> Iterator[SampleKey]:
         """Keys of this process; evaluation draws nothing, so their epoch is always 0."""
-        return (SampleKey(0, index) for index in range(self.rank, self.samples, self.num_replicas))
+        return (SampleKey(0, index) for index in self._positions())
+
+    def _positions(self) -> Sequence[int]:
+        left_out = self._left_out()
+        there = [index for index in range(self.samples) if index not in left_out] if left_out else range(self.samples)
+        return there[self.rank :: self.num_replicas]
