@@ -2,23 +2,17 @@
 
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.datasets import VideoDataset
-from lit_distill.data.decode import (
-    ShortVideoError,
-    VideoError,
-    VideoInfo,
-    count_frames,
-    probe,
-    read_frames,
-    read_images,
-)
+from lit_distill.data.decode import count_frames, probe, read_frames, read_images, scan
 from lit_distill.data.encode import write_video
 from lit_distill.data.images import ImageDataset, ImageFolderDataModule
-from lit_distill.data.lists import Sample, read_class_names, read_list
+from lit_distill.data.lists import read_class_names, read_list
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
 from lit_distill.data.moving_digits import MovingDigits
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
+from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling
 from lit_distill.data.transforms import ClipTransform, normalize
+from lit_distill.data.video import Limits, ShortVideoError, VideoError, VideoInfo, VideoLayout
 from lit_distill.data.views import average_views
 
 __all__ = [
@@ -29,6 +23,7 @@ __all__ = [
     "FrameSampling",
     "ImageDataset",
     "ImageFolderDataModule",
+    "Limits",
     "Mixup",
     "MovingDigits",
     "Sample",
@@ -38,6 +33,7 @@ __all__ = [
     "VideoDataset",
     "VideoError",
     "VideoInfo",
+    "VideoLayout",
     "VideoMix",
     "average_views",
     "count_frames",
@@ -47,5 +43,6 @@ __all__ = [
     "read_frames",
     "read_images",
     "read_list",
+    "scan",
     "write_video",
 ]

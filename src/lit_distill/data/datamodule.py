@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lit_distill.data.datasets import VideoDataset, Views
-from lit_distill.data.lists import Format, Sample, missing_samples, read_class_names, read_list
+from lit_distill.data.lists import Format, missing_samples, read_class_names, read_list
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer
+from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling, Mode
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
 
@@ -45,6 +46,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         batch_size: samples a batch, in each process.
         eval_batch_size: videos a batch in evaluation; none for ``batch_size``, or 1 with dense views.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
+        prefetch: batches that each worker prepares ahead; more evens out uneven videos, at the price of memory.
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
@@ -86,6 +88,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
+        prefetch: int = 2,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         seed: int = 0,
@@ -99,7 +102,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             eval_batch_size = 1 if views == "dense" else batch_size
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size, eval_batch_size=eval_batch_size,
-            num_workers=num_workers, mean=mean, std=std, seed=seed,
+            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch,
         )  # fmt: skip
         if max_missing < 0:
             raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from lit_distill.data.decode import Frames, ShortVideoError, count_frames, read_frames, read_images
-from lit_distill.data.lists import Format, Sample
+from lit_distill.data.lists import Format
 from lit_distill.data.samplers import SampleKey, seeded
+from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
 from lit_distill.data.transforms import ClipTransform
 
@@ -74,7 +76,7 @@ class VideoDataset(Dataset[Item]):
             raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
         if not samples:
             raise ValueError("a VideoDataset needs at least one sample")
-        self.samples = list(samples)
+        self.samples = SampleTable(samples)
         self.sampling = FrameSampling(num_frames=sampling.num_frames, mode="dense") if views == "dense" else sampling
         self.transform = transform
         self.views = views
@@ -129,9 +131,17 @@ class VideoDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
-    """Stack items into (clips (B, ...) uint8, labels (B,) int64, indices (B,) int64)."""
+    """Stack items into (clips (B, ...) uint8, labels (B,) int64, indices (B,) int64).
+
+    In a worker process the clips are stacked right into shared memory, which is handed over without another copy.
+    """
     clips, labels, indices = zip(*items, strict=True)
-    return torch.stack(clips), torch.tensor(labels), torch.tensor(indices)
+    batch = None
+    if get_worker_info() is not None and not clips[0].is_cuda:
+        shape = (len(clips), *clips[0].shape)
+        storage = clips[0].untyped_storage()._new_shared(math.prod(shape) * clips[0].element_size())
+        batch = torch.empty(0, dtype=clips[0].dtype).set_(storage).view(shape)
+    return torch.stack(clips, out=batch), torch.tensor(labels), torch.tensor(indices)
 
 
 def _channels_first(frames: Frames) -> Tensor:

@@ -20,6 +20,7 @@ from lit_distill.data.datasets import Item
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer
 from lit_distill.data.samplers import SampleKey, seeded
+from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]
@@ -149,7 +150,7 @@ class ImageDataset(Dataset[Item]):
     def __init__(self, samples: Sequence[tuple[str, int]], *, transform: Transform, seed: int = 0) -> None:
         if not samples:
             raise ValueError("an ImageDataset needs at least one sample")
-        self.samples = list(samples)
+        self.samples = SampleTable(Sample(*sample) for sample in samples)
         self.transform = transform
         self.seed = seed
 
@@ -163,7 +164,7 @@ class ImageDataset(Dataset[Item]):
             ValueError: the image can't be read (it is never replaced by another), or the transform does not give bytes.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        path, label = self.samples[index]
+        path, label, *_ = self.samples[index]
         image = read_image(path)
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed, which would seed the GPU's generators too
@@ -208,6 +209,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         batch_size: samples a batch, in each process.
         eval_batch_size: samples a batch in evaluation; none for ``batch_size``.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
+        prefetch: batches that each worker prepares ahead; more evens out uneven images, at the price of memory.
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
@@ -244,6 +246,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
+        prefetch: int = 2,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         seed: int = 0,
@@ -251,7 +254,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size,
             eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
-            num_workers=num_workers, mean=mean, std=std, seed=seed,
+            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch,
         )  # fmt: skip
         self.size = size
         self.scale = size * 256 // 224 if scale is None else scale

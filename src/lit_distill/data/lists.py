@@ -6,23 +6,11 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
+
+from lit_distill.data.samples import Sample
 
 Format: TypeAlias = Literal["video", "frames"]
-
-
-class Sample(NamedTuple):
-    """One entry of a list file.
-
-    Attributes:
-        path: the video file, or the folder of frames.
-        label: class index, from 0.
-        frames: how many frames the folder holds; None for a video file, which says so itself.
-    """
-
-    path: str
-    label: int
-    frames: int | None = None
 
 
 def read_list(

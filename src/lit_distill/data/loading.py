@@ -48,6 +48,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         batch_size: samples a batch, in each process.
         eval_batch_size: samples a batch in evaluation.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
+        prefetch: batches that each worker prepares ahead.
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
@@ -71,6 +72,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         mean: Sequence[float],
         std: Sequence[float],
         seed: int,
+        prefetch: int = 2,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -78,6 +80,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("prefetch", prefetch, 1),
         ):
             if value is not None and value < least:
                 raise ValueError(f"data.{name} must be at least {least}, came {value}")
@@ -86,6 +89,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         self.root = Path(root).expanduser()
         self.num_classes, self.mix, self.seed = num_classes, mix, seed
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.prefetch = prefetch
         self.mean, self.std = tuple(mean), tuple(std)
         self.class_names: tuple[str, ...] | None = None
         self.datasets: dict[str, SampleDatasetT] = {}
@@ -204,6 +208,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             sampler=sampler,
             drop_last=drop_last,
             num_workers=workers,
+            prefetch_factor=self.prefetch if workers else None,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
