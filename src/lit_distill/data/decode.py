@@ -1,107 +1,75 @@
-"""Exact frames out of video files and folders of images, read as data: no network, no playlists, no silent shortage."""
+"""Exact frames out of video files and folders of images, read as data: no network, no playlists, no silent shortage.
+
+The frames of a video are those that decoding everything gives, in that order, and damage is never painted over: a
+packet that can't be decoded, or a frame of which the decoder says that it is concealed, on the way to a wanted frame is
+a :class:`VideoError`. Packets before the first key frame, as in a cut recording, give no frame and are passed over.
+"""
 
 from __future__ import annotations
 
 import os
-import stat
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
-import av.container
-import av.stream
-import av.video.reformatter
-import av.video.stream
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torchvision.io import ImageReadMode, decode_image
 
-Frames = NDArray[np.uint8]
-"""A clip as RGB bytes (T, H, W, 3)."""
+from lit_distill.data._container import Opened, opened
+from lit_distill.data._frames import Clip, Frames, quarter_turns, read_image
+from lit_distill.data._groups import Distrust, divided, facts_reader, numbered, picture
+from lit_distill.data._pruned import (
+    Groups,
+    SoughtGroups,
+    WholeVideo,
+    container_of,
+    decode_groups,
+    indexed_groups,
+    reordering_depth,
+    starts_of,
+)
+from lit_distill.data.video import (
+    Limits,
+    ShortVideoError,
+    VideoError,
+    VideoInfo,
+    VideoLayout,
+    VideoSource,
+)
 
-# Formats that fetch what a file names (playlists, concatenations, image sequences) are not among them.
-_OPTIONS = {
-    "format_whitelist": "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,nut",
-    "protocol_whitelist": "file",
-}
+__all__ = [
+    "Frames",
+    "Limits",
+    "ShortVideoError",
+    "VideoError",
+    "VideoInfo",
+    "VideoLayout",
+    "VideoSource",
+    "count_frames",
+    "probe",
+    "read_frames",
+    "read_images",
+    "scan",
+]
 
-
-class VideoError(Exception):
-    """A video that can't be read: which one, and why.
-
-    Args:
-        path: the video file or folder of frames.
-        reason: what is wrong with it. Without one, ``path`` is taken as the whole message: that is how a data loader
-            hands on the error of a worker process.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
-        self.path, self.reason = os.fspath(path), reason
-        super().__init__(f"{self.path}: {reason}" if reason else self.path)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.path, self.reason)
-
-
-class ShortVideoError(VideoError):
-    """A video that ended before a wanted frame.
-
-    Args:
-        path: the video file.
-        reason: what was asked and what came.
-        frames: how many frames decoding the whole file gave.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str = "", frames: int = 0) -> None:
-        super().__init__(path, reason)
-        self.frames = frames
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.path, self.reason, self.frames)
+_LONG = 1500  # frames of an indexed file from which on groups are sought instead of reading all packets
+_LARGE = 64 << 20  # bytes of a file from which on its packets are not kept in memory
+_LIMITS = Limits()
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video's headers say.
-
-    Attributes:
-        frames: number of frames.
-        fps: frames per second, on average; 0.0 where it is not said.
-        duration: seconds; 0.0 where it is not said.
-        width: of a frame as shown, in pixels.
-        height: of a frame as shown, in pixels.
-        codec: FFmpeg's name of the codec, such as ``"h264"``.
-        rotation: degrees, anticlockwise, by which the decoded frames are turned to be shown: 0, 90, 180 or 270.
-            :func:`read_frames` turns them.
-    """
-
-    frames: int
-    fps: float
-    duration: float
-    width: int
-    height: int
-    codec: str
-    rotation: int
-
-
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Read the headers of a local video file.
+def probe(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoInfo:
+    """Read the headers of a video.
 
     The number of frames is that of the index (mp4, mov: frames that the edit list drops are not counted) or of the
     header; where both are silent the packets are counted. One frame is decoded, for its size and rotation.
 
     Args:
-        path: a regular file.
+        source: the path of a regular file, bytes, or a seekable file object.
+        limits: of what may be spent on it.
 
     Returns:
         the :class:`VideoInfo`.
 
     Raises:
-        VideoError: not a regular file, or not a video that can be read.
+        VideoError: not a regular file, or not a video that can be read within the limits.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -112,45 +80,88 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         >>> info.frames, info.width, info.height, info.fps, info.codec
         (5, 48, 32, 10.0, 'mpeg4')
     """
-    with _opened(path) as (container, stream):
-        count = _count(container, stream)
-        if stream.duration is not None and stream.time_base is not None:
-            duration = float(stream.duration * stream.time_base)
-        else:
-            duration = (container.duration or 0) / av.time_base
-        container.seek(0)  # counting may have read to the end
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise VideoError(path, "it has no frame that can be decoded")
-        turns = _quarter_turns(frame)
-        width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
-        fps = float(stream.average_rate or 0)
-        return VideoInfo(count, fps, duration, width, height, stream.codec_context.name, turns * 90)
+    with opened(source, limits) as video:
+        return _info(video, _count(video))
 
 
-def count_frames(path: str | os.PathLike[str]) -> int:
-    """Number of frames of a local video file, from its index or header; the packets are counted where both are silent.
+def count_frames(source: VideoSource, *, limits: Limits = _LIMITS) -> int:
+    """Number of frames of a video, from its index or header; the packets are counted where both are silent.
 
     Args:
-        path: a regular file.
+        source: the path of a regular file, bytes, or a seekable file object.
+        limits: of what may be spent on it.
 
     Returns:
         the number that :func:`probe` gives, without decoding anything.
 
     Raises:
-        VideoError: not a regular file, or not a video that can be read.
+        VideoError: not a regular file, or not a video that can be read within the limits.
     """
-    with _opened(path) as (container, stream):
-        return _count(container, stream)
+    with opened(source, limits) as video:
+        return _count(video)
 
 
-def read_frames(path: str | os.PathLike[str], indices: Sequence[int], *, size: tuple[int, int] | None = None) -> Frames:
-    """Decode the wanted frames of a local video file, exactly those that decoding everything gives.
+def scan(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoLayout:
+    """Find out how a video is laid out, once, for all later reads.
+
+    All packets are read and one frame is decoded. Where the packets don't tell the order of the frames, all are
+    decoded, to count them.
 
     Args:
-        path: a regular file.
+        source: the path of a regular file, bytes, or a seekable file object.
+        limits: of what may be spent on it.
+
+    Returns:
+        the layout; its number of frames is exact.
+
+    Raises:
+        VideoError: not a regular file, or not a video that can be read within the limits.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from lit_distill.data.encode import write_video
+        >>> with TemporaryDirectory() as folder:
+        ...     write_video(f"{folder}/a.mp4", np.zeros((30, 32, 48, 3), np.uint8), options={"g": "12"})
+        ...     layout = scan(f"{folder}/a.mp4")
+        ...     clip = read_frames(f"{folder}/a.mp4", [29], layout=layout)
+        >>> layout.info.frames, layout.starts
+        (30, (0, 12, 24))
+    """
+    try:
+        return _scan_packets(source, limits)
+    except Distrust:
+        pass
+    with opened(source, limits) as video:
+        count = sum(1 for _ in _all_frames(video))
+    with opened(source, limits) as video:
+        return VideoLayout(_info(video, count), video.size)
+
+
+def read_frames(
+    source: VideoSource,
+    indices: Sequence[int],
+    *,
+    size: tuple[int, int] | None = None,
+    limits: Limits = _LIMITS,
+    layout: VideoLayout | None = None,
+    suffix: str | None = None,
+) -> Frames:
+    """Decode the wanted frames of a video, exactly those that decoding everything gives.
+
+    Only the groups of pictures that hold a wanted frame are decoded, to the last one wanted, without the frames that
+    nothing refers to. Where the packets leave a doubt of which frame is which (times that repeat or don't order, frames
+    that are not shown, interlaced pictures, containers without times, unknown codecs, ...) everything up to the last
+    wanted frame is decoded.
+
+    Args:
+        source: the path of a regular file, bytes, or a seekable file object; with ``suffix`` the path of a folder.
         indices: 0-based, in display order; unsorted and repeated ones are allowed, negative ones are not.
         size: (height, width) to resize to, bilinear, in the pass that converts the colours; none keeps the size.
+        limits: of what may be spent on it.
+        layout: what :func:`scan` found of this very file. It spares the reading of headers and unneeded packets. It is
+            checked against what is read: one of another file changes nothing but the time.
+        suffix: pattern of file names, such as ``"img_{:05}.jpg"``: the source is a folder of images, numbered from 1,
+            of which only the wanted ones are read; frame 0 is image 1.
 
     Returns:
         RGB frames (T, H, W, 3), uint8, in the order of ``indices``.
@@ -158,7 +169,7 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int], *, size: t
     Raises:
         ValueError: no index, or a negative one.
         ShortVideoError: the video ends before the last wanted frame.
-        VideoError: it can't be read, or its frames change their size.
+        VideoError: it can't be read within the limits, is damaged, or its frames change their size.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -170,34 +181,34 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int], *, size: t
         >>> clip.shape, bool((clip[0] == clip[2]).all())
         ((3, 32, 32, 3), True)
     """
-    if not len(indices) or min(indices) < 0:
-        raise ValueError(f"read_frames expects at least one index, none negative, came {list(indices)}")
-    wanted, last = set(indices), max(indices)
-    reformatter = av.video.reformatter.VideoReformatter()
-    found: dict[int, Frames] = {}
-    with _opened(path) as (container, stream):
-        position = -1
-        for position, frame in enumerate(container.decode(stream)):
-            if position in wanted:
-                found[position] = _to_rgb(frame, reformatter, size)
-            if position == last:
-                break
-        else:
-            count = position + 1
-            raise ShortVideoError(path, f"frame {last} was wanted, but it has {count} frames", count)
-    shapes = {frame.shape for frame in found.values()}
-    if len(shapes) > 1:
-        raise VideoError(path, f"its frames change their size: {sorted(shapes)}")
-    return np.stack([found[index] for index in indices])
+    indices = [int(index) for index in indices]
+    if not indices or min(indices) < 0:
+        raise ValueError(f"read_frames expects at least one index, none negative, came {indices}")
+    if suffix is not None:
+        if not isinstance(source, (str, os.PathLike)):
+            raise ValueError(f"read_frames with a suffix expects the path of a folder, came {type(source).__name__}")
+        return read_images(source, suffix, [index + 1 for index in indices], size=size)
+    for way in _ways(layout):
+        try:
+            with opened(source, limits) as video:
+                clip = Clip(video.name, indices, size)
+                way(video, frozenset(indices), clip)
+                return clip.frames
+        except Distrust:
+            continue
+    raise AssertionError("decoding everything never distrusts")
 
 
-def read_images(folder: str | os.PathLike[str], suffix: str, numbers: Sequence[int]) -> Frames:
+def read_images(
+    folder: str | os.PathLike[str], suffix: str, numbers: Sequence[int], *, size: tuple[int, int] | None = None
+) -> Frames:
     """Decode the wanted frames of a folder of images.
 
     Args:
         folder: where the images are.
         suffix: pattern of their names, a format string of the number, such as ``"img_{:05}.jpg"``.
         numbers: those of the wanted frames, as in the names; repeated ones are allowed.
+        size: (height, width) to resize to, bilinear; none keeps the size.
 
     Returns:
         RGB frames (T, H, W, 3), uint8, in the order of ``numbers``.
@@ -205,71 +216,109 @@ def read_images(folder: str | os.PathLike[str], suffix: str, numbers: Sequence[i
     Raises:
         VideoError: an image is missing or unreadable, or the images' sizes differ.
     """
-    found = {number: _read_image(Path(folder, suffix.format(number))) for number in sorted(set(numbers))}
-    shapes = {frame.shape for frame in found.values()}
-    if len(shapes) != 1:
-        raise VideoError(folder, f"its frames differ in size: {sorted(shapes)}")
-    return np.stack([found[number] for number in numbers])
+    clip = Clip(os.fspath(folder), numbers, size)
+    for number in sorted(set(numbers)):
+        clip.put(number, read_image(Path(folder, suffix.format(number)), size))
+    return clip.frames
 
 
-@contextmanager
-def _opened(
-    path: str | os.PathLike[str],
-) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
-    """Open a local file for decoding; whatever FFmpeg says against it becomes a VideoError."""
+_Way = Callable[[Opened, frozenset[int], Clip], None]
+
+
+def _ways(layout: VideoLayout | None) -> list[_Way]:
+    """From the cheapest to the one that is always exact; each but the last raises Distrust where it may not be."""
+    known: list[_Way] = [] if layout is None else [lambda *of: _read_by_layout(layout, *of)]
+    return [*known, _read_by_index, _read_by_packets, _read_everything]
+
+
+def _read_by_layout(layout: VideoLayout, video: Opened, wanted: frozenset[int], clip: Clip) -> None:
+    if video.size != layout.size or video.context.name != layout.info.codec:
+        raise Distrust
+    groups = SoughtGroups(video, layout.starts, layout.seeks, layout.ticks, layout.info.frames)
+    _read_groups(groups, video, wanted, clip)
+
+
+def _read_by_index(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
+    if len(video.stream.index_entries) < _LONG:
+        raise Distrust
+    _read_groups(indexed_groups(video), video, wanted, clip)
+
+
+def _read_by_packets(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
+    if video.size > _LARGE:
+        raise Distrust
+    _read_groups(WholeVideo(video), video, wanted, clip)
+
+
+def _read_groups(groups: Groups, video: Opened, wanted: frozenset[int], clip: Clip) -> None:
+    if groups.total is not None and max(wanted) >= groups.total:
+        raise Distrust
     try:
-        _require_regular(path)
-        # "file:" and an absolute path: a name such as "concat:a|b" is a name, not a protocol
-        with av.open(f"file:{os.path.abspath(path)}", options=_OPTIONS) as container:
-            cover = av.stream.Disposition.attached_pic
-            stream = next((s for s in container.streams.video if not s.disposition & cover), None)
-            if stream is None:
-                raise VideoError(path, "it has no video stream")
-            # the data loader's workers are the parallelism: FFmpeg's threads cost more than they gain beside them
-            stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-            yield container, stream
-    except (OSError, av.FFmpegError) as error:  # FFmpeg's errors are not all OSErrors
-        raise VideoError(path, _one_line(error)) from error
+        decode_groups(video, groups, wanted, clip.take)
+    except av.InvalidDataError as error:
+        raise Distrust from error
 
 
-def _count(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> int:
-    if "mov" in container.format.name.split(",") and len(stream.index_entries):
+def _read_everything(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
+    last, count = max(wanted), 0
+    for index, frame in enumerate(_all_frames(video)):
+        if frame.is_corrupt:
+            raise VideoError(video.name, f"frame {index} is damaged")
+        if index in wanted:
+            clip.take(index, frame)
+        if index == last:
+            return
+        count = index + 1
+    raise ShortVideoError(video.name, f"frame {last} was wanted, but it has {count} frames", count)
+
+
+def _all_frames(video: Opened) -> Iterator[av.VideoFrame]:
+    begun = False
+    for packet in video.packets():
+        try:
+            yield from video.context.decode(packet)
+            begun = begun or packet.is_keyframe
+        except av.InvalidDataError:
+            if begun or packet.is_keyframe:
+                raise
+    yield from video.context.decode(None)
+
+
+def _scan_packets(source: VideoSource, limits: Limits) -> VideoLayout:
+    with opened(source, limits) as video:
+        inspect, depth = facts_reader(video), reordering_depth(video)
+        pictures, times = [], []
+        for packet in video.packets():
+            pictures.append(picture(packet, inspect))
+            times.append(packet.pts if packet.dts is None or container_of(video) != "mov" else packet.dts)
+        places = divided(pictures)
+        starts, total = starts_of(pictures, places)
+        for group, start in zip(places, starts, strict=True):
+            numbered(pictures[group.start : group.stop], start, depth=depth)
+    with opened(source, limits) as video:
+        ticks, seeks = ([of[group.start] for group in places] for of in ([one.time for one in pictures], times))
+        return VideoLayout(_info(video, total), video.size, tuple(starts), tuple(ticks), tuple(seeks))
+
+
+def _info(video: Opened, count: int) -> VideoInfo:
+    """What the headers and the first frame say."""
+    stream, container = video.stream, video.container
+    if stream.duration is not None and stream.time_base is not None:
+        duration = float(stream.duration * stream.time_base)
+    else:
+        duration = (container.duration or 0) / av.time_base
+    container.seek(0)  # counting may have read to the end
+    frame = next(_all_frames(video), None)
+    if frame is None:
+        raise VideoError(video.name, "it has no frame that can be decoded")
+    turns = quarter_turns(frame)
+    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    fps = float(stream.average_rate or 0)
+    return VideoInfo(count, fps, duration, width, height, stream.codec_context.name, turns * 90)
+
+
+def _count(video: Opened) -> int:
+    stream = video.stream
+    if container_of(video) == "mov" and len(stream.index_entries):
         return sum(not entry.is_discard for entry in stream.index_entries)
-    return stream.frames or sum(bool(packet.size) and not packet.is_discard for packet in container.demux(stream))
-
-
-def _read_image(file: Path) -> Frames:
-    try:
-        _require_regular(file)
-        with warnings.catch_warnings():
-            # torchvision 0.29 announces that its decoders will go; Pillow gives the same bytes, 1.4 times slower
-            warnings.simplefilter("ignore", DeprecationWarning)
-            image = decode_image(torch.from_numpy(np.fromfile(file, np.uint8)), ImageReadMode.RGB)
-    except (OSError, RuntimeError) as error:
-        raise VideoError(file, _one_line(error)) from error
-    frame: Frames = image.permute(1, 2, 0).numpy()
-    return frame
-
-
-def _to_rgb(
-    frame: av.VideoFrame, reformatter: av.video.reformatter.VideoReformatter, size: tuple[int, int] | None
-) -> Frames:
-    turns = _quarter_turns(frame)
-    height, width = (size if turns % 2 == 0 else size[::-1]) if size is not None else (None, None)
-    converted = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
-    return np.rot90(converted.to_ndarray(), turns)
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Anticlockwise quarter turns that show the frame upright."""
-    return round(frame.rotation / 90) % 4
-
-
-def _require_regular(path: str | os.PathLike[str]) -> None:
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise VideoError(path, "not a regular file")
-
-
-def _one_line(error: BaseException) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split()) or type(error).__name__
+    return stream.frames or sum(not packet.is_discard for packet in video.packets())
