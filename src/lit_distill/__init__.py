@@ -1,5 +1,6 @@
 """Knowledge distillation as a PyTorch Lightning plugin: named models and weighted losses between their signals."""
 
+from lit_distill.checkpoints import SafeCheckpointIO
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
 from lit_distill.module import DistillModule
 from lit_distill.signals import Reference, SignalCapture
@@ -12,6 +13,7 @@ __all__ = [
     "LossComposer",
     "LossTerm",
     "Reference",
+    "SafeCheckpointIO",
     "SignalCapture",
     "__version__",
 ]

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from lit_distill._files import write_bytes, write_text
 from lit_distill.models.state_files import file_sha256
 
 STUDENT_FILE = "student.safetensors"
@@ -23,10 +24,7 @@ RESULTS_FILE = "results.json"
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old one or the whole new one."""
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -56,9 +54,7 @@ def state_of(checkpoint: Mapping[str, Any], model: str) -> dict[str, Tensor]:
 def write_student(folder: str | os.PathLike[str], state: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:
     """Write ``student.safetensors``, a bare state dict under the network's own keys, and ``student.json``, its card."""
     path = Path(folder) / STUDENT_FILE
-    temporary = path.with_name(f"{path.name}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, temporary)
-    os.replace(temporary, path)
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}))
     write_json(path.with_name(CARD_FILE), {"weights": path.name, "sha256": file_sha256(path), **card})
     return path
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from lit_distill._files import write_bytes
 from lit_distill.models import PPTSMResNet, PPTSMv2, WeightsError
 from lit_distill.models import paddle_keys as keys
 from lit_distill.models.state_files import (
@@ -125,13 +126,8 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
     metadata = {"format": "pt", "model": model, "source": file.name, "source_sha256": sha256}
     if contents.published:
         metadata[ORIGIN] = PUBLISHED
-    temporary = path.with_name(f"{path.name}.tmp")
-    save_file(
-        {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()},
-        temporary,
-        metadata,
-    )
-    os.replace(temporary, path)
+    tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    write_bytes(path, save(tensors, metadata))
     return LoadReport(file, sha256, len(state), len(names), missing, unexpected, {}, ignored, {}, display(prefix))
 
 

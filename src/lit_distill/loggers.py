@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from lit_distill._files import append_text, write_text
 
 
 class MetricsCSV(Logger):
@@ -96,20 +99,19 @@ class MetricsCSV(Logger):
             self._columns = ["step", *(["epoch"] if "epoch" in {*self._columns, *new} else []), *rest]
             self._replace([*rows, row])
         else:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+            append_text(self.path, self._text([row]))
 
     def _read(self) -> list[dict[str, str]]:
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
+        # A line without an end is what a writer left that was killed, or whose disk was full.
+        return list(csv.DictReader(line for line in self.path.read_text().splitlines(True) if line.endswith("\n")))
 
     def _replace(self, rows: list[dict[str, str]]) -> None:
-        temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
+        write_text(self.path, self._text([dict(zip(self._columns, self._columns, strict=True)), *rows]))
+
+    def _text(self, rows: list[dict[str, str]]) -> str:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
+        return text.getvalue()
 
 
 def _text(value: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias, cast
 
@@ -17,7 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
+from lit_distill._frozen import FrozenRecord, check_keys
 from lit_distill._preflight import check_classes, check_names, example_batch, size_of, student_name
+from lit_distill.artifacts import versions
+from lit_distill.checkpoints import FORMAT, check_record, read_checkpoint, refuse_instantiator
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
 from lit_distill.data.views import average_views
 from lit_distill.losses.base import class_indices
@@ -57,6 +61,8 @@ class DistillModule(LightningModule):
             and top-5 where the outputs are logits (B, C). ``None`` for none.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
             losses with parameters need it.
+        replaced_frozen: frozen models that may be others than those that a loaded checkpoint was trained with; any
+            other must hash to what the checkpoint recorded.
 
     Batches are ``(inputs, target)`` or ``(inputs, target, index)``. In validation and test, inputs of six dimensions
     are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Override
@@ -93,6 +99,7 @@ class DistillModule(LightningModule):
         student: str | None = None,
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
         preflight: bool = True,
+        replaced_frozen: Collection[str] = (),
     ) -> None:
         super().__init__()
         check_names(models, frozen)
@@ -110,6 +117,10 @@ class DistillModule(LightningModule):
         self._optimizer_factory = optimizer
         self._scheduler_factory = scheduler
         self._preflight = preflight
+        if unknown := set(replaced_frozen) - set(self.frozen):
+            raise ValueError(f"replaced_frozen names {sorted(unknown)}, which are not in frozen={list(self.frozen)}")
+        self._replaced_frozen = tuple(replaced_frozen)
+        self._frozen_record: FrozenRecord | None = None
         self.val_metrics = nn.ModuleDict() if metrics is None else nn.ModuleDict({n: metrics() for n in models})
         self._metrics_are_default = metrics is default_metrics
         self.val_terms = TermMeans(len(self.val_composer.terms))
@@ -170,6 +181,7 @@ class DistillModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Try one example batch: errors show before training, and losses get their shapes before the optimizer."""
+        self._record_frozen()  # before a precision or a device changes them
         if stage != "fit" or not self._preflight:
             return
         trainer = self.trainer
@@ -362,22 +374,71 @@ class DistillModule(LightningModule):
     def _is_frozen_key(self, key: str) -> bool:
         return any(key.startswith(f"models.{name}.") for name in self.frozen)
 
+    def _unmoved(self) -> dict[str, nn.Module]:
+        """The frozen models that nothing may change."""
+        moving = getattr(self, "moving", ())
+        return {name: self.models[name] for name in self.frozen if name not in moving}
+
+    def _record_frozen(self) -> FrozenRecord:
+        unmoved = self._unmoved()
+        if self._frozen_record is None or not self._frozen_record.is_of(unmoved):
+            self._frozen_record = FrozenRecord(unmoved)
+        return self._frozen_record
+
+    def on_train_start(self) -> None:
+        """Take the frozen models as they stand now, on their device, for what they must stay."""
+        if self._frozen_record is not None:
+            self._frozen_record.moved(self._unmoved())
+
+    def on_train_end(self) -> None:
+        """Hold that the frozen models are what they were, every byte."""
+        if self._frozen_record is not None:
+            self._frozen_record.require_unchanged(self._unmoved(), thorough=True)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen models out: they come from their own weights files."""
+        """Leave the frozen models out, which come from their own weights files, and record their hashes."""
+        record, unmoved = self._frozen_record or self._record_frozen(), self._unmoved()
+        record.require_unchanged(unmoved)
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen_key(key)}
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
         checkpoint["lit_distill"] = {
+            "format": FORMAT,
+            "version": versions()["lit_distill"],
             "models": list(self.models),
             "frozen": list(self.frozen),
+            "frozen_records": {name: record.stored[name] for name in unmoved},
             "student": self.student,
             "figures": {name: value for name, value in figures.items() if name.startswith("val/")},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen models' present tensors beside the stored ones, so that loading stays strict."""
-        present = {key: value for key, value in self.state_dict().items() if self._is_frozen_key(key)}
+        """Put the frozen models' present tensors beside the stored ones, so that loading stays strict.
+
+        Raises:
+            ValueError: the checkpoint is of a newer release or another module; a frozen model is another one than it
+                was trained with; a tensor is missing, unexpected or of another shape.
+        """
+        stored = check_record(checkpoint, self.frozen)
+        (self._frozen_record or self._record_frozen()).compare(stored.get("frozen_records", {}), self._replaced_frozen)
+        state = self.state_dict()
+        present = {key: value for key, value in state.items() if self._is_frozen_key(key)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **present}
+        if self.strict_loading:
+            check_keys(state, checkpoint["state_dict"])
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, but verified, always under ``weights_only``, and with nothing that the file says to call.
+
+        Raises:
+            ValueError: the file is damaged or refused.
+        """
+        if isinstance(checkpoint_path, (str, os.PathLike)):
+            refuse_instantiator(read_checkpoint(checkpoint_path), checkpoint_path)
+        if kwargs.setdefault("weights_only", True) is not True:
+            raise ValueError("checkpoints are read with weights_only=True alone")
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
 
 def metric_was_updated(metric: Metric | MetricCollection) -> bool:

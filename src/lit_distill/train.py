@@ -22,6 +22,8 @@ from torch import nn
 
 from lit_distill import artifacts
 from lit_distill._cli import command
+from lit_distill._files import write_text
+from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data import ImageFolderDataModule
 from lit_distill.module import DistillModule
 
@@ -47,10 +49,10 @@ def run(config: DictConfig) -> dict[str, Any]:
     module = build_module(config)
     callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
     loggers = [instantiate(c) for c in config.logger.values() if c is not None]
-    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    plugins = [instantiate(config.checkpoint_io), *instantiate(config.trainer.get("plugins") or [])]
+    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, folder / "config.yaml", resolve=False)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=False))
 
     trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
 
@@ -73,8 +75,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         "interrupted": trainer.interrupted,
     }
     artifacts.write_json(folder / artifacts.RESULTS_FILE, results)
-    if best_path:
-        stored = torch.load(best_path, map_location="cpu", weights_only=True)
+    if best_path and Path(best_path).is_file():  # on_error=warn may never have written it
+        stored = read_checkpoint(best_path)
         state = artifacts.state_of(stored, module.student)
     else:
         state = module.models[module.student].state_dict()
@@ -113,6 +115,7 @@ def build_module(config: DictConfig) -> DistillModule:
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
         student=config.student,
+        replaced_frozen=list(config.replaced_frozen),
     )
 
 
@@ -126,9 +129,9 @@ def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 def _best_figures(checkpoint: ModelCheckpoint | None) -> dict[str, float]:
     """The validation figures of the epoch that the best checkpoint was saved in."""
-    if checkpoint is None or not checkpoint.best_model_path:
+    if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
         return {}
-    stored = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
+    stored = read_checkpoint(checkpoint.best_model_path)
     return {"epoch": stored["epoch"] + 1, **stored["lit_distill"]["figures"]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_distill._files import archive_damage, is_archive
 from lit_distill.models.paddle import WeightsError, read_pdparams
 
 PADDLE_SUFFIXES = (".pdparams",)
@@ -24,6 +26,7 @@ PUBLISHED = "published"
 
 _SHOWN = 3
 _MAX_NESTING = 16
+_MAX_ENTRIES = 1_000_000
 _MAX_PREFIX = 4  # state_dict.models.Student.module
 
 
@@ -77,6 +80,8 @@ def read_contents(file: Path) -> Contents:
 
 
 def _read_torch(file: Path) -> dict[str, Tensor]:
+    if is_archive(file) and (damage := archive_damage(file)):
+        raise WeightsError(f"{file} is damaged: {damage}")
     try:
         root = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken archive raises nearly anything
@@ -87,18 +92,25 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
     if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping):
         root = root["state_dict"]
     tensors: dict[str, Tensor] = {}
-    _flatten(root, (), tensors)
+    visits = itertools.count()
+    _flatten(root, (), tensors, visits)
+    if next(visits) > _MAX_ENTRIES:
+        raise WeightsError(f"{file} is refused: it has more than {_MAX_ENTRIES:,} entries in containers that nest")
     if not tensors:
         raise WeightsError(f"{file} holds no tensor")
     return tensors
 
 
-def _flatten(node: object, path: tuple[str, ...], tensors: dict[str, Tensor]) -> None:
+def _flatten(node: object, path: tuple[str, ...], tensors: dict[str, Tensor], visits: Iterator[int]) -> None:
+    if next(visits) > _MAX_ENTRIES:  # a short file may name one container within another without end
+        return
     if isinstance(node, Tensor):
         tensors[".".join(path) or "tensor"] = node
     elif isinstance(node, Mapping) and len(path) < _MAX_NESTING:
         for key, item in node.items():
-            _flatten(item, (*path, str(key)), tensors)
+            if next(visits) > _MAX_ENTRIES:
+                return
+            _flatten(item, (*path, str(key)), tensors, visits)
 
 
 def split_name(path: str | os.PathLike[str]) -> tuple[Path, str]:

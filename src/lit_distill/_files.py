@@ -1,0 +1,169 @@
+"""Files that are whole or not there: the one way in which this package writes what must not be lost."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: leftovers of killed writers stay there
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = ".tmp"
+_ARCHIVE_START = b"PK\x03\x04"
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file to write whose bytes take ``path``'s place when the block ends, all at once and on disk.
+
+    The bytes go to a temporary file in the same folder, which is synchronised and renamed; then the folder is
+    synchronised. Whatever interrupts it, ``path`` holds the old bytes or all of the new ones. Where the block or the
+    writing fails the temporary file is removed; one that a killed writer left is removed by the next.
+
+    Args:
+        path: the file to write; its folder is made if it is missing.
+
+    Raises:
+        OSError: the file cannot be written (no space, no permission, an input/output error); what stood at ``path``
+            is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with atomic_file(path) as file:
+        ...     _ = file.write(b"whole")
+        >>> path.read_text(), [p.name for p in path.parent.iterdir()]
+        ('whole', ['a.txt'])
+    """
+    path = Path(path)
+    with _named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
+        opened = temporary.open("xb")  # not by tempfile: its files are readable by their owner alone
+    try:
+        with _named(path), opened as file:
+            if fcntl is not None:
+                with suppress(OSError):  # some network file systems have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells it from a leftover
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with _named(path):
+            os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the error at hand is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+    _synchronise(path.parent)
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file by :func:`atomic_file`."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike[str], content: str) -> None:
+    """Write a file in UTF-8 by :func:`atomic_file`."""
+    write_bytes(path, content.encode())
+
+
+def append_text(path: str | os.PathLike[str], content: str) -> None:
+    """Add whole lines to a file, or none of them where that fails.
+
+    Raises:
+        OSError: they cannot be written; the file is as it was.
+    """
+    path = Path(path)
+    with _named(path), path.open("ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        data = content.encode()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            file.truncate(size)
+            raise
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive or begins as one."""
+    with path.open("rb") as file:
+        return file.read(4) == _ARCHIVE_START or zipfile.is_zipfile(path)
+
+
+def archive_damage(path: Path) -> str:
+    """What is wrong with a zip archive such as ``torch.save`` writes, empty for nothing; every record's CRC-32 is read.
+
+    PyTorch's own reader does not look at the checksums that its writer stores.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.ckpt"
+        >>> path.touch()
+        >>> archive_damage(path)
+        'it is empty'
+    """
+    size = path.stat().st_size
+    if not size:
+        return "it is empty"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except zipfile.BadZipFile as error:
+        if zipfile.is_zipfile(path):
+            return f"it is no checkpoint archive: {error}"
+        return f"its end is missing, {size} bytes are left" if is_archive(path) else "it is no checkpoint archive"
+    except (zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        return f"its index is unreadable: {error}"  # a flipped bit there asks for what no checkpoint has
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a seek to where no file begins
+            raise
+        return "its index points outside"
+    return f"the CRC-32 of its record {bad} is wrong" if bad else ""
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of an error which file could not be written, and that its old content stands."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        kept = "; the file that stood there is untouched" if path.exists() else ""
+        raise OSError(error.errno, f"cannot write {path}: {cause}{kept}") from error
+
+
+def _synchronise(folder: Path) -> None:
+    """Bring a folder's entries to disk, where the system knows how."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what file systems without this say
+            raise OSError(error.errno, f"cannot synchronise the folder {folder}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of ``path`` whose writer is gone: nobody holds their lock."""
+    if fcntl is None:
+        return
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????{_TEMPORARY}"):
+        with suppress(OSError), leftover.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink(missing_ok=True)
