@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_ARGS ?=
+FAULTS_REPORT ?= build/faults.jsonl
 
-.PHONY: demo test test-slow lint types format benchmarks clean
+.PHONY: demo test test-slow faults mutation lint types format benchmarks clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +22,16 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# The long form of the fault suite; its figures go into docs/reliability.md.
+faults: $(VENV)/.installed
+	mkdir -p $(dir $(FAULTS_REPORT)) && rm -f $(FAULTS_REPORT)
+	OMP_NUM_THREADS=1 LIT_DISTILL_FAULTS_REPORT=$(abspath $(FAULTS_REPORT)) $(BIN)/python -m pytest tests/faults -m 'slow or not slow'
+	$(BIN)/python tests/faults/summarise.py $(FAULTS_REPORT)
+
+# Each protection taken out in turn: its test must turn red.
+mutation: $(VENV)/.installed
+	$(BIN)/python tests/faults/mutate.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

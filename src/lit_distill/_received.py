@@ -1,0 +1,219 @@
+"""Configs of others as plain data: limits on their size, no tags or aliases, and interpolations that only point."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+MAX_BYTES = 1_000_000
+MAX_NODES = 20_000
+MAX_DEPTH = 32
+MAX_TEXT = 100_000
+_MAX_ALL_TEXT = 4_000_000
+
+KeyPath = tuple[str | int, ...]
+# ${a.b[0]} and ${..sibling}; no resolver (${oc.env:HOME}), nothing nested, nothing quoted.
+_POINTER = re.compile(r"\$\{\s*(\.*)([A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*)\s*\}")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+def read_plain(path: str | os.PathLike[str]) -> Any:
+    """The content of a YAML or JSON file as dicts, lists and plain values, interpolations unresolved.
+
+    Raises:
+        ValueError: it is too large or too deep, or has tags, anchors, aliases, duplicate keys or several documents.
+    """
+    file = Path(path)
+    with file.open("rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"{file} is refused: a config has at most {MAX_BYTES:,} bytes")
+    try:
+        text = content.decode("utf-8")
+        if file.suffix == ".json":
+            return json.loads(text)
+        _check_events(text)
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)  # numbers as Hydra reads them
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError, ValueError) as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{file} is refused: {said}") from error
+
+
+def _check_events(text: str) -> None:
+    depth = documents = 0
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        where = f"line {event.start_mark.line + 1}"
+        if number > 2 * MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES:,} values")
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+        elif isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{where}: anchors and aliases are not for received configs")
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            depth -= 1
+        elif isinstance(event, yaml.NodeEvent):
+            if event.anchor is not None:
+                raise ValueError(f"{where}: anchors and aliases are not for received configs")
+            if getattr(event, "tag", None) is not None:
+                raise ValueError(f"{where}: the tag {str(event.tag)[:80]!r} is not for received configs")
+            if isinstance(event, yaml.ScalarEvent):
+                _check_interpolation(event.value, where)
+                if event.value == "<<":
+                    raise ValueError(f"{where}: merge keys are not for received configs")
+            else:
+                depth += 1
+                if depth > MAX_DEPTH:
+                    raise ValueError(f"{where}: it nests deeper than {MAX_DEPTH}")
+    if documents > 1:
+        raise ValueError("it holds several documents")
+
+
+def _check_interpolation(text: str, where: str) -> None:
+    if "${" in _POINTER.sub("", text):
+        shown = text[:80] + ("…" if len(text) > 80 else "")
+        raise ValueError(
+            f"{where}: {shown!r}: a received config may only point to its own values (${{data.size}}); resolvers, "
+            "which read the environment or make values, are refused: write the value itself"
+        )
+
+
+def resolved(tree: Any) -> Any:
+    """A copy of plain data with every interpolation replaced by what it points to.
+
+    Raises:
+        ValueError: something is no plain value, is too large or too deep, points to nothing, or in a circle.
+    """
+    for path, value in walk(tree):
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"{dotted(path[:3])}…: it nests deeper than {MAX_DEPTH}")
+        if isinstance(value, str):
+            _check_interpolation(value, dotted(path))
+    return _Resolver(tree).copy((), tree)
+
+
+def walk(tree: Any) -> Iterator[tuple[KeyPath, Any]]:
+    """Every value of nested mappings and sequences with its path; those that contain come before what they contain.
+
+    Raises:
+        ValueError: there are more than ``MAX_NODES``, a name is no text, or a value is none that files hold.
+    """
+    waiting: list[tuple[KeyPath, Any]] = [((), tree)]
+    count = 0
+    while waiting:
+        path, value = waiting.pop()
+        count += 1
+        if count > MAX_NODES:
+            raise ValueError(f"it has more than {MAX_NODES:,} values")
+        yield path, value
+        if isinstance(value, Mapping):
+            odd = [key for key in value if not isinstance(key, (str, int, float, bool))]
+            if odd:
+                raise ValueError(f"{dotted(path)}: a name is text or a number, came {type(odd[0]).__name__}")
+            waiting += [((*path, key), item) for key, item in reversed(list(value.items()))]
+        elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+            waiting += [((*path, index), item) for index, item in reversed(list(enumerate(value)))]
+        elif not isinstance(value, _PLAIN):
+            raise ValueError(f"{dotted(path)}: a config holds text, numbers, lists and mappings, came {type(value)}")
+        elif isinstance(value, str) and len(value) > MAX_TEXT:
+            raise ValueError(f"{dotted(path)}: a text has at most {MAX_TEXT:,} characters")
+
+
+def dotted(path: KeyPath) -> str:
+    """A path as it is written on a command line; ``the config`` for the empty one."""
+    return ".".join(str(part) for part in path) or "the config"
+
+
+class _Resolver:
+    """Copies a tree; what many interpolations repeat counts each time, so that nothing grows without end."""
+
+    def __init__(self, tree: Any) -> None:
+        self.tree = tree
+        self.nodes = self.characters = 0
+        self.open: list[KeyPath] = []
+
+    def copy(self, path: KeyPath, value: Any) -> Any:
+        self.nodes += 1
+        if self.nodes > MAX_NODES or len(path) + len(self.open) > 4 * MAX_DEPTH:
+            raise ValueError(f"{dotted(path)}: its interpolations grow to more than {MAX_NODES:,} values, or too deep")
+        if isinstance(value, Mapping):
+            return {key: self.copy((*path, key), item) for key, item in value.items()}
+        if isinstance(value, str):
+            return self._text(path, value)
+        if isinstance(value, Sequence):
+            return [self.copy((*path, index), item) for index, item in enumerate(value)]
+        return value
+
+    def _text(self, path: KeyPath, text: str) -> Any:
+        whole = _POINTER.fullmatch(text)
+        if whole:
+            return self._target(path, whole)
+        made = _POINTER.sub(lambda match: self._inserted(path, match), text)
+        self.characters += len(made)
+        if len(made) > MAX_TEXT or self.characters > _MAX_ALL_TEXT:
+            raise ValueError(f"{dotted(path)}: its interpolations grow to more than {MAX_TEXT:,} characters")
+        return made
+
+    def _inserted(self, path: KeyPath, match: re.Match[str]) -> str:
+        value = self._target(path, match)
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"{dotted(path)}: {match[0]} is no plain value, and cannot stand within a text")
+        text = str(value)
+        self.characters += len(text)
+        if self.characters > _MAX_ALL_TEXT:
+            raise ValueError(f"{dotted(path)}: its interpolations grow to more than {_MAX_ALL_TEXT:,} characters")
+        return text
+
+    def _target(self, path: KeyPath, match: re.Match[str]) -> Any:
+        dots, name = len(match[1]), match[2]
+        base: KeyPath = path[: max(0, len(path) - dots)] if dots else ()
+        parts = re.findall(r"[\w-]+", name)
+        place, value = base, self._at(base)
+        for part in parts:
+            key = _key(value, part)
+            if key is None:
+                raise ValueError(f"{dotted(path)}: {match[0]} points to nothing")
+            place, value = (*place, key), value[key]
+            if isinstance(value, str) and (
+                pointer := _POINTER.fullmatch(value)
+            ):  # a pointer to a mapping, gone through
+                value = self._within(place, pointer)
+        if value == "???":
+            raise ValueError(f"{dotted(path)}: {match[0]} points to a value that is not given")
+        if place in self.open or place == path[: len(place)]:
+            raise ValueError(f"{dotted(path)}: {match[0]} points in a circle")
+        self.open.append(place)
+        try:
+            return self.copy(place, value)
+        finally:
+            self.open.pop()
+
+    def _within(self, place: KeyPath, pointer: re.Match[str]) -> Any:
+        if place in self.open:
+            raise ValueError(f"{dotted(place)}: {pointer[0]} points in a circle")
+        self.open.append(place)
+        try:
+            return self._target(place, pointer)
+        finally:
+            self.open.pop()
+
+    def _at(self, path: KeyPath) -> Any:
+        value = self.tree
+        for part in path:
+            value = value[part]
+        return value
+
+
+def _key(value: Any, part: str) -> Any:
+    """The key of a container that ``part`` names, or None."""
+    if isinstance(value, Mapping):
+        return next((key for key in value if str(key) == part), None)
+    if isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit():
+        return int(part) if int(part) < len(value) else None
+    return None
