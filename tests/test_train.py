@@ -156,7 +156,7 @@ def test_kd_takes_its_teacher_from_a_run(cache: Path, run: tuple[Path, str], tmp
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["experiment=nope"], "error: In 'train': Could not find 'experiment/nope' Available options"),
+        (["experiment=nope"], "error: there is no experiment=nope; "),
         (["experiment=kd_pptsmv2"], "error: Teacher is frozen but has no weights: give models.Teacher.pretrained="),
         (["experiment=kd_pptsmv2", "models.Teacher.pretrained=missing.pth"], "error: .*missing.pth"),
         (["experiment=dml_pptsmv2", "losses.dml.pair=[Student.stags.2,Teacher]"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +33,11 @@ def user_error_text(error: BaseException) -> str | None:
     """The message for an error that a user can mend, without the frames that it came through; None for any other."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        close = difflib.get_close_matches(name, error.options, n=3)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        return f"there is no {group}={name}; {meant}All of {group}: {', '.join(error.options)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         lines = str(error).split("\nConfig search path:")[0].splitlines()
         return " ".join(line.strip() for line in lines if line.strip())
