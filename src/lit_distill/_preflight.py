@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lit_distill.data.quarantine import BadVideo
 from lit_distill.signals import RESERVED
 
 
@@ -47,7 +49,8 @@ def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
     dataset = loader.dataset
     if loader.batch_sampler is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         return next(iter(loader))
-    return loader.collate_fn([dataset[i] for i in range(min(samples, len(dataset)))])
+    readable = (item for item in map(dataset.__getitem__, range(len(dataset))) if not isinstance(item, BadVideo))
+    return loader.collate_fn(list(islice(readable, samples)))
 
 
 def size_of(loader: DataLoader[Any]) -> int | None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from lit_distill.data.datasets import VideoDataset, Views
+from lit_distill.data.datasets import Resize, VideoDataset, Views
 from lit_distill.data.lists import Format, missing_samples, read_class_names, read_list
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer
+from lit_distill.data.quarantine import OnBad, QuarantineList
 from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling, Mode
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
+from lit_distill.data.video import Limits
+from lit_distill.data.video_index import VideoIndex
 
 
 class VideoDataModule(SampleDataModule[VideoDataset]):
@@ -53,7 +56,16 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         class_names: a file with their names, relative to the root, or the names; none for none.
         first_label: number of the first class in the lists.
         max_missing: how many listed files may be missing of each list: they are left out, counted and named in a
-            warning. More are an error. A file that is there but can't be read always is.
+            warning. More are an error. What becomes of a file that is there but can't be read, ``on_bad`` says.
+        resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours; ``"exact"``: whole
+            frames by the published filter, at some cost. Folders of frames always are ``"exact"``.
+        limits: ``frames``, ``pixels`` and ``seconds`` that a video may take, see :class:`lit_distill.data.Limits`;
+            none, or null, for its defaults.
+        index: whether what is found out about each video is kept in a file in the cache folder
+            (``$LIT_DISTILL_CACHE`` or ``~/.cache/lit_distill``), so that headers are read in the first epoch only.
+        on_bad: a video that can't be read stops the run (``"raise"``), or is left out of its batch, counted and listed
+            (``"quarantine"``, with :class:`lit_distill.callbacks.Quarantine`); later epochs leave it out beforehand.
+        max_bad: how many videos may be left out of the run so, over all processes and splits.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -95,6 +107,11 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         class_names: str | os.PathLike[str] | Sequence[str] | None = None,
         first_label: int = 0,
         max_missing: int = 0,
+        resize: Resize = "decoder",
+        limits: Mapping[str, float | None] | None = None,
+        index: bool = True,
+        on_bad: OnBad = "raise",
+        max_bad: int = 0,
     ) -> None:
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
@@ -113,6 +130,11 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.format, self.suffix, self.views = format, suffix, views
         self.first_label, self.max_missing = first_label, max_missing
         self._class_names = class_names
+        self.resize, self.on_bad = resize, on_bad
+        self.limits = _limits(limits)
+        self.index = VideoIndex(self.root) if index and format == "video" else None
+        given = QuarantineList(max_bad=max_bad, root=self.root)
+        self.quarantine = given if on_bad == "quarantine" else None
 
     @property
     def layout(self) -> str:
@@ -124,6 +146,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
 
     def _dataset(self, split: Split) -> VideoDataset:
         views: Views = "train" if split == "train" else self.views
+        if self.index is not None:
+            self.index.load()  # before the workers, which then share it
         return VideoDataset(
             self._samples(split),
             sampling=self.sampling,
@@ -132,6 +156,10 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             format=self.format,
             suffix=self.suffix,
             seed=self.seed,
+            resize=self.resize,
+            limits=self.limits,
+            index=self.index,
+            on_bad=self.on_bad,
         )
 
     def _samples(self, split: Split) -> list[Sample]:
@@ -173,3 +201,13 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         if len(given) != self.num_classes:
             raise ValueError(f"data.class_names has {len(given)} names, data.num_classes is {self.num_classes}")
         return tuple(given)
+
+
+def _limits(given: Mapping[str, float | None] | None) -> Limits:
+    """The limits of a config; what it does not say, or null, is the reader's own."""
+    stated = {name: value for name, value in (given or {}).items() if value is not None}
+    unknown = stated.keys() - Limits.__dataclass_fields__.keys()
+    if unknown:
+        known = ", ".join(Limits.__dataclass_fields__)
+        raise ValueError(f"data.limits has the fields {known}, came {', '.join(sorted(unknown))}")
+    return Limits(**stated)  # type: ignore[arg-type]

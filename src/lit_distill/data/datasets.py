@@ -11,21 +11,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from lit_distill.data.decode import Frames, ShortVideoError, count_frames, read_frames, read_images
+from lit_distill.data.decode import Frames, read_frames, read_images, scan
 from lit_distill.data.lists import Format
+from lit_distill.data.quarantine import BadVideo, Batch, OnBad, PartialBatch, reason_for
 from lit_distill.data.samplers import SampleKey, seeded
 from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
 from lit_distill.data.transforms import ClipTransform
+from lit_distill.data.video import Limits, VideoError, VideoLayout
+from lit_distill.data.video_index import VideoIndex
 
 Views: TypeAlias = Literal["train", "center", "dense"]
 Item: TypeAlias = tuple[Tensor, int, int]
+Resize: TypeAlias = Literal["decoder", "exact"]
 
-# Headers may promise a frame or two that packed B-frames or an edit list then swallow; more is a truncated file.
-_HEADER_SLACK = 2
+_LIMITS = Limits()
 
 
-class VideoDataset(Dataset[Item]):
+class VideoDataset(Dataset[Item | BadVideo]):
     """Clips of listed videos or folders of frames.
 
     An item is (clip, label, index): the clip (T, 3, H, W), or (V, T, 3, H, W) of V views, in uint8; the class index;
@@ -41,9 +44,15 @@ class VideoDataset(Dataset[Item]):
         format: ``"video"`` files or folders of ``"frames"``.
         suffix: pattern of the frames' file names, numbered from 1.
         seed: of all random choices.
+        resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours; ``"exact"``: by
+            :func:`lit_distill.data.transforms.resize` on whole frames, as published, at some cost.
+        limits: of what may be spent on a video.
+        index: where the videos' layouts are kept; without one each read scans its video anew, to the same end.
+        on_bad: ``"raise"``, or ``"quarantine"``: a :class:`lit_distill.data.quarantine.BadVideo` takes the place of an
+            item that can't be read.
 
     Raises:
-        ValueError: ``views`` is none of the three, or there are no samples.
+        ValueError: an argument is none of those named, or there are no samples.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -71,9 +80,17 @@ class VideoDataset(Dataset[Item]):
         format: Format = "video",
         suffix: str = "img_{:05}.jpg",
         seed: int = 0,
+        resize: Resize = "decoder",
+        limits: Limits = _LIMITS,
+        index: VideoIndex | None = None,
+        on_bad: OnBad = "raise",
     ) -> None:
         if views not in ("train", "center", "dense"):
             raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
+        if resize not in ("decoder", "exact"):
+            raise ValueError(f"data.resize is 'decoder' or 'exact', came {resize!r}")
+        if on_bad not in ("raise", "quarantine"):
+            raise ValueError(f"data.on_bad is 'raise' or 'quarantine', came {on_bad!r}")
         if not samples:
             raise ValueError("a VideoDataset needs at least one sample")
         self.samples = SampleTable(samples)
@@ -83,44 +100,55 @@ class VideoDataset(Dataset[Item]):
         self.format = format
         self.suffix = suffix
         self.seed = seed
+        self.resize, self.limits, self.index, self.on_bad = resize, limits, index, on_bad
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: SampleKey | int) -> Item:
+    def __getitem__(self, key: SampleKey | int) -> Item | BadVideo:
         """The item of a key, or of an index in epoch 0.
 
         Raises:
-            VideoError: the video can't be read; it is never replaced by another.
+            VideoError: the video can't be read and ``on_bad`` is ``"raise"``; it is never replaced by another.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
-        if sample.frames is not None:
-            clips = self._read(sample, sample.frames, epoch, index)
-        else:
-            count = count_frames(sample.path)
-            try:
-                clips = self._read(sample, count, epoch, index)
-            except ShortVideoError as error:
-                if not 0 < count - _HEADER_SLACK <= error.frames:
-                    raise
-                clips = self._read(sample, error.frames, epoch, index)
+        try:
+            clips = self._read(sample, epoch, index)
+        except VideoError as error:
+            if self.on_bad == "raise":
+                raise
+            return BadVideo(index, sample.name, reason_for(sample.name, error.path, error.reason))
         return self._views(clips, epoch, index), sample.label, index
 
-    def _read(self, sample: Sample, length: int, epoch: int, index: int) -> list[Frames]:
+    def _read(self, sample: Sample, epoch: int, index: int) -> list[Frames]:
         """The frames of each clip, every frame decoded once."""
+        layout = self._layout(sample) if sample.frames is None else None
+        length = sample.frames if layout is None else layout.info.frames
+        assert length is not None
         if self.views == "train":
             plan = [self.sampling.training(length, seeded("frames", self.seed, epoch, index), self.format)]
         else:
             plan = self.sampling.evaluation(length, self.format, clips=DENSE_CLIPS if self.views == "dense" else 1)
         plan = [wrap(numbers, length, self.format) for numbers in plan]
         wanted = sorted({number for numbers in plan for number in numbers})
-        if self.format == "frames":
+        if layout is None:
             frames = read_images(sample.path, self.suffix, wanted)
         else:
-            frames = read_frames(sample.path, wanted)
+            frames = read_frames(sample.path, wanted, size=self._size(layout), limits=self.limits, layout=layout)
         place = {number: position for position, number in enumerate(wanted)}
         return [frames[[place[number] for number in numbers]] for numbers in plan]
+
+    def _layout(self, sample: Sample) -> VideoLayout:
+        if self.index is None:
+            return scan(sample.path, limits=self.limits)
+        return self.index.layout(sample.path, limits=self.limits)
+
+    def _size(self, layout: VideoLayout) -> tuple[int, int] | None:
+        """(height, width) that the reader scales to, none for the video's own."""
+        width, height = layout.info.width, layout.info.height
+        scaled = self.transform.scaled_size(width, height)
+        return None if self.resize == "exact" or scaled == (width, height) else scaled[::-1]
 
     def _views(self, clips: Sequence[Frames], epoch: int, index: int) -> Tensor:
         if self.views == "train":
@@ -130,11 +158,20 @@ class VideoDataset(Dataset[Item]):
         return torch.stack([_channels_first(view) for clip in clips for view in self.transform.three_crops(clip)])
 
 
-def collate(items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+def collate(items: Sequence[Item | BadVideo]) -> Batch | PartialBatch:
     """Stack items into (clips (B, ...) uint8, labels (B,) int64, indices (B,) int64).
 
     In a worker process the clips are stacked right into shared memory, which is handed over without another copy.
+    Where videos are among the items that could not be read, the others are stacked and the bad ones go beside them.
     """
+    bad = [item for item in items if isinstance(item, BadVideo)]
+    if bad:
+        good = [item for item in items if not isinstance(item, BadVideo)]
+        return PartialBatch(_stacked(good) if good else None, bad)
+    return _stacked(items)  # type: ignore[arg-type]
+
+
+def _stacked(items: Sequence[Item]) -> Batch:
     clips, labels, indices = zip(*items, strict=True)
     batch = None
     if get_worker_info() is not None and not clips[0].is_cuda:

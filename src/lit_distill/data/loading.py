@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.mixing import Mix, Mixer
+from lit_distill.data.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded
 from lit_distill.data.transforms import normalize
 
@@ -27,7 +28,7 @@ class SampleDataset(Protocol):
     def __len__(self) -> int:
         """Number of samples."""
 
-    def __getitem__(self, key: SampleKey | int) -> Item:
+    def __getitem__(self, key: SampleKey | int) -> Item | BadVideo:
         """The item of a key, or of an index in epoch 0."""
 
 
@@ -93,6 +94,9 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         self.mean, self.std = tuple(mean), tuple(std)
         self.class_names: tuple[str, ...] | None = None
         self.datasets: dict[str, SampleDatasetT] = {}
+        self.quarantine: QuarantineList | None = None
+        """What is left out and how much may be; None where what can't be read stops the run."""
+        self.admissions: dict[str, Admission] = {}
 
     # For subclasses ---------------------------------------------------------------------------------------------------
 
@@ -147,13 +151,15 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         """Shuffled training batches."""
         dataset = self._ready("train")
         replicas, rank = self._replicas()
-        sampler = EpochSampler(dataset, num_replicas=replicas, rank=rank, seed=self.seed)
+        admission = self._admission("train")
+        excluded = None if admission is None else admission.excluded
+        sampler = EpochSampler(dataset, num_replicas=replicas, rank=rank, seed=self.seed, excluded=excluded)
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"{len(dataset)} training {self.things} on {replicas} processes give no batch of {self.batch_size} "
                 f"each: set data.batch_size to at most {max(1, len(sampler))}"
             )
-        return self._loader(dataset, sampler, self.batch_size, drop_last=True)
+        return self._loader(dataset, sampler, self.batch_size, drop_last=True, admission=admission)
 
     def val_dataloader(self) -> DataLoader[Item]:
         """Validation batches in the order of the samples."""
@@ -193,16 +199,39 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     def _evaluation(self, split: Split) -> DataLoader[Item]:
         dataset = self._ready(split)
         replicas, rank = self._replicas()
-        return self._loader(dataset, EvalSampler(dataset, num_replicas=replicas, rank=rank), self.eval_batch_size)
+        admission = self._admission(split)
+        excluded = None if admission is None else admission.excluded
+        sampler = EvalSampler(dataset, num_replicas=replicas, rank=rank, excluded=excluded)
+        return self._loader(dataset, sampler, self.eval_batch_size, admission=admission)
+
+    def _admission(self, split: Split) -> Admission | None:
+        """What stands between a split's loader and the loop under quarantine."""
+        if self.quarantine is None:
+            return None
+        if self.trainer is not None and not self.quarantine.collected:
+            raise ValueError(
+                "data.on_bad=quarantine needs the callback lit_distill.callbacks.Quarantine in the Trainer, which "
+                "brings the processes' lists together"
+            )
+        if split not in self.admissions:
+            samples = cast("Any", self.datasets[split]).samples
+            self.admissions[split] = Admission(self.quarantine, split=split, samples=samples, training=split == "train")
+        return self.admissions[split]
 
     def _replicas(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def _loader(
-        self, dataset: SampleDatasetT, sampler: EpochSampler | EvalSampler, batch_size: int, *, drop_last: bool = False
+        self,
+        dataset: SampleDatasetT,
+        sampler: EpochSampler | EvalSampler,
+        batch_size: int,
+        *,
+        drop_last: bool = False,
+        admission: Admission | None = None,
     ) -> DataLoader[Item]:
         workers = self._default_workers() if self.num_workers is None else self.num_workers
-        return _LateLoader(
+        loader = _LateLoader(
             cast("Dataset[Item]", dataset),
             batch_size=batch_size,
             sampler=sampler,
@@ -214,6 +243,8 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # the global one belongs to the networks
         )
+        loader.admission = admission
+        return loader
 
     def _default_workers(self) -> int:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -225,8 +256,14 @@ class _LateLoader(DataLoader[Item]):
     """Asks its sampler, and sets its workers going, at the first batch only.
 
     Lightning makes an iterator before it restores a checkpoint and tells the sampler the epoch. Workers that had been
-    set going then would begin a resumed run with the samples of epoch 0.
+    set going then would begin a resumed run with the samples of epoch 0. Under quarantine it lets through what could be
+    read.
     """
 
+    admission: Admission | None = None
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        yield from super().__iter__()
+        batches: Iterator[Any] = super().__iter__()
+        if self.admission is not None:
+            batches = self.admission(batches, cast("EpochSampler | EvalSampler", self.sampler).epoch)
+        yield from batches

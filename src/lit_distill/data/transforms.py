@@ -298,9 +298,13 @@ class ClipTransform:
         scaled_size(4, 3, self.scale, aspect=self.aspect)
 
     def scaled(self, frames: Frames) -> Frames:
-        """``frames`` (T, H, W, 3) with their shorter side at ``scale``."""
+        """``frames`` (T, H, W, 3) with their shorter side at ``scale``; those that come so are left as they are."""
         height, width = frames.shape[1:3]
-        return resize(frames, *scaled_size(width, height, self.scale, aspect=self.aspect))
+        return resize(frames, *self.scaled_size(width, height))
+
+    def scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of a frame after its scaling, which a reader may do on the way."""
+        return scaled_size(width, height, self.scale, aspect=self.aspect)
 
     def training(self, frames: Frames, rng: random.Random) -> Frames:
         """A random view (T, size, size, 3) of ``frames``, drawn from ``rng``."""
