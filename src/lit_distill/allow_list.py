@@ -155,7 +155,7 @@ def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os
         yield f"{dotted(path)}: {_shown(target)}"
         return
     for name, argument in value.items():
-        if name not in _OWN_KEYS and argument is not None:
+        if name not in _OWN_KEYS and argument is not None and argument != "???":  # not given: it is not built
             fault = _argument_fault(str(name), argument, rule, run_dir)
             if fault:
                 yield f"{dotted((*path, name))} of {target}: {fault}"
