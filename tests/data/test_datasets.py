@@ -21,6 +21,7 @@ from lit_distill.data import (
     read_list,
     write_video,
 )
+
 from .conftest import grey, moving_bars, write_images
 
 TRANSFORM = ClipTransform(size=28, scale=32)

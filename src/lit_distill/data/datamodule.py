@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from lit_distill.data.datasets import Resize, VideoDataset, Views
@@ -66,6 +67,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         on_bad: a video that can't be read stops the run (``"raise"``), or is left out of its batch, counted and listed
             (``"quarantine"``, with :class:`lit_distill.callbacks.Quarantine`); later epochs leave it out beforehand.
         max_bad: how many videos may be left out of the run so, over all processes and splits.
+        roots: further folders that links in the root, and absolute paths in the lists, may lead to.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -112,6 +114,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         index: bool = True,
         on_bad: OnBad = "raise",
         max_bad: int = 0,
+        roots: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
@@ -131,6 +134,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.first_label, self.max_missing = first_label, max_missing
         self._class_names = class_names
         self.resize, self.on_bad = resize, on_bad
+        self.roots = [Path(folder).expanduser() for folder in roots]
         self.limits = _limits(limits)
         self.index = VideoIndex(self.root) if index and format == "video" else None
         given = QuarantineList(max_bad=max_bad, root=self.root)
@@ -160,6 +164,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             limits=self.limits,
             index=self.index,
             on_bad=self.on_bad,
+            inside=[self.root, *self.roots],
         )
 
     def _samples(self, split: Split) -> list[Sample]:
@@ -174,6 +179,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             format=self.format,
             first_label=self.first_label,
             class_names=self.class_names or (),
+            roots=self.roots,
         )
         missing = set(missing_samples(samples))
         if not missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from lit_distill.data.decode import Frames, read_frames, read_images, scan
-from lit_distill.data.lists import Format
+from lit_distill.data.lists import Format, is_inside
 from lit_distill.data.quarantine import BadVideo, Batch, OnBad, PartialBatch, reason_for
 from lit_distill.data.samplers import SampleKey, seeded
 from lit_distill.data.samples import Sample, SampleTable
@@ -50,6 +51,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         index: where the videos' layouts are kept; without one each read scans its video anew, to the same end.
         on_bad: ``"raise"``, or ``"quarantine"``: a :class:`lit_distill.data.quarantine.BadVideo` takes the place of an
             item that can't be read.
+        inside: folders that links among the images of a folder must not lead out of; none to follow them anywhere.
 
     Raises:
         ValueError: an argument is none of those named, or there are no samples.
@@ -84,6 +86,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         limits: Limits = _LIMITS,
         index: VideoIndex | None = None,
         on_bad: OnBad = "raise",
+        inside: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
         if views not in ("train", "center", "dense"):
             raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
@@ -101,6 +104,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         self.suffix = suffix
         self.seed = seed
         self.resize, self.limits, self.index, self.on_bad = resize, limits, index, on_bad
+        self._inside = [os.path.realpath(folder) for folder in inside]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -133,11 +137,18 @@ class VideoDataset(Dataset[Item | BadVideo]):
         plan = [wrap(numbers, length, self.format) for numbers in plan]
         wanted = sorted({number for numbers in plan for number in numbers})
         if layout is None:
+            self._refuse_links_outside(sample, wanted)
             frames = read_images(sample.path, self.suffix, wanted)
         else:
             frames = read_frames(sample.path, wanted, size=self._size(layout), limits=self.limits, layout=layout)
         place = {number: position for position, number in enumerate(wanted)}
         return [frames[[place[number] for number in numbers]] for numbers in plan]
+
+    def _refuse_links_outside(self, sample: Sample, numbers: Sequence[int]) -> None:
+        for number in numbers if self._inside else ():
+            file = os.path.join(sample.path, self.suffix.format(number))
+            if os.path.islink(file) and not is_inside(os.path.realpath(file), self._inside):
+                raise VideoError(file, "a link that leads out of data.root; admit its folder by data.roots")
 
     def _layout(self, sample: Sample) -> VideoLayout:
         if self.index is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,15 @@ from typing import Literal, TypeAlias
 from lit_distill.data.samples import Sample
 
 Format: TypeAlias = Literal["video", "frames"]
+
+# Names that FFmpeg would take for a protocol. They are refused for what they mean to be: the reader opens regular files
+# only, by "file:" and an absolute path.
+_REMOTE = re.compile(
+    r"[a-z][a-z0-9+.-]*://|(?:async|cache|concatf?|crypto|data|fd|file|gopher|hls|ftp|https?|ipfs|mms\w*|pipe|rtmp\w*|"
+    r"rtp|rtsp|sctp|srt|subfile|tcp|tee|tls|udp|unix)[:,]",
+    re.IGNORECASE,
+)
+_PLAYLISTS = (".m3u8", ".m3u", ".mpd", ".ffconcat", ".concat", ".pls", ".asx", ".xspf", ".sdp", ".ism", ".smil")
 
 
 def read_list(
@@ -21,12 +31,16 @@ def read_list(
     format: Format = "video",
     first_label: int = 0,
     class_names: Sequence[str] = (),
+    roots: Sequence[str | os.PathLike[str]] = (),
 ) -> list[Sample]:
     """Read a list file: ``path label`` a line for videos, ``dir frames label`` for folders of frames.
 
     The fields of a line are separated by commas if its last field then is a number, else by white space; a path may
     hold either. Empty lines are passed over. A line of a video list may leave its label out if the video's folder has
     the name of a class, as in the official test lists of UCF-101.
+
+    A list is data: what it names must be local and inside the root, links followed; URLs, FFmpeg's protocols
+    (``concat:…``) and playlists are refused.
 
     Args:
         file: the list, UTF-8.
@@ -35,13 +49,14 @@ def read_list(
         format: ``"video"`` or ``"frames"``.
         first_label: number of the first class in the file: 1 for lists that count from one.
         class_names: names of the classes, for lines without a label.
+        roots: further folders that absolute paths, and links in the root, may lead to.
 
     Returns:
         the samples in the order of the file.
 
     Raises:
-        ValueError: a line is malformed, a label is out of range, a path leads out of the root, or there is no line;
-            the message has the file and the line's number.
+        ValueError: a line is malformed, a label is out of range, a path is not local or leads out of the root, or
+            there is no line; the message has the file and the line's number.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -55,7 +70,7 @@ def read_list(
         raise ValueError(f"format is 'video' or 'frames', came {format!r}")
     base = os.path.normpath(root)
     folder_labels = {name: index for index, name in enumerate(class_names)}
-    samples = []
+    samples, numbers_of = [], []
     with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -79,9 +94,19 @@ def read_list(
             frames = numbers[0] if format == "frames" else None
             if frames is not None and frames < 1:
                 raise ValueError(f"{where}: a folder needs at least 1 frame, came {frames}")
-            samples.append(Sample(_inside(path, base, where), label, frames))
+            samples.append(Sample(_inside(path, base, roots, where), label, frames))
+            numbers_of.append(number)
     if not samples:
         raise ValueError(f"{os.fspath(file)}: the list is empty, expected a line 'path label' for each video")
+    outside = _linked_outside(samples, [base, *roots])
+    if outside:
+        first = min(outside)
+        more = f"; {len(outside) - 1} more entries lead out too" if len(outside) > 1 else ""
+        raise ValueError(
+            f"{os.fspath(file)}:{numbers_of[first]}: {samples[first].path} is a link to {outside[first]}, outside the "
+            f"root {base!r}{more}; set data.root to a folder that holds it, or admit its folder by "
+            f"data.roots=[{os.path.dirname(outside[first])}]"
+        )
     return samples
 
 
@@ -155,10 +180,53 @@ def _fields(line: str, numbers: int) -> tuple[str, list[int]]:
     return line, []
 
 
-def _inside(path: str, root: str, where: str) -> str:
-    """``path`` under ``root``, judged by its text: links that the user made inside the root are the user's own."""
-    base = os.path.abspath(root)
-    reach = os.path.normpath(os.path.join(base, path)).removeprefix(base.rstrip(os.sep) + os.sep)
-    if os.path.isabs(reach) or "\0" in path:
-        raise ValueError(f"{where}: {path!r} is not inside the root {root!r}; set data.root to a folder that holds it")
-    return os.path.join(root, reach)
+def _inside(path: str, root: str, roots: Sequence[str | os.PathLike[str]], where: str) -> str:
+    """``path`` under ``root``, judged by its text; where links lead is looked at for all entries together."""
+    if _REMOTE.match(path) or "\0" in path:
+        raise ValueError(
+            f"{where}: {path!r} is no local file but a URL or protocol, which is never opened; fetch it into data.root "
+            "and list its path"
+        )
+    if path.lower().endswith(_PLAYLISTS):
+        raise ValueError(
+            f"{where}: {path!r} is a playlist, which names other files and is never opened; list the videos themselves"
+        )
+    reach = os.path.normpath(os.path.join(os.path.abspath(root), path))
+    for folder in (root, *roots):
+        inside = reach.removeprefix(os.path.join(os.path.abspath(folder), ""))
+        if not os.path.isabs(inside):
+            return os.path.join(folder, inside)
+    raise ValueError(f"{where}: {path!r} is not inside the root {root!r}; set data.root to a folder that holds it")
+
+
+def _linked_outside(samples: Sequence[Sample], roots: Sequence[str | os.PathLike[str]]) -> dict[int, str]:
+    """Where the samples lead that links take out of the roots, by their position.
+
+    Each folder is resolved and listed once; only entries that are links themselves are looked at one by one.
+    """
+    real = [os.path.realpath(root) for root in roots]
+    folders: defaultdict[str, list[int]] = defaultdict(list)
+    for position, sample in enumerate(samples):
+        folders[os.path.dirname(sample.path)].append(position)
+    outside: dict[int, str] = {}
+    for folder, positions in folders.items():
+        target = os.path.realpath(folder)
+        if not is_inside(target, real):
+            outside.update((p, os.path.join(target, os.path.basename(samples[p].path))) for p in positions)
+            continue
+        try:
+            with os.scandir(folder) as entries:
+                links = {entry.name for entry in entries if entry.is_symlink()}
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # what is missing is told elsewhere
+        for position in positions if links else ():
+            if os.path.basename(samples[position].path) in links:
+                target = os.path.realpath(samples[position].path)
+                if not is_inside(target, real):
+                    outside[position] = target
+    return outside
+
+
+def is_inside(target: str, roots: Sequence[str]) -> bool:
+    """Whether a resolved path is one of the resolved folders, or below one."""
+    return any(target == root or target.startswith(os.path.join(root, "")) for root in roots)
