@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -18,6 +19,9 @@ Nested = TypeVar("Nested")
 
 _HALF = (torch.float16, torch.bfloat16)
 
+# Whether losses look at their own values: not where a training step does, once, for all ranks and on every device.
+_LOOKS: ContextVar[bool] = ContextVar("losses look at their values", default=True)
+
 
 def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Make a loss function compute in float32 or better, and refuse a result that is not finite.
@@ -25,10 +29,11 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     Tensors of float16 or bfloat16 among the arguments (also within lists) are upcast, float32 and float64 stay, and
     autocast is off inside, so the result is a float32 or float64 scalar whatever the training precision is. On the CPU
     a result that is NaN or infinite raises, naming the argument that brought it; on an accelerator that look would
-    make every step wait for the device, so there it is left to the one who reads the logged value.
+    make every step wait for the device. Within :func:`values_unchecked` nothing raises: an exception on one rank alone
+    would leave the others waiting, so :class:`lit_distill.callbacks.NonFinite` looks once a step, for all ranks.
 
     Raises:
-        ValueError: the result is not finite (CPU only).
+        ValueError: the result is not finite (CPU only, outside ``values_unchecked``).
     """
     signature, name = inspect.signature(function), function.__name__.lstrip("_")
 
@@ -36,7 +41,7 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         with _no_autocast(next(_tensors((args, kwargs))).device.type):
             result = function(*upcast(args), **upcast(kwargs))
-        if can_look(result) and not _is_finite(result):
+        if can_look(result) and _LOOKS.get() and not _is_finite(result):
             bound = signature.bind(*args, **kwargs).arguments
             raise ValueError(_not_finite(name, result, bound))
         return result
@@ -47,6 +52,29 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def values_unchecked() -> Iterator[None]:
+    """Within it, losses pass NaN and infinity on to their result, on the CPU too."""
+    token = _LOOKS.set(False)
+    try:
+        yield
+    finally:
+        _LOOKS.reset(token)
+
+
+def checks_values() -> bool:
+    """Whether a loss is to raise where it meets NaN or infinity."""
+    return _LOOKS.get()
+
+
+def nan_unless_finite(*tensors: Tensor) -> Tensor:
+    """0 where every value is finite, else NaN, without a gradient.
+
+    To be added to a loss in which an argmax or a maximum would hide NaN or infinity; it waits for no device.
+    """
+    return torch.stack([(tensor.detach() * 0).sum() for tensor in tensors]).sum()
 
 
 def can_look(tensor: Tensor) -> bool:
@@ -67,7 +95,7 @@ def upcast(value: Nested) -> Nested:
 
 
 def require_finite(name: str, **signals: Tensor | Sequence[Tensor]) -> None:
-    """Raise when a signal on the CPU holds NaN or infinity: for losses in which an argmax or a mask would hide it.
+    """Raise when a value on the CPU holds NaN or infinity: for what is computed once, before training.
 
     Raises:
         ValueError: names the signal, its shape and how many of its values are not finite.

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_distill.losses._numerics import full_precision, require_choice, require_finite, require_positive
+from lit_distill.losses._numerics import (
+    full_precision,
+    nan_unless_finite,
+    require_choice,
+    require_finite,
+    require_positive,
+)
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import (
     Channels,
@@ -88,10 +94,10 @@ def partial_l2(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """
     if student.shape != teacher.shape:
         raise ValueError(f"partial_l2 expects signals of one shape: {shapes_of(student, teacher)}")
-    require_finite("partial_l2", student=student, teacher=teacher)  # max() would hide minus infinity
     target = torch.maximum(teacher, margin.to(teacher.dtype))
     counted = (student > target) | (target > 0)
-    return ((student - target) * counted).square().sum()
+    # The maximum would hide minus infinity.
+    return ((student - target) * counted).square().sum() + nan_unless_finite(student, teacher)
 
 
 @full_precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, require_finite
+from lit_distill.losses._numerics import full_precision, nan_unless_finite
 from lit_distill.losses.response._logits import class_rows
 
 
@@ -13,8 +13,8 @@ from lit_distill.losses.response._logits import class_rows
 def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None = None) -> Tensor:
     """Cross-entropy with the teacher's decision; see :class:`HardLabelLoss`."""
     student, teacher = class_rows("hard_label_loss", student, teacher, class_dim)
-    require_finite("hard_label_loss", teacher=teacher)  # an argmax would make a class of NaN
-    return F.cross_entropy(student, teacher.argmax(dim=-1))
+    # An argmax would make a class of NaN.
+    return F.cross_entropy(student, teacher.argmax(dim=-1)) + nan_unless_finite(teacher)
 
 
 class HardLabelLoss(nn.Module):
