@@ -114,7 +114,7 @@ def require_regular(path: str | os.PathLike[str]) -> int:
 
 def one_line(error: BaseException) -> str:
     """An error's reason in one line."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = getattr(error, "strerror", None) or str(error)  # FFmpeg's errors have it too, without number and path
     return " ".join(reason.split()) or type(error).__name__
 
 

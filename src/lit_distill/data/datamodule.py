@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lit_distill.data.datasets import Resize, VideoDataset, Views
+from lit_distill.data._making import cache_root
+from lit_distill.data.cache import ClipCache
+from lit_distill.data.datasets import Resize, VideoDataset, Views, require_known
 from lit_distill.data.lists import Format, missing_samples, read_class_names, read_list
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer
@@ -68,6 +70,12 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             (``"quarantine"``, with :class:`lit_distill.callbacks.Quarantine`); later epochs leave it out beforehand.
         max_bad: how many videos may be left out of the run so, over all processes and splits.
         roots: further folders that links in the root, and absolute paths in the lists, may lead to.
+        cache: where decoded frames are kept, scaled, so that epochs after the first decode nothing of what it holds:
+            ``"memory"``, shared by the workers of a process, or ``"disk"``, which later runs use too. Clips are the
+            same as without. Of training videos all frames are kept, of others those that evaluation looks at.
+        cache_gb: most that it holds, in GB (10^9 bytes), in each process (memory) or folder (disk). When it is full
+            nothing is added.
+        cache_dir: folder of the cache on disk; none for ``clips`` in the cache folder. Remove it to clear the cache.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -115,6 +123,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         on_bad: OnBad = "raise",
         max_bad: int = 0,
         roots: Sequence[str | os.PathLike[str]] = (),
+        cache: Literal["none", "memory", "disk"] = "none",
+        cache_gb: float = 4.0,
+        cache_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
@@ -133,9 +144,17 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.format, self.suffix, self.views = format, suffix, views
         self.first_label, self.max_missing = first_label, max_missing
         self._class_names = class_names
+        require_known(resize, on_bad)
         self.resize, self.on_bad = resize, on_bad
         self.roots = [Path(folder).expanduser() for folder in roots]
         self.limits = _limits(limits)
+        if cache not in ("none", "memory", "disk"):
+            raise ValueError(f"data.cache is 'none', 'memory' or 'disk', came {cache!r}")
+        if not cache_gb > 0:
+            raise ValueError(f"data.cache_gb must be above 0, came {cache_gb}")
+        self.cache, self.cache_gb, self.cache_dir = cache, cache_gb, cache_dir
+        self.clip_cache: ClipCache | None = None
+        """The cache of decoded frames, made by the first data set that needs it; its ``stats()`` tell of hits."""
         self.index = VideoIndex(self.root) if index and format == "video" else None
         given = QuarantineList(max_bad=max_bad, root=self.root)
         self.quarantine = given if on_bad == "quarantine" else None
@@ -165,7 +184,15 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             index=self.index,
             on_bad=self.on_bad,
             inside=[self.root, *self.roots],
+            cache=self._clip_cache(),
         )
+
+    def _clip_cache(self) -> ClipCache | None:
+        if self.clip_cache is None and self.cache != "none":
+            limit = int(self.cache_gb * 1e9)
+            folder = cache_root() / "clips" if self.cache_dir is None else Path(self.cache_dir).expanduser()
+            self.clip_cache = ClipCache.in_memory(limit) if self.cache == "memory" else ClipCache(folder, limit=limit)
+        return self.clip_cache
 
     def _samples(self, split: Split) -> list[Sample]:
         file = self._in_root(self.lists[split])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from lit_distill.data.cache import ClipCache, content_key
 from lit_distill.data.decode import Frames, read_frames, read_images, scan
 from lit_distill.data.lists import Format, is_inside
 from lit_distill.data.quarantine import BadVideo, Batch, OnBad, PartialBatch, reason_for
@@ -20,7 +21,7 @@ from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
 from lit_distill.data.transforms import ClipTransform
 from lit_distill.data.video import Limits, VideoError, VideoLayout
-from lit_distill.data.video_index import VideoIndex
+from lit_distill.data.video_index import VideoIndex, stamp_of
 
 Views: TypeAlias = Literal["train", "center", "dense"]
 Item: TypeAlias = tuple[Tensor, int, int]
@@ -52,6 +53,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         on_bad: ``"raise"``, or ``"quarantine"``: a :class:`lit_distill.data.quarantine.BadVideo` takes the place of an
             item that can't be read.
         inside: folders that links among the images of a folder must not lead out of; none to follow them anywhere.
+        cache: where decoded frames are kept, scaled; it changes no clip. None decodes them each time.
 
     Raises:
         ValueError: an argument is none of those named, or there are no samples.
@@ -87,13 +89,11 @@ class VideoDataset(Dataset[Item | BadVideo]):
         index: VideoIndex | None = None,
         on_bad: OnBad = "raise",
         inside: Sequence[str | os.PathLike[str]] = (),
+        cache: ClipCache | None = None,
     ) -> None:
         if views not in ("train", "center", "dense"):
             raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
-        if resize not in ("decoder", "exact"):
-            raise ValueError(f"data.resize is 'decoder' or 'exact', came {resize!r}")
-        if on_bad not in ("raise", "quarantine"):
-            raise ValueError(f"data.on_bad is 'raise' or 'quarantine', came {on_bad!r}")
+        require_known(resize, on_bad)
         if not samples:
             raise ValueError("a VideoDataset needs at least one sample")
         self.samples = SampleTable(samples)
@@ -104,6 +104,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         self.suffix = suffix
         self.seed = seed
         self.resize, self.limits, self.index, self.on_bad = resize, limits, index, on_bad
+        self.cache = cache
         self._inside = [os.path.realpath(folder) for folder in inside]
 
     def __len__(self) -> int:
@@ -136,13 +137,50 @@ class VideoDataset(Dataset[Item | BadVideo]):
             plan = self.sampling.evaluation(length, self.format, clips=DENSE_CLIPS if self.views == "dense" else 1)
         plan = [wrap(numbers, length, self.format) for numbers in plan]
         wanted = sorted({number for numbers in plan for number in numbers})
-        if layout is None:
-            self._refuse_links_outside(sample, wanted)
-            frames = read_images(sample.path, self.suffix, wanted)
-        else:
-            frames = read_frames(sample.path, wanted, size=self._size(layout), limits=self.limits, layout=layout)
+        frames = self._frames(sample, layout, length, wanted)
+        if plan == [wanted]:
+            return [frames]
         place = {number: position for position, number in enumerate(wanted)}
         return [frames[[place[number] for number in numbers]] for numbers in plan]
+
+    def _frames(self, sample: Sample, layout: VideoLayout | None, length: int, wanted: Sequence[int]) -> Frames:
+        """The wanted frames: decoded, or the same out of the cache, where they are kept scaled."""
+        if self.cache is None:
+            return self._decode(sample, layout, wanted)
+
+        if layout is None:
+            self._refuse_links_outside(sample, wanted)
+
+        def decode(numbers: Sequence[int]) -> Frames:
+            return self.transform.scaled(self._decode(sample, layout, numbers))
+
+        def shape() -> tuple[int, int]:
+            if layout is None:
+                height, width = decode(wanted[:1]).shape[1:3]
+                return height, width
+            return self.transform.scaled_size(layout.info.width, layout.info.height)[::-1]
+
+        whole = None
+        if self.views == "train" and self.sampling.mode != "linspace":  # other frames in every epoch
+            whole = range(1, length + 1) if self.format == "frames" else range(length)
+        return self.cache.read(self._content(sample, length), wanted, decode, shape=shape, video=whole)
+
+    def _decode(self, sample: Sample, layout: VideoLayout | None, numbers: Sequence[int]) -> Frames:
+        if layout is None:
+            self._refuse_links_outside(sample, numbers)
+            return read_images(sample.path, self.suffix, numbers)
+        return read_frames(sample.path, numbers, size=self._size(layout), limits=self.limits, layout=layout)
+
+    def _content(self, sample: Sample, length: int) -> str:
+        """All that the scaled frames of a sample depend on."""
+        path = os.path.abspath(sample.path)
+        if self.format == "frames":
+            names = (self.suffix.format(number) for number in range(1, length + 1))
+            stamps: object = [stamp_of(os.path.join(path, name)) for name in names]
+        else:
+            stamps = stamp_of(path)
+        scaling = self.transform.scale, self.transform.aspect, self.resize
+        return content_key(path, sample.member, stamps, length, self.suffix, *scaling, self.limits)
 
     def _refuse_links_outside(self, sample: Sample, numbers: Sequence[int]) -> None:
         for number in numbers if self._inside else ():
@@ -167,6 +205,14 @@ class VideoDataset(Dataset[Item | BadVideo]):
         if self.views == "center":
             return _channels_first(self.transform.center(clips[0]))
         return torch.stack([_channels_first(view) for clip in clips for view in self.transform.three_crops(clip)])
+
+
+def require_known(resize: str, on_bad: str) -> None:
+    """Raise ValueError for a resize or a policy that there is not."""
+    if resize not in ("decoder", "exact"):
+        raise ValueError(f"data.resize is 'decoder' or 'exact', came {resize!r}")
+    if on_bad not in ("raise", "quarantine"):
+        raise ValueError(f"data.on_bad is 'raise' or 'quarantine', came {on_bad!r}")
 
 
 def collate(items: Sequence[Item | BadVideo]) -> Batch | PartialBatch:
