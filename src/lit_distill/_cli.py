@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import os
+import re
 import sys
+import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_distill._launch import share_start
 from lit_distill.data.decode import VideoError
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -55,10 +60,71 @@ def exit_with(error: Exception) -> NoReturn:
     sys.exit(1)
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+def help_text(config_name: str) -> str:
+    """What ``--help`` prints: the config's ``hydra.help.template``, its ``$APP_CONFIG_GROUPS`` filled in.
+
+    It is read, not composed: a command whose config has to be chosen has a help without the choice too.
+    """
+    template = OmegaConf.select(OmegaConf.load(conf_dir() / f"{config_name}.yaml"), "hydra.help.template")
+    if template is None:
+        return f"python -m lit_distill.{config_name}: Hydra's --hydra-help tells its options, --cfg job its config"
+    groups = []
+    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
+        options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        groups.append(textwrap.fill(f"{folder.name}: {options}", 118, initial_indent="  ", subsequent_indent="    "))
+    return str(template).replace("$APP_CONFIG_GROUPS", "\n".join(groups)).rstrip()
+
+
+def quiet_lightning() -> None:
+    """Leave out what Lightning says of itself at every start, and warnings of what is meant to be so here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
+        r"The number of training batches .* is smaller than the logging interval",  # an epoch's end is logged anyway
+        r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
+        r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def take_allow(arguments: list[str]) -> list[str]:
+    """Replace every ``--allow <package>`` by one override of ``allow``, the packages that a received config may name.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        The arguments as Hydra takes them.
+
+    Raises:
+        ValueError: an ``--allow`` without a package.
+
+    Example:
+        >>> take_allow(["run=runs/x", "--allow", "my_package", "--allow=other.Model"])
+        ['run=runs/x', '++allow=[my_package,other.Model]']
+    """
+    rest: list[str] = []
+    allowed: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--allow" or argument.startswith("--allow="):
+            given = argument.partition("=")[2] if "=" in argument else next(left, "")
+            if not re.fullmatch(r"[\w.]+", given):
+                raise ValueError(f"--allow expects a package, such as --allow my_package, came {given!r}")
+            allowed.append(given)
+        else:
+            rest.append(argument)
+    return [*rest, f"++allow=[{','.join(allowed)}]"] if allowed else rest
+
+
+def command(config_name: str, *, receives: bool = False) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Turn a function of the composed config into a command whose user errors are one line and exit code 1.
 
     ``HYDRA_FULL_ERROR=1`` shows the traceback instead.
+
+    Args:
+        config_name: of the config that is composed.
+        receives: whether it reads configs of others, and so takes ``--allow``, as ``config.allow``.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -70,11 +136,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 exit_with(error)
 
         def main() -> None:
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(help_text(config_name))
+                return
             wants_traceback = os.environ.get(_FULL_ERROR) == "1"
             task = function if wants_traceback else guarded
             # Hydra would print its own abridged stack and exit; with this it hands the error over.
             os.environ[_FULL_ERROR] = "1"
             try:
+                share_start()
+                if receives:
+                    sys.argv[1:] = take_allow(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()
             except Exception as error:
                 if wants_traceback:

@@ -159,6 +159,7 @@ TEXTS = {
     "a circle through its parent": "a: {b: '${a}'}",
     "laughs": "\n".join(f"a{n}: ${{a{n + 1}}}${{a{n + 1}}}" for n in range(60)) + "\na60: ha",
     "laughs of nodes": "\n".join(f"a{n}: ['${{a{n + 1}}}', '${{a{n + 1}}}']" for n in range(60)) + "\na60: ha",
+    "laughs of numbers": "\n".join(f"a{n}: ['${{a{n + 1}}}', '${{a{n + 1}}}']" for n in range(60)) + "\na60: 1",
     "deep interpolation": "a: " + "${" * 5_000 + "b" + "}" * 5_000,
     "duplicates": "a: 1\na: 2",
     "a list": "[1, 2]",
