@@ -80,6 +80,21 @@ class MetricsCSV(Logger):
         if self._row:
             self._write_row()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The row that is not written yet, for checkpoints."""
+        return {"row": dict(self._row)}
+
+    @rank_zero_only
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a checkpoint's row: rows behind it are replaced; what the file has of it already is kept."""
+        row = state_dict["row"]
+        if row:
+            step = int(row["step"])
+            there = self._read() if self.path.exists() else []
+            written = next((found for found in there if int(found["step"]) == step), {})
+            self._resume(step)
+            self._row = {**row, **{name: float(value) for name, value in written.items() if value}, "step": step}
+
     def _resume(self, step: int) -> None:
         self._started = True
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from torchmetrics import Metric, MetricCollection
 
 from lit_distill._frozen import FrozenRecord, check_keys
 from lit_distill._preflight import check_classes, check_names, example_batch, size_of, student_name
+from lit_distill._step import RunningTerms, StepRecord
 from lit_distill.artifacts import versions
 from lit_distill.checkpoints import FORMAT, check_record, read_checkpoint, refuse_instantiator
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
@@ -105,6 +106,8 @@ class DistillModule(LightningModule):
         check_names(models, frozen)
         self.models = nn.ModuleDict(dict(models))
         self.frozen = tuple(sorted(frozen))
+        self.moving: set[str] = set()
+        """Frozen models that a callback moves, such as an EMA teacher: checkpoints hold them."""
         self.student = student_name(models, student)
         self.composer = LossComposer(losses)
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
@@ -124,7 +127,9 @@ class DistillModule(LightningModule):
         self.val_metrics = nn.ModuleDict() if metrics is None else nn.ModuleDict({n: metrics() for n in models})
         self._metrics_are_default = metrics is default_metrics
         self.val_terms = TermMeans(len(self.val_composer.terms))
-        self._train_terms = _RunningTerms()
+        self._train_terms = RunningTerms()
+        self._stored_terms: dict[str, Any] = {}
+        self._record: StepRecord | None = None
         self.last_terms: dict[str, float] = {}
         """The training terms as they were last logged, for progress bars."""
         for name in self.frozen:
@@ -226,7 +231,17 @@ class DistillModule(LightningModule):
                     self._run_frozen_or_not(name, inputs)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
         self._train_terms.add(result)
+        self._record = StepRecord(self.composer, result.values, index, inputs, signals, self.frozen)
         return result.total
+
+    def take_step_record(self) -> StepRecord | None:
+        """What the last training step was made of, once; :class:`lit_distill.callbacks.NonFinite` tells of it."""
+        record, self._record = self._record, None
+        return record
+
+    def drop_step(self) -> None:
+        """Leave the batches since the last optimizer step out of the log: they were not trained on."""
+        self._train_terms.drop()
 
     def epoch_at(self, batch_idx: int) -> float:
         """The fractional epoch at the start of a batch, for schedules."""
@@ -271,9 +286,15 @@ class DistillModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of all terms since the last logged step, every ``log_every_n_steps`` optimizer steps."""
+        self._record = None  # it would keep the step's activations
+        is_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if is_step or self.trainer.is_last_batch:
+            self._train_terms.commit()
+        if not is_step:
+            return
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and step and step % every == 0 and (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+        if every and step and step % every == 0:
             self._flush(on_epoch=False)
 
     def on_train_epoch_end(self) -> None:
@@ -376,8 +397,15 @@ class DistillModule(LightningModule):
 
     def _unmoved(self) -> dict[str, nn.Module]:
         """The frozen models that nothing may change."""
-        moving = getattr(self, "moving", ())
-        return {name: self.models[name] for name in self.frozen if name not in moving}
+        return {name: self.models[name] for name in self.frozen if name not in self.moving}
+
+    def _gather_ranks(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        return cast("Tensor", self.all_gather(tensor)).flatten(0, 1)
+
+    def _is_unmoved_key(self, key: str) -> bool:
+        return any(key.startswith(f"models.{name}.") for name in self.frozen if name not in self.moving)
 
     def _record_frozen(self) -> FrozenRecord:
         unmoved = self._unmoved()
@@ -386,7 +414,9 @@ class DistillModule(LightningModule):
         return self._frozen_record
 
     def on_train_start(self) -> None:
-        """Take the frozen models as they stand now, on their device, for what they must stay."""
+        """Take the frozen models as they stand now, on their device, for what they must stay; go on with the sums."""
+        stored, self._stored_terms = self._stored_terms, {}
+        self._train_terms.load_state_dict(stored, self.global_rank, self.trainer.world_size, self.device)
         if self._frozen_record is not None:
             self._frozen_record.moved(self._unmoved())
 
@@ -400,7 +430,7 @@ class DistillModule(LightningModule):
         record, unmoved = self._frozen_record or self._record_frozen(), self._unmoved()
         record.require_unchanged(unmoved)
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_frozen_key(key)}
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_unmoved_key(key)}
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
         checkpoint["lit_distill"] = {
             "format": FORMAT,
@@ -410,6 +440,8 @@ class DistillModule(LightningModule):
             "frozen_records": {name: record.stored[name] for name in unmoved},
             "student": self.student,
             "figures": {name: value for name, value in figures.items() if name.startswith("val/")},
+            "train_terms": self._train_terms.state_dict(self._gather_ranks),
+            "last_terms": dict(self.last_terms),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -420,9 +452,11 @@ class DistillModule(LightningModule):
                 was trained with; a tensor is missing, unexpected or of another shape.
         """
         stored = check_record(checkpoint, self.frozen)
+        self._stored_terms = dict(stored.get("train_terms", {}))
+        self.last_terms = dict(stored.get("last_terms", {}))
         (self._frozen_record or self._record_frozen()).compare(stored.get("frozen_records", {}), self._replaced_frozen)
         state = self.state_dict()
-        present = {key: value for key, value in state.items() if self._is_frozen_key(key)}
+        present = {key: value for key, value in state.items() if self._is_unmoved_key(key)}
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **present}
         if self.strict_loading:
             check_keys(state, checkpoint["state_dict"])
@@ -445,34 +479,6 @@ def metric_was_updated(metric: Metric | MetricCollection) -> bool:
     """Whether a metric, or every one of a collection, has seen data since its reset."""
     parts = metric.values() if isinstance(metric, MetricCollection) else [metric]
     return all(getattr(part, "update_called", False) for part in parts)
-
-
-class _RunningTerms:
-    """Sums of a stage's terms, unweighted and weighted, in one tensor (2, terms).
-
-    A ``self.log`` of every term in every step would cost half a millisecond each; so would waiting for their values.
-    It is no module, since setting an attribute of one costs more than the addition.
-    """
-
-    __slots__ = ("count", "sums")
-
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
-        self.count = 0
-
-    def add(self, result: ComposedLoss) -> None:
-        if self.sums is None:
-            self.sums = result.values.new_zeros(2, len(result.names))
-        self.sums[0].add_(result.values)
-        self.sums[1].addcmul_(result.values, result.weights)
-        self.count += 1
-
-    def take(self) -> Tensor | None:
-        """The means since the last call; None if nothing was added."""
-        if self.sums is None:
-            return None
-        means, self.sums, self.count = self.sums / self.count, None, 0
-        return means
 
 
 def _has_views(inputs: Any) -> bool:

@@ -174,6 +174,10 @@ class SignalCapture:
             self._fired[text] = 0
             self._keep(text, value)
 
+    def captured(self) -> dict[str, Tensor]:
+        """What was captured or put so far, by the text of its reference, without its graph."""
+        return {text: tensor.detach() for text, tensor in self._tensors.items()}
+
     def changed_in_place(self) -> set[str]:
         """Texts of the references whose tensor an in-place operation changed after the capture."""
         return {text for text, tensor in self._tensors.items() if tensor._version != self._versions[text]}

@@ -1,6 +1,23 @@
-"""Lightning callbacks that watch a run."""
+"""Lightning callbacks that watch a run, keep its promises, or move its teacher."""
 
+from lit_distill.callbacks.ema_teacher import EMATeacher
+from lit_distill.callbacks.exact_resume import ExactResume
+from lit_distill.callbacks.last_checkpoint import LastCheckpoint
+from lit_distill.callbacks.non_finite import NonFinite, NonFiniteError
+from lit_distill.callbacks.preemption import Interrupted, Preemption
 from lit_distill.callbacks.progress import Progress
 from lit_distill.callbacks.quarantine import Quarantine
+from lit_distill.callbacks.step_seed import StepSeed
 
-__all__ = ["Progress", "Quarantine"]
+__all__ = [
+    "EMATeacher",
+    "ExactResume",
+    "Interrupted",
+    "LastCheckpoint",
+    "NonFinite",
+    "NonFiniteError",
+    "Preemption",
+    "Progress",
+    "Quarantine",
+    "StepSeed",
+]

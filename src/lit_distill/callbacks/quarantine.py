@@ -52,18 +52,31 @@ class Quarantine(Callback):
         if self._list is not None:
             self._list.collected = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the trainer of the batches of the first epoch, for which a resumed run has no other hook."""
+        sampler = getattr(trainer.train_dataloader, "sampler", None)
+        if self._list is not None and hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(trainer.current_epoch)
+            self._shorten(trainer)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the trainer of the epoch's batches, where there are fewer: it validates after the last one."""
+        self._shorten(trainer)
+
+    def _shorten(self, trainer: Trainer) -> None:
         loader: Any = trainer.train_dataloader
         if self._list is None or not self._list.agreed or not hasattr(loader, "__len__"):
             return
         batches = len(loader)
         if batches < 1:
             raise QuarantineError(f"what {len(self._list.agreed)} unreadable videos leave gives no training batch")
-        if batches >= trainer.fit_loop.max_batches:
+        loop, interval = trainer.fit_loop, trainer.val_check_interval
+        if batches >= loop.max_batches:
             return
-        trainer.fit_loop.max_batches = batches
-        interval = trainer.val_check_interval
+        loop.max_batches = batches
+        fetcher = loop._data_fetcher
+        if fetcher is not None and fetcher.length is not None:
+            fetcher.length = min(fetcher.length, batches)  # it was counted before the checkpoint was loaded
         if isinstance(interval, float) and trainer.val_check_batch is not None:
             trainer.val_check_batch = max(1, int(batches * interval))
         elif isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:

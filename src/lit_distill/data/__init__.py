@@ -8,6 +8,7 @@ from lit_distill.data.images import ImageDataset, ImageFolderDataModule
 from lit_distill.data.lists import read_class_names, read_list
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
 from lit_distill.data.moving_digits import MovingDigits
+from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
 from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling
@@ -26,6 +27,7 @@ __all__ = [
     "Limits",
     "Mixup",
     "MovingDigits",
+    "ResumableLoader",
     "Sample",
     "SampleKey",
     "ShortVideoError",

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.mixing import Mix, Mixer
 from lit_distill.data.quarantine import Admission, BadVideo, QuarantineList
+from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded
 from lit_distill.data.transforms import normalize
 
@@ -159,7 +160,10 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
                 f"{len(dataset)} training {self.things} on {replicas} processes give no batch of {self.batch_size} "
                 f"each: set data.batch_size to at most {max(1, len(sampler))}"
             )
-        return self._loader(dataset, sampler, self.batch_size, drop_last=True, admission=admission)
+        loader = self._loader(dataset, sampler, self.batch_size, drop_last=True, admission=admission)
+        if self.trainer is not None:
+            loader.follow(self.trainer)
+        return loader
 
     def val_dataloader(self) -> DataLoader[Item]:
         """Validation batches in the order of the samples."""
@@ -229,9 +233,9 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         *,
         drop_last: bool = False,
         admission: Admission | None = None,
-    ) -> DataLoader[Item]:
+    ) -> _Loader:
         workers = self._default_workers() if self.num_workers is None else self.num_workers
-        loader = _LateLoader(
+        loader = _Loader(
             cast("Dataset[Item]", dataset),
             batch_size=batch_size,
             sampler=sampler,
@@ -252,18 +256,13 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         return min(8, cores // processes)
 
 
-class _LateLoader(DataLoader[Item]):
-    """Asks its sampler, and sets its workers going, at the first batch only.
-
-    Lightning makes an iterator before it restores a checkpoint and tells the sampler the epoch. Workers that had been
-    set going then would begin a resumed run with the samples of epoch 0. Under quarantine it lets through what could be
-    read.
-    """
+class _Loader(ResumableLoader[Item]):
+    """Under quarantine lets through what could be read."""
 
     admission: Admission | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches: Iterator[Any] = super().__iter__()
+        batches = super().__iter__()
         if self.admission is not None:
             batches = self.admission(batches, cast("EpochSampler | EvalSampler", self.sampler).epoch)
         yield from batches

@@ -66,6 +66,10 @@ class EpochSampler(_KeySampler):
     Excluded samples are taken out after the shuffle: the others keep their order, which so is a function of (seed,
     epoch, what the epoch excludes).
 
+    Attributes:
+        start: how many keys of this process the next iteration leaves out, those of batches that are done; its length
+            remains the whole epoch's.
+
     Args:
         dataset: what is sampled; only its length matters.
         num_replicas: number of processes.
@@ -90,6 +94,7 @@ class EpochSampler(_KeySampler):
         excluded: Excluded | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True, excluded=excluded)
+        self.start = 0
 
     def __len__(self) -> int:
         """Number of this process's keys in this epoch."""
@@ -103,7 +108,8 @@ class EpochSampler(_KeySampler):
         if left_out:
             order = [index for index in order if index not in left_out]
         stop = len(self) * self.num_replicas
-        return (SampleKey(self.epoch, index) for index in order[self.rank : stop : self.num_replicas])
+        mine = order[self.rank : stop : self.num_replicas]
+        return (SampleKey(self.epoch, index) for index in mine[self.start :])
 
 
 class EvalSampler(_KeySampler):

@@ -1,0 +1,164 @@
+"""What a training step leaves behind until it is over: its terms for the log, and what to tell if it is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_distill.composer import ComposedLoss, LossComposer
+from lit_distill.signals import SignalCapture
+
+_SHOWN = 8
+
+_FROZEN_HINT = (
+    "a frozen network that gives them overflows in half precision (try trainer.precision=32-true or bf16-mixed) "
+    "or was loaded from damaged weights"
+)
+
+
+class RunningTerms:
+    """Sums of a stage's terms, unweighted and weighted, in one tensor (2, terms).
+
+    A ``self.log`` of every term in every step would cost half a millisecond each; so would waiting for their values.
+    It is no module, since setting an attribute of one costs more than the addition. What was added counts once the
+    optimizer has stepped: until then it can be dropped with the step.
+    """
+
+    __slots__ = ("_pending", "count", "sums")
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        self.count = 0
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, result: ComposedLoss) -> None:
+        """Take in the terms of one batch, for now."""
+        self._pending.append((result.values, result.weights))
+
+    def drop(self) -> None:
+        """Forget what was added since the last :meth:`commit`."""
+        self._pending.clear()
+
+    def commit(self) -> None:
+        """Let what was added count."""
+        for values, weights in self._pending:
+            if self.sums is None:
+                self.sums = values.new_zeros(2, len(values))
+            self.sums[0].add_(values)
+            self.sums[1].addcmul_(values, weights)
+            self.count += 1
+        self._pending.clear()
+
+    def state_dict(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """The sums of every rank (ranks, 2, terms), for a checkpoint.
+
+        Args:
+            gather: brings the ranks' tensors together.
+        """
+        return {} if self.sums is None else {"sums": gather(self.sums[None]).cpu(), "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any], rank: int, ranks: int, device: torch.device) -> None:
+        """Go on with this rank's sums, or with the ranks' mean where there were other ranks."""
+        if state:
+            sums: Tensor = state["sums"]
+            self.sums = (sums[rank] if len(sums) == ranks else sums.mean(dim=0)).to(device, copy=True)
+            self.count = int(state["count"])
+
+    def take(self) -> Tensor | None:
+        """The means since the last call; None if nothing was added."""
+        self.commit()
+        if self.sums is None:
+            return None
+        means, self.sums, self.count = self.sums / self.count, None, 0
+        return means
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One batch's terms and signals, looked at only if the step turns out not to be finite.
+
+    Attributes:
+        composer: whose terms they are.
+        values: every term before its weight, (terms,).
+        index: positions (B,) of the samples in their data set, where the batch has them.
+        inputs: what the models were given.
+        signals: what was captured; None once only the values are kept.
+        frozen: names of the models that only teach.
+    """
+
+    composer: LossComposer
+    values: Tensor
+    index: Tensor | None
+    inputs: Any
+    signals: SignalCapture | None
+    frozen: Collection[str] = ()
+
+    def slim(self) -> StepRecord:
+        """The same without tensors of the networks' size, to be kept over an accumulation of batches."""
+        return replace(self, signals=None, inputs=None)
+
+    def faults(self, sample_names: Callable[[Sequence[int]], list[str]]) -> list[str]:
+        """Lines that name each term and signal that is not finite, and its samples.
+
+        Args:
+            sample_names: the text of samples, given their positions in the data set.
+        """
+        lines: list[str] = []
+        captured = {} if self.signals is None else self.signals.captured()
+        inputs_are_bad = isinstance(self.inputs, Tensor) and _is_bad(self.inputs)
+        if inputs_are_bad:
+            lines.append(f"the batch's inputs {_holds(self.inputs)}{self._rows(self.inputs, sample_names)}")
+        for text, tensor in captured.items():
+            if not _is_bad(tensor):
+                continue
+            name = text.split(".")[0].split(":")[0]
+            rows = self._rows(tensor, sample_names)
+            if name in self.frozen:
+                hint = "" if inputs_are_bad else f": {_FROZEN_HINT}"
+                lines.append(f"frozen model {name!r} gave {_holds(tensor, verb='')} in {text!r}{rows}{hint}")
+            else:
+                lines.append(f"signal {text!r} {_holds(tensor)}{rows}")
+        for (name, term), value in zip(self.composer.terms.items(), self.values.tolist(), strict=True):
+            if not _finite(value):
+                signals = [captured[ref.text] for ref in term.references if ref.text in captured]
+                lines.append(f"term {name!r} ({repr(term)[9:-1]}) is {value}")
+                if signals and not any(map(_is_bad, signals)):
+                    lines[-1] += (
+                        ", though all its signals are finite: its formula overflowed, or it had no valid element "
+                        "to average over"
+                    )
+        if lines and self.index is not None:
+            lines.append(f"samples of the batch: {_few(sample_names(self.index.tolist()), 2 * _SHOWN)}")
+        return lines
+
+    def _rows(self, tensor: Tensor, sample_names: Callable[[Sequence[int]], list[str]]) -> str:
+        """Which samples of the batch a tensor (B, ...) is not finite in."""
+        batch = None if self.index is None else len(self.index)
+        if tensor.ndim == 0 or (batch is not None and len(tensor) != batch):
+            return ""
+        rows = (~tensor.isfinite()).flatten(1).any(dim=1) if tensor.ndim > 1 else ~tensor.isfinite()
+        numbers = rows.nonzero().flatten().tolist()
+        if self.index is None:
+            return f", row {_few(list(map(str, numbers)))} of the batch"
+        return f", sample {_few(sample_names(self.index[rows].tolist()))}"
+
+
+def _holds(tensor: Tensor, *, verb: str = "holds ") -> str:
+    return f"{verb}{int(tensor.isnan().sum())} NaN and {int(tensor.isinf().sum())} infinite of {tuple(tensor.shape)}"
+
+
+def _is_bad(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(tensor.isfinite().all())
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _few(texts: Sequence[str], shown: int = _SHOWN) -> str:
+    more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
+    return ", ".join(texts[:shown]) + more

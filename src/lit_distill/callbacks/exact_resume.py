@@ -1,0 +1,85 @@
+"""What Lightning's checkpoints leave out or get wrong, so that a resumed run equals the uninterrupted one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import RunningStage
+from torch import Tensor
+
+from lit_distill.data.resumable import ResumableLoader
+
+
+class ExactResume(Callback):
+    """Keeps the logged figures and the exact position in every checkpoint, and goes on from there.
+
+    In the checkpoint, besides Lightning's own: the metrics logged so far, the state of loggers that have a
+    ``state_dict``, and the loops' progress without the half-begun batch that a checkpoint between two steps counts. A
+    checkpoint taken in validation goes on with the whole validation. Loaders of the class
+    :class:`lit_distill.data.ResumableLoader` are made to begin behind the batches that are done.
+
+    Bit for bit are resumes from :class:`lit_distill.callbacks.LastCheckpoint`, which saves between two steps, given
+    :class:`lit_distill.callbacks.StepSeed` and a sampler that is a function of the epoch. Means that a module's own
+    ``self.log(on_epoch=True)`` collects over a training epoch are Lightning's, and begin anew.
+    """
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] = {}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the figures, set the progress right."""
+        checkpoint["callbacks"][self.state_key] = {
+            "callback_metrics": _plain(trainer.callback_metrics),
+            "logged_metrics": _plain(trainer.logged_metrics),
+            "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
+        }
+        loops = checkpoint["loops"]["fit_loop"]
+        epoch_loop = trainer.fit_loop.epoch_loop
+        batches, validation = epoch_loop.batch_progress, epoch_loop.val_loop.batch_progress
+        if trainer.state.stage == RunningStage.VALIDATING and validation.total.ready != validation.total.completed:
+            # Lightning takes this pattern for a validation to be finished; from zero, it is done as a whole.
+            loops["epoch_loop.val_loop.batch_progress"] |= {
+                "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
+                "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
+                "is_last_batch": False,
+            }
+        elif _is_half_begun(batches.total) and not trainer.fit_loop._should_accumulate():
+            # What Lightning adds where it goes on, meaning a checkpoint from within a step.
+            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the figures until the trainer is ready for them."""
+        self._state = state_dict
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the figures back, also where the run turns out to be finished."""
+        state, self._state = self._state, {}
+        if state:
+            trainer.callback_metrics.update(state["callback_metrics"])
+            trainer.logged_metrics.update(state["logged_metrics"])
+            for logger, stored in zip(trainer.loggers, state["loggers"], strict=False):
+                if stored and hasattr(logger, "load_state_dict"):
+                    logger.load_state_dict(stored)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the half-begun batch in the totals, and let the loaders follow."""
+        epoch_loop = trainer.fit_loop.epoch_loop
+        total = epoch_loop.batch_progress.total
+        if _is_half_begun(total):  # Lightning sets back the epoch's count alone
+            total.ready -= 1
+        epoch_loop.val_loop.batch_progress.total.reset()
+        loaders = trainer.fit_loop._combined_loader
+        for loader in loaders.flattened if loaders is not None else ():
+            if isinstance(loader, ResumableLoader):
+                loader.follow(trainer)
+
+
+def _is_half_begun(total: Any) -> bool:
+    """Whether a batch has been fetched that no step has been made of."""
+    return bool(total.ready == total.started + 1)
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {n: v.detach().cpu().clone() if isinstance(v, Tensor) else v for n, v in metrics.items()}

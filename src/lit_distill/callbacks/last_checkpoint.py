@@ -1,0 +1,96 @@
+"""last.ckpt, saved between two steps: nothing of the step before is pending, nothing of the next has begun."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Saves ``last.ckpt`` after every epoch, and every ``every_n_steps`` optimizer steps.
+
+    Lightning's ModelCheckpoint saves while a step's figures are still to be logged, and an epoch's end before its row
+    is. This one saves right before the next step: after logging, validation and the epoch's end, with no gradients
+    accumulated. Where training ends it saves once more.
+
+    Args:
+        dirpath: the folder; by default as in ModelCheckpoint.
+        every_n_steps: additionally every so many optimizer steps; None for epochs alone.
+
+    Raises:
+        ValueError: ``every_n_steps`` is below 1.
+
+    Example:
+        >>> LastCheckpoint("checkpoints", every_n_steps=500).every_n_steps
+        500
+    """
+
+    def __init__(self, dirpath: str | os.PathLike[str] | None = None, *, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
+            raise ValueError(f"every_n_steps is a number of optimizer steps from 1, or None, got {every_n_steps!r}")
+        super().__init__(None if dirpath is None else os.fspath(dirpath), filename="last", enable_version_counter=False)
+        self.every_n_steps = every_n_steps
+        self._place: tuple[int, int, int] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The same for any ``every_n_steps``, which may be changed between runs."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what is last needs no memory."""
+        return {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What training starts from is not saved again."""
+        super().on_train_start(trainer, pl_module)
+        self._place = _place(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save what the steps so far have made, where it is due."""
+        step = trainer.global_step
+        due = batch_idx == 0 or (self.every_n_steps is not None and step % self.every_n_steps == 0)
+        if step and due and is_between_steps(trainer) and _place(trainer) != self._place:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what training has made."""
+        if trainer.global_step:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Save now; on all ranks together, and only where :func:`is_between_steps`.
+
+        Returns:
+            the file.
+        """
+        path = Path(self.format_checkpoint_name({}))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save_checkpoint(trainer, str(path))
+            self.last_model_path = self.best_model_path = str(path)
+            self._place = _place(trainer)
+        return path
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Nothing: the step's figures are not logged yet."""
+
+    def on_validation_end(self, *_: Any) -> None:
+        """Nothing: other callbacks may still act on the validation."""
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Nothing: the epoch's figures are not logged yet."""
+
+
+def is_between_steps(trainer: Trainer) -> bool:
+    """Whether an optimizer step has just ended or none has begun: no gradients wait to be added to."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    at_end = done == trainer.num_training_batches
+    return bool(at_end or done % trainer.accumulate_grad_batches == 0)
+
+
+def _place(trainer: Trainer) -> tuple[int, int, int]:
+    return trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.completed

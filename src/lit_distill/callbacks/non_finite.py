@@ -1,0 +1,334 @@
+"""No step that is not finite reaches the weights: found after backward, agreed on by all ranks, named, dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+from torch.utils.hooks import RemovableHandle
+
+from lit_distill._step import StepRecord
+from lit_distill.losses._numerics import values_unchecked
+
+Policy: TypeAlias = Literal["raise", "skip"]
+
+_LARGEST_KEPT = 65_536  # elements of a buffer: running statistics are small, memory banks look after themselves
+
+
+class NonFiniteError(RuntimeError):
+    """A step, its loss or its gradient, was not finite; nothing of it was applied."""
+
+
+class NonFinite(Callback):
+    """Keeps steps whose loss or gradient is NaN or infinite away from the weights, on all ranks at once.
+
+    Once a step, after backward and before clipping and the optimizer, one norm over all gradients is looked at. Under
+    DDP the gradients are already averages over the ranks, and a loss that is not finite is made to show in the gradient
+    of one small parameter before the averaging: so all ranks see the same without another message. Other strategies
+    than plain DDP get an all-reduce of one number. Only a step that failed exchanges its details.
+
+    Of such a step nothing stays: gradients are dropped, so weights and the optimizer's state are untouched, and buffers
+    of at most 65,536 elements (BatchNorm's statistics) are put back as they were before it; with gradient accumulation
+    that is the whole window. Schedules are functions of the position in the training and go on. Under fp16 the gradient
+    scaler's own skips are no failures, as long as its scale holds; a loss that is not finite is one.
+
+    The message names the terms with their pairs, the signals, a frozen model that gave them, the samples, the rank, and
+    if the losses were finite the parameters whose gradients were not. Within training steps the losses themselves
+    do not look (see :mod:`lit_distill.losses`), so a CPU and an accelerator behave alike. A validation figure that is
+    not finite is a warning.
+
+    It serves any LightningModule with automatic optimization; a :class:`lit_distill.DistillModule` tells more.
+
+    Args:
+        policy: ``"raise"`` :class:`NonFiniteError` on every rank, or ``"skip"`` the step with a warning.
+        max_skips: how many steps of a run may be skipped; the next one raises. The count is logged as
+            ``train/skipped_steps`` and kept in the checkpoint.
+        min_scale: a gradient scaler whose scale fell below it while gradients still overflow is a failure.
+
+    Raises:
+        ValueError: an unknown policy or a limit that is none.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[NonFinite(policy="skip", max_skips=3)], logger=False, accelerator="cpu")
+    """
+
+    def __init__(self, *, policy: Policy = "raise", max_skips: int = 10, min_scale: float = 1.0) -> None:
+        if policy not in ("raise", "skip"):
+            raise ValueError(f"policy is 'raise' or 'skip', got {policy!r}")
+        if max_skips < 0:
+            raise ValueError(f"max_skips is a number of steps, 0 or above, got {max_skips!r}")
+        if not 0 < min_scale < math.inf:
+            raise ValueError(f"min_scale must be a finite number above 0, got {min_scale!r}")
+        self.policy = policy
+        self.max_skips = max_skips
+        self.min_scale = min_scale
+        self.skips = 0
+        """Steps skipped so far in this run, resumed parts included."""
+        self._stack = contextlib.ExitStack()
+        self._buffers = _Buffers()
+        self._window: list[_Batch] = []
+        self._poison: Tensor | None = None
+        self._carrier: RemovableHandle | None = None
+        self._ask_ranks = False
+
+    # ---------------------------------------------------------------- a run
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out how the ranks come to agree, and which buffers a forward may change."""
+        self._forget()
+        self._buffers = _Buffers.of(pl_module)
+        if trainer.world_size == 1:
+            return
+        self._ask_ranks = not _averages_every_gradient(trainer)
+        if not self._ask_ranks:
+            trained = [p for p in pl_module.parameters() if p.requires_grad]
+            self._carrier = min(trained, key=torch.Tensor.numel).register_hook(self._carry)  # type: ignore[no-untyped-call]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of everything."""
+        self._forget()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of everything."""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._stack.close()
+        self._window, self._poison, self._ask_ranks = [], None, False
+        if self._carrier is not None:
+            self._carrier.remove()
+            self._carrier = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of skipped steps."""
+        return {"skips": self.skips}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.skips = int(state_dict["skips"])
+
+    # ---------------------------------------------------------------- a step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the buffers of a window's beginning; from here on no loss raises on its own."""
+        self._stack.close()
+        self._stack.enter_context(values_unchecked())
+        if not self._window:
+            self._buffers.keep()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note whether the total is finite, without waiting for it."""
+        poison = loss.detach() * 0  # 0, or NaN
+        self._poison = poison if self._poison is None else self._poison + poison
+        take = getattr(pl_module, "take_step_record", None)
+        record = None if take is None else take()
+        batch_idx = trainer.fit_loop.epoch_loop.batch_idx
+        if record is not None and trainer.accumulate_grad_batches > 1:
+            # Activations are not to be kept over a window: whoever accumulates is looked at batch by batch.
+            bad = not bool(poison.isfinite())
+            faults = record.faults(_Names(trainer)) if bad else None
+            self._window.append(_Batch(batch_idx, loss.detach(), record.slim(), faults))
+        else:
+            self._window.append(_Batch(batch_idx, loss.detach(), record))
+
+    def _carry(self, gradient: Tensor) -> Tensor:
+        """Show in a gradient that the loss is not finite: after DDP's average all ranks have it."""
+        return gradient if self._poison is None else gradient + self._poison.to(gradient)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Let the step through if it is finite on every rank, else drop it."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not self._agreed_finite(grads):
+            self._fail(trainer, pl_module, optimizer)
+        self._window, self._poison = [], None
+
+    def _agreed_finite(self, grads: list[Tensor]) -> bool:
+        grads = [g.coalesce().values() if g.is_sparse else g for g in grads]
+        norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        found = norm if self._poison is None else norm + self._poison.to(norm)
+        if self._ask_ranks:
+            torch.distributed.all_reduce(found)
+        if math.isfinite(found.item()):
+            return True
+        # The norm of huge finite gradients overflows: look again, at the values.
+        bad = [not bool(g.isfinite().all()) for g in grads]
+        finite = torch.tensor(not any(bad) and (self._poison is None or bool(self._poison.isfinite())))
+        if self._ask_ranks:
+            agreed = finite.to(found)
+            torch.distributed.all_reduce(agreed, op=torch.distributed.ReduceOp.MIN)
+            finite = agreed
+        return bool(finite)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Outside of steps losses look again."""
+        self._stack.close()
+
+    # ---------------------------------------------------------------- a step that failed
+
+    def _fail(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        batches = [b for b in self._window if not math.isfinite(float(b.loss))]
+        mine = [line for batch in batches for line in batch.lines(trainer)]
+        everyone: list[list[str]] = [mine]
+        if trainer.world_size > 1:
+            everyone = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(everyone, mine)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and not any(everyone):
+            if scaler.get_scale() >= self.min_scale:
+                return  # its own skip: it lowers the scale and goes on
+            cause = [
+                f"gradients overflow at any scale (the scaler's fell to {scaler.get_scale():g}): "
+                "train in bf16-mixed or 32-true, or lower the learning rate"
+            ]
+        else:
+            cause = [f"rank {rank}: {line}" for rank, lines in enumerate(everyone) for line in lines]
+        if not any(everyone):
+            cause += _gradients(pl_module, optimizer, trainer.world_size)
+        step = trainer.global_step + 1
+        first, last = self._window[0].batch_idx, self._window[-1].batch_idx
+        where = f"batch {last}" if first == last else f"batches {first} to {last}"
+        message = "\n  ".join(
+            [
+                f"step {step} (epoch {trainer.current_epoch}, {where}) is not finite; nothing of it was applied:",
+                *cause,
+            ]
+        )
+        self._drop(pl_module, optimizer)
+        self._window = []
+        if self.policy == "raise":
+            raise NonFiniteError(f"{message}\n  to leave such steps out instead: NonFinite(policy='skip')")
+        self.skips += 1
+        if self.skips > self.max_skips:
+            raise NonFiniteError(f"{message}\n  that is one more than max_skips={self.max_skips} steps")
+        rank_zero_warn(f"{message}\n  skipped, {self.skips} of at most {self.max_skips}")
+        pl_module.log("train/skipped_steps", float(self.skips), on_step=True, rank_zero_only=False)
+
+    def _drop(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        # Optimizers leave parameters without a gradient alone, their momentum, decay and step counts too.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        self._buffers.restore()
+        drop = getattr(pl_module, "drop_step", None)
+        if drop is not None:
+            drop()
+
+    # ---------------------------------------------------------------- validation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In validation no loss raises on one rank alone either."""
+        self._stack.close()
+        self._stack.enter_context(values_unchecked())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn of figures that are not finite."""
+        self._stack.close()
+        bad = sorted(
+            name for name, value in trainer.callback_metrics.items()
+            if name.startswith("val") and not math.isfinite(float(value))
+        )  # fmt: skip
+        if bad and not trainer.sanity_checking:
+            rank_zero_warn(
+                f"validation gave figures that are not finite: {', '.join(bad)} (epoch {pl_module.current_epoch})"
+            )
+
+
+@dataclass
+class _Batch:
+    """One backward pass of a window."""
+
+    batch_idx: int
+    loss: Tensor
+    record: StepRecord | None
+    faults: list[str] | None = None
+
+    def lines(self, trainer: Trainer) -> list[str]:
+        told = self.faults
+        if told is None and self.record is not None:
+            told = self.record.faults(_Names(trainer))
+        return [f"the loss of batch {self.batch_idx} is {float(self.loss)}", *(told or [])]
+
+
+class _Buffers:
+    """Small buffers of the modules in training mode, which a forward pass may move."""
+
+    def __init__(self, places: Sequence[tuple[dict[str, Any], str]] = ()) -> None:
+        self._places = places
+        self._kept: list[Tensor] = []
+
+    @classmethod
+    def of(cls, root: nn.Module) -> _Buffers:
+        return cls([
+            (part._buffers, name)
+            for part in root.modules() if part.training
+            for name, buffer in part._buffers.items() if buffer is not None and buffer.numel() <= _LARGEST_KEPT
+        ])  # fmt: skip
+
+    def keep(self) -> None:
+        if not self._places:
+            return
+        now = [buffers[name] for buffers, name in self._places]
+        if not self._kept:
+            self._kept = [buffer.detach().clone() for buffer in now]
+        else:
+            torch._foreach_copy_(self._kept, now)
+
+    def restore(self) -> None:
+        for (buffers, name), kept in zip(self._places, self._kept, strict=False):
+            buffers[name].copy_(kept)
+
+
+class _Names:
+    """Samples as text, given their positions: with their paths where the data set knows them."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        loader = trainer.train_dataloader
+        self._samples = getattr(loader.dataset, "samples", None) if isinstance(loader, DataLoader) else None
+
+    def __call__(self, positions: Sequence[int]) -> list[str]:
+        return [self._name(position) for position in positions]
+
+    def _name(self, position: int) -> str:
+        if self._samples is None or not 0 <= position < len(self._samples):
+            return str(position)
+        sample = self._samples[position]
+        path = getattr(sample, "path", None) or (sample[0] if isinstance(sample, tuple) else None)
+        return str(position) if path is None else f"{position} ({path})"
+
+
+def _averages_every_gradient(trainer: Trainer) -> bool:
+    """Whether every parameter's gradient is averaged over all ranks as it is, whatever a rank's loss was."""
+    wrapped = trainer.strategy.model
+    return (
+        type(trainer.strategy) is DDPStrategy
+        and isinstance(wrapped, DistributedDataParallel)
+        and not wrapped.find_unused_parameters
+        and trainer.strategy._ddp_comm_hook is None
+    )
+
+
+def _gradients(pl_module: LightningModule, optimizer: Optimizer, ranks: int) -> list[str]:
+    """Which parameters' gradients are not finite; under data parallelism they are averages over the ranks."""
+    names = {id(p): name for name, p in pl_module.named_parameters()}
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    bad = [names.get(id(p), "?") for p in params if not bool(p.grad.isfinite().all())]
+    shown = ", ".join(bad[:12]) + (f" and {len(bad) - 12} more" if len(bad) > 12 else "")
+    of = "" if ranks == 1 else ", averaged over the ranks,"
+    counted = f"{len(bad)} of {len(params)} parameters: {shown or 'none of this rank'}"
+    return [f"the losses are finite, but the gradient{of} is not in {counted}"]
