@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from lit_distill.data import SampleKey, VideoDataModule
 from lit_distill.data import datasets as datasets_module
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.loading import SampleDataModule, Split
+from lit_distill.data.quarantine import Batch
 from lit_distill.data.samples import Member, Sample, SampleTable
 
 from .test_datamodule import make
@@ -77,10 +78,10 @@ def test_workers_live_on_and_keep_to_one_thread(split: str) -> None:
 
 def test_a_worker_stacks_into_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [(torch.full((4, 3, 5, 6), i, dtype=torch.uint8), i, i) for i in range(3)]
-    plain = collate(items)
+    plain = cast("Batch", collate(items))
     assert not plain[0].untyped_storage().is_shared()
     monkeypatch.setattr(datasets_module, "get_worker_info", lambda: object())
-    shared = collate(items)
+    shared = cast("Batch", collate(items))
     assert shared[0].untyped_storage().is_shared()
     assert shared[0].is_contiguous()
     assert all(torch.equal(a, b) for a, b in zip(plain, shared, strict=True))
