@@ -3,6 +3,7 @@
 from lit_distill.checkpoints import SafeCheckpointIO
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
 from lit_distill.module import DistillModule
+from lit_distill.runs import load_student
 from lit_distill.signals import Reference, SignalCapture
 
 __version__ = "0.1.0"
@@ -16,4 +17,5 @@ __all__ = [
     "SafeCheckpointIO",
     "SignalCapture",
     "__version__",
+    "load_student",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from lit_distill import artifacts
-from lit_distill._cli import command
+from lit_distill._cli import command, quiet_lightning
 from lit_distill._files import write_text
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data import ImageFolderDataModule
@@ -187,22 +185,10 @@ def next_command(module: DistillModule, folder: str) -> str:
     return f"python -m lit_distill.train experiment=dml_{kind}"
 
 
-def _quiet_lightning() -> None:
-    """Leave out what Lightning says of itself at every start, and warnings of what is meant to be so here."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (
-        r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
-        r"The number of training batches .* is smaller than the logging interval",  # an epoch's end is logged anyway
-        r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
-        r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
 @command("train")
 def main(config: DictConfig) -> float | None:
     """Train an experiment; with `-m` and a sweeper the value to optimise is returned."""
-    _quiet_lightning()
+    quiet_lightning()
     config.run_dir = HydraConfig.get().runtime.output_dir
     results = run(config)
     value = results.get("best", {}).get(f"val/{config.student}/top1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from lit_distill._cli import conf_dir
+from lit_distill._cli import conf_dir, help_text
 from lit_distill.train import build_module
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
+COMMANDS = [path.stem for path in FILES if len(path.parts) == 1]
 EXPERIMENTS = [path.stem for path in FILES if path.parts[0] == "experiment"]
 DATA = "moving_digits_tiny"
 IMAGES = ["data=image_folder", "data.num_classes=5", "data.size=64"]
@@ -51,7 +53,15 @@ def test_every_group_is_covered_here() -> None:
         "experiment",
     }
     assert {path.parts[0] for path in FILES if len(path.parts) > 1} == covered
-    assert [str(path) for path in FILES if len(path.parts) == 1] == ["train.yaml"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_config_at_the_top_is_a_commands_and_has_its_help(name: str, tmp_path: Path) -> None:
+    assert importlib.util.find_spec(f"lit_distill.{name}") is not None
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        compose(name, ["experiment=baseline_pptsmv2"] if name == "train" else [])
+    assert f"python -m lit_distill.{name} " in help_text(name)
+    assert "Exit codes: " in help_text(name)
 
 
 @pytest.mark.parametrize("name", group("data"))

@@ -1,0 +1,201 @@
+"""`python -m lit_distill.test run=<folder>`: how good is what a run trained, on data that it has not seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import LightningDataModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_distill import artifacts
+from lit_distill._arguments import as_overrides
+from lit_distill._cli import command, quiet_lightning
+from lit_distill._files import write_text
+from lit_distill.callbacks import Progress, Quarantine
+from lit_distill.evaluation import Evaluation, class_rows
+from lit_distill.models.state_files import file_sha256
+from lit_distill.runs import BEST, Run, load_run
+
+_SHOWN_CLASSES = 20
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Evaluate one model of a run and write ``test.json`` and ``confusion.csv``.
+
+    Args:
+        config: the composed ``test.yaml``.
+
+    Returns:
+        The content of ``test.json``; empty in processes other than the first.
+
+    Raises:
+        ValueError: the config asks for what there is not.
+        FileNotFoundError: the run, its weights or the data are not there.
+    """
+    started = time.perf_counter()
+    if config.split not in ("test", "val"):
+        raise ValueError(f"split is test or val, came {config.split!r}")
+    opened = open_run(config)
+    model = config.named or opened.student
+    network = opened.model(model, checkpoint=config.checkpoint)
+    overrides = OmegaConf.to_container(config.data, resolve=True)
+    assert isinstance(overrides, dict)
+    data = opened.data(views=config.views, **{str(name): value for name, value in overrides.items()})
+    evaluation = Evaluation(network, num_classes=data.num_classes)  # type: ignore[attr-defined]
+    trainer: Trainer = instantiate(config.trainer, callbacks=[Progress(), Quarantine()])
+    evaluate = trainer.test if config.split == "test" else trainer.validate
+    evaluate(evaluation, datamodule=data, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+
+    names = _class_names(opened, data)
+    figures = dict(evaluation.figures)
+    confusion = figures.pop("confusion")
+    views = getattr(data, "views", "center")
+    file = Path(config.output) if config.output else opened.folder / _file_name(opened, config, model)
+    weights = opened.weights_file(model, config.checkpoint)
+    listed = len(data.datasets[config.split])  # type: ignore[attr-defined]
+    report = {
+        "model": model,
+        "weights": str(weights.relative_to(opened.folder) if weights.is_relative_to(opened.folder) else weights),
+        "sha256": file_sha256(weights),
+        "split": config.split,
+        "views": views,
+        "samples": figures["samples"],
+        "left_out": listed - figures["samples"],
+        "top1": figures["top1"],
+        "top5": figures["top5"],
+        "loss": figures["loss"],
+        "calibration": {"ece": figures["ece"], "nll": figures["loss"], "bins": figures["bins"]},
+        "classes": class_rows(confusion, names),
+        "confusion": _confusion_file(file).name,
+        "data": {"class": f"{type(data).__module__}.{type(data).__qualname__}", "root": str(data.root)},  # type: ignore[attr-defined]
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": artifacts.versions(),
+    }
+    write_text(_confusion_file(file), confusion_csv(confusion, names))
+    artifacts.write_json(file, report)
+    show(Console(), report, file)
+    return report
+
+
+def open_run(config: DictConfig) -> Run:
+    """The run that ``run=`` or ``weights=`` names.
+
+    Raises:
+        ValueError: neither is given, or both.
+        FileNotFoundError: it is not there.
+    """
+    if (config.run is None) == (config.weights is None):
+        raise ValueError("give run=<folder>, or weights=<file> with its card beside it, one of the two")
+    if config.weights is not None and Path(config.weights).is_dir():
+        raise ValueError(f"weights={config.weights} is a folder: give it as run={config.weights}")
+    return load_run(config.run if config.weights is None else config.weights, allow=tuple(config.allow))
+
+
+def confusion_csv(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
+    """The confusion matrix as CSV: a row a true class, a column a predicted one.
+
+    Example:
+        >>> print(confusion_csv([[3, 1], [0, 2]], ["run", "jump"]).replace("\\r", ""), end="")
+        true\\predicted,run,jump
+        run,3,1
+        jump,0,2
+    """
+    names = list(class_names) or [str(number) for number in range(len(confusion))]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["true\\predicted", *names])
+    writer.writerows([name, *row] for name, row in zip(names, confusion, strict=True))
+    return text.getvalue()
+
+
+def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
+    """Print the figures, the classes (the worst where there are many), and where they were written."""
+    title = f"{report['model']} on {report['samples']} {report['split']} samples, {report['views']} views"
+    table = Table(title=escape(title))
+    for column in ("top-1", "top-5", "loss", "ECE"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        _percent(report["top1"]), _percent(report["top5"]), f"{report['loss']:.6g}",
+        _percent(report["calibration"]["ece"]),
+    )  # fmt: skip
+    console.print(table)
+    rows = [row for row in report["classes"] if row["samples"]]
+    few = len(rows) <= _SHOWN_CLASSES
+    worst = rows if few else sorted(rows, key=lambda row: row["top1"])[:_SHOWN_CLASSES]
+    classes = Table(title=None if few else f"the {_SHOWN_CLASSES} worst of {len(rows)} classes")
+    classes.add_column("class")
+    classes.add_column("samples", justify="right")
+    classes.add_column("top-1", justify="right")
+    classes.add_column("most often taken for")
+    for row in worst:
+        other = f"{printable(row['confused_with'])} ({row['confused']}x)" if row["confused"] else ""
+        classes.add_row(escape(printable(row["name"])), str(row["samples"]), _percent(row["top1"]), escape(other))
+    console.print(classes)
+    if report["left_out"]:
+        console.print(f"{report['left_out']} samples that can't be read are left out of these figures", soft_wrap=True)
+    console.print(f"written {file} and {_confusion_file(file).name}", soft_wrap=True, highlight=False, markup=False)
+
+
+def printable(text: str) -> str:
+    """A text of others without what moves a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _class_names(opened: Run, data: LightningDataModule) -> tuple[str, ...]:
+    """The data's names, which must be those that the run was trained on, in that order."""
+    found = tuple(getattr(data, "class_names", None) or ())
+    known = opened.class_names
+    if found and known and found != known:
+        where = next(place for place, (a, b) in enumerate(zip(found, known, strict=False)) if a != b)
+        raise ValueError(
+            f"the data's classes are not those of the run: class {where} is {found[where]!r} here and {known[where]!r} "
+            "in training; labels would mean other things"
+        )
+    return found or known
+
+
+def _file_name(opened: Run, config: DictConfig, model: str) -> str:
+    parts = [
+        model if model != opened.student else "",
+        "" if config.checkpoint == BEST else Path(config.checkpoint).stem,
+    ]
+    parts += [config.split if config.split != "test" else "", config.views or ""]
+    return "_".join(["test", *(part for part in parts if part)]) + ".json"
+
+
+def _confusion_file(file: Path) -> Path:
+    stem = file.stem
+    name = stem.replace("test", "confusion", 1) if stem.startswith("test") else f"{stem}_confusion"
+    return file.with_name(f"{name}.csv")
+
+
+@command("test", receives=True)
+def _main(config: DictConfig) -> None:
+    quiet_lightning()
+    run(config)
+
+
+def main() -> None:
+    """Test what a run trained; see ``--help``."""
+    sys.argv[1:] = as_overrides(sys.argv[1:])
+    _main()
+
+
+if __name__ == "__main__":
+    main()
