@@ -96,6 +96,8 @@ class EMATeacher(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
+        if getattr(pl_module, "step_was_dropped", False):
+            return
         average = get_ema_multi_avg_fn(self.decay_at(self._step))  # type: ignore[no-untyped-call]
         average(*self._averaged, self._step)
         with torch.no_grad():
