@@ -1,0 +1,37 @@
+"""Sweeps: one run folder a job, whichever launcher of Hydra's starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        pytest.param([], id="basic", marks=pytest.mark.slow),
+        pytest.param(JOBLIB, id="joblib"),
+        pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_leaves_a_run_folder_a_job(launcher: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIT_DISTILL_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [sys.executable, "-m", "lit_distill.train", "-m", *launcher, "experiment=baseline_pptsmv2", "trainer=cpu",
+         "data=moving_digits_tiny", "trainer.max_epochs=1", "seed=0,1"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert sweep.name.startswith("sweep_")
+    for job in range(2):
+        results = json.loads((sweep / "baseline_pptsmv2" / str(job) / "results.json").read_text())
+        assert results["seed"] == job
+        assert results["steps"] == 4
