@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import warnings
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TypeAlias, cast
@@ -230,23 +231,24 @@ def _local(path: _Path) -> Path:
     return Path(text)
 
 
+_PLAIN = (
+    torch.Tensor, torch.Size, torch.dtype, torch.device,
+    str, bytes, bytearray, int, float, complex, bool, type(None),
+)  # fmt: skip
+_CONTAINERS = (dict, OrderedDict, Counter, defaultdict, list, tuple, set)
+
+
 def _foreign(node: Any, place: str) -> Iterator[tuple[str, str]]:
     """Where in a checkpoint something is neither a tensor nor plain, and of which class."""
-    if isinstance(node, (torch.Tensor, str, bytes, int, float, complex, bool, type(None))) and _is_plain(type(node)):
-        return
-    if isinstance(node, Mapping) and _is_plain(type(node)):
+    if isinstance(node, Mapping) and type(node) in _CONTAINERS:
         for key, value in node.items():
             yield from _foreign(key, f"the key {key!r} of {place or 'the checkpoint'}")
             yield from _foreign(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(node, (list, tuple, set, frozenset)) and _is_plain(type(node)):
+    elif type(node) in _CONTAINERS:
         for number, value in enumerate(node):
             yield from _foreign(value, f"{place}[{number}]")
-    elif not _is_plain(type(node)):
+    elif type(node) not in _PLAIN and type(node) is not torch.nn.Parameter:
         yield place, f"{type(node).__module__}.{type(node).__qualname__}"
-
-
-def _is_plain(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in ("builtins", "collections", "torch")
 
 
 class _Sink:
