@@ -36,7 +36,8 @@ Terms: TypeAlias = Mapping[str, LossTerm | Mapping[str, Any]]
 
 def default_metrics() -> MetricCollection:
     """Top-1 and top-5 accuracy, what a classifier is judged by."""
-    return MetricCollection({"top1": TopKAccuracy(k=1), "top5": TopKAccuracy(k=5)})
+    # Compute groups would be formed of metrics that are equal on the first batch, and then share its counts for good.
+    return MetricCollection({"top1": TopKAccuracy(k=1), "top5": TopKAccuracy(k=5)}, compute_groups=False)
 
 
 class DistillModule(LightningModule):
