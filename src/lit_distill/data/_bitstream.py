@@ -6,23 +6,19 @@ Nothing is decoded here. A packet of which it is not certain that it gives exact
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntFlag
 from typing import TypeAlias
 
+# Facts of a packet that gives exactly one frame, added up. Plain numbers: there is one for every packet of a video.
+ENTRY = 1
+"""Decoding can start here: nothing shown later refers to anything before."""
+LEADS = 2
+"""An entry after which frames may come that are shown before it and refer to what came before it."""
+SPARE = 4
+"""Nothing refers to this frame."""
+LAYERED = 8
+"""Of a higher temporal layer, which may refer to what is SPARE."""
 
-class Facts(IntFlag):
-    """Of a packet that gives exactly one frame."""
-
-    PLAIN = 0
-    ENTRY = 1  # decoding can start here: nothing shown later refers to anything before
-    LEADS = 2  # an entry after which frames may come that are shown before it and refer to what came before it
-    SPARE = 4  # nothing refers to this frame
-    LAYERED = 8  # of a higher temporal layer, which may refer to what is SPARE
-
-
-Inspect: TypeAlias = Callable[[bytes], "Facts | None"]
-
-_PLAIN, _ENTRY, _SPARE = Facts.PLAIN, Facts.ENTRY, Facts.SPARE
+Inspect: TypeAlias = Callable[[bytes], "int | None"]
 
 
 def inspector(codec: str, extradata: bytes | None) -> Inspect | None:
@@ -61,19 +57,19 @@ def _nal_starts(data: bytes, length_size: int) -> list[int]:
     return starts
 
 
-def _h264(data: bytes, length_size: int) -> Facts | None:
+def _h264(data: bytes, length_size: int) -> int | None:
     for start in _nal_starts(data, length_size):
         kind = data[start] & 31
         if kind in (1, 5):
             if not data[start + 1 : start + 2] or not data[start + 1] & 0x80:
                 return None  # not the picture's first slice
-            return _ENTRY if kind == 5 else _PLAIN if data[start] & 0x60 else _SPARE
+            return ENTRY if kind == 5 else 0 if data[start] & 0x60 else SPARE
         if kind in (2, 3, 4, 20, 21):
             return None  # partitions, layers and views
     return None
 
 
-def _hevc(data: bytes, length_size: int) -> Facts | None:
+def _hevc(data: bytes, length_size: int) -> int | None:
     for start in _nal_starts(data, length_size):
         kind = data[start] >> 1 & 63
         if kind < 32:
@@ -81,21 +77,21 @@ def _hevc(data: bytes, length_size: int) -> Facts | None:
             if len(head) < 2 or data[start] & 1 or head[0] & 0xF8 or not head[1] & 0x80:
                 return None  # another layer, or not the picture's first slice
             if kind >= 16:
-                return _ENTRY if kind in (18, 20) else _ENTRY | Facts.LEADS
-            facts = _SPARE if kind % 2 == 0 else _PLAIN
-            return facts | Facts.LAYERED if head[0] & 7 > 1 else facts
+                return ENTRY if kind in (18, 20) else ENTRY | LEADS
+            facts = SPARE if kind % 2 == 0 else 0
+            return facts | LAYERED if head[0] & 7 > 1 else facts
     return None
 
 
-def _mpeg4(data: bytes) -> Facts | None:
+def _mpeg4(data: bytes) -> int | None:
     start = data.find(b"\0\0\1\xb6")
     # no picture, several packed into one, or one so short that it may be a place-holder that gives no frame
     if start < 0 or len(data) - start < 16 or data.find(b"\0\0\1\xb6", start + 4) >= 0:
         return None
-    return (_ENTRY | Facts.LEADS, _PLAIN, _SPARE, _PLAIN)[data[start + 4] >> 6]
+    return (ENTRY | LEADS, 0, SPARE, 0)[data[start + 4] >> 6]
 
 
-def _vp9(data: bytes) -> Facts | None:
+def _vp9(data: bytes) -> int | None:
     frames = [data]
     marker = data[-1]
     if marker & 0xE0 == 0xC0:  # a superframe: hidden frames and a shown one
@@ -112,7 +108,7 @@ def _vp9(data: bytes) -> Facts | None:
     if sum(shown for _, shown in heads) != 1:
         return None
     # a skipped frame would be missed even if nothing refers to it: motion vectors and probabilities live on
-    return _ENTRY if heads[0][0] else _PLAIN
+    return ENTRY if heads[0][0] else 0
 
 
 def _vp9_head(frame: bytes) -> tuple[bool, bool]:
@@ -125,7 +121,7 @@ def _vp9_head(frame: bytes) -> tuple[bool, bool]:
     return not bits & 4, bool(bits & 2)
 
 
-def _av1(data: bytes) -> Facts | None:
+def _av1(data: bytes) -> int | None:
     position, shown, key = 0, 0, None
     while position < len(data):
         head = data[position]
@@ -160,4 +156,4 @@ def _av1(data: bytes) -> Facts | None:
         position += size
     if shown != 1:
         return None
-    return _ENTRY if key else _PLAIN
+    return ENTRY if key else 0

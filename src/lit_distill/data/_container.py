@@ -24,6 +24,9 @@ Packet: TypeAlias = Any  # av.Packet is generic in its stubs and not at run time
 # Formats that fetch what a file names (playlists, concatenations, image sequences) are not among them.
 _FORMATS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
 
+# FFmpeg decodes up to 20 frames to guess what the headers of these containers say: most of the time of a short read.
+_HEADERS = {"skip_frame": "all", "probesize": "2048"}
+
 
 @dataclass
 class Opened:
@@ -55,7 +58,8 @@ class Opened:
         for number, packet in enumerate(self.container.demux(self.stream)):
             if number > self.limits.frames:
                 raise VideoError(self.name, f"it has more than {self.limits.frames} frames, the limit")
-            self.check_time()
+            if number % 64 == 0:
+                self.check_time()
             if packet.size:
                 yield packet
 
@@ -66,12 +70,14 @@ class Opened:
 
 
 @contextmanager
-def opened(source: VideoSource, limits: Limits) -> Iterator[Opened]:
+def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -> Iterator[Opened]:
     """Open a video for decoding; whatever FFmpeg says against it becomes a VideoError.
 
     Args:
         source: a regular file, bytes, or a seekable file object.
         limits: of what may be spent until the end of the ``with`` block.
+        headers_only: believe the headers of an mp4, mov, mkv or webm file without decoding its first frames. What the
+            headers don't say, such as the rate or the depth of reordering, then is not guessed.
 
     Raises:
         VideoError: it can't be opened or is beyond the limits.
@@ -79,7 +85,9 @@ def opened(source: VideoSource, limits: Limits) -> Iterator[Opened]:
     name, until = name_of(source), time.thread_time() + limits.seconds
     options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(limits.pixels)}
     try:
-        file, size = _resolved(source)
+        file, size, head = _resolved(source)
+        if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"):
+            options |= _HEADERS
         with av.open(file, options=options, metadata_errors="replace", buffer_size=1 << 18) as container:
             stream = _video_stream(container, name)
             context = stream.codec_context
@@ -118,15 +126,20 @@ def one_line(error: BaseException) -> str:
     return " ".join(reason.split()) or type(error).__name__
 
 
-def _resolved(source: VideoSource) -> tuple[Any, int]:
-    """What FFmpeg is to open, and its size in bytes."""
+def _resolved(source: VideoSource) -> tuple[Any, int, bytes]:
+    """What FFmpeg is to open, its size in bytes, and its first bytes."""
     if isinstance(source, (str, os.PathLike)):
+        size = require_regular(source)
+        with open(source, "rb", buffering=0) as opened_file:
+            head = opened_file.read(8)
         # "file:" and an absolute path: a name such as "concat:a|b" is a name, not a protocol
-        return f"file:{os.path.abspath(source)}", require_regular(source)
+        return f"file:{os.path.abspath(source)}", size, head
     file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    return file, size
+    head = file.read(8)
+    file.seek(0)
+    return file, size, head
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.video.stream.VideoStream:

@@ -10,16 +10,24 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_distill.data._bitstream import Facts, Inspect, inspector
+from lit_distill.data._bitstream import ENTRY, LAYERED, LEADS, SPARE, Inspect, inspector
 from lit_distill.data._container import Opened, Packet
 
 # Containers whose presentation times are those of the frames. AVI has none, so FFmpeg counts; that is right for MPEG-4.
-_TIMED = {"mov", "matroska", "mpegts"}
+_TIMED = {"mov", "matroska", "mpegts", "flv"}
 _COUNTED = {("avi", "mpeg4")}
 
 
 class Distrust(Exception):
     """The packets don't tell which frame is which; decoding everything does."""
+
+
+class NoIndex(Distrust):
+    """The index of the file does not tell; reading all packets may."""
+
+
+class Shallow(Distrust):
+    """The frames ask for more reordering than the decoder, as far as it is known, does."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Picture:
     """
 
     time: int
-    facts: Facts
+    facts: int
     shown: bool
 
 
@@ -59,8 +67,8 @@ class Group:
     @property
     def spare(self) -> list[bool]:
         """Which pictures nothing refers to."""
-        layered = any(one.facts & Facts.LAYERED for one in self.pictures)
-        return [bool(one.facts & Facts.SPARE) and not layered for one in self.pictures]
+        layered = any(one.facts & LAYERED for one in self.pictures)
+        return [bool(one.facts & SPARE) and not layered for one in self.pictures]
 
 
 def facts_reader(video: Opened) -> Inspect:
@@ -97,14 +105,14 @@ def divided(pictures: Sequence[Picture]) -> list[range]:
         Distrust: times overlap between groups; the first group lacks what its first frames refer to; frames after the
             first group are not shown.
     """
-    entries = [place for place, one in enumerate(pictures) if one.facts & Facts.ENTRY]
+    entries = [place for place, one in enumerate(pictures) if one.facts & ENTRY]
     if not entries or entries[0]:
         raise Distrust
     groups = [range(*pair) for pair in zip(entries, [*entries[1:], len(pictures)], strict=True)]
     before: int | None = None
     for group in groups:
         key, times = pictures[group.start], [pictures[place].time for place in group if pictures[place].shown]
-        if any(time < key.time for time in times) and (group is groups[0] or not key.facts & Facts.LEADS):
+        if any(time < key.time for time in times) and (group is groups[0] or not key.facts & LEADS):
             raise Distrust
         if group is not groups[0] and (len(times) < len(group) or (before is not None and min(times) <= before)):
             raise Distrust
@@ -121,14 +129,15 @@ def numbered(pictures: Sequence[Picture], start: int, *, depth: int | None) -> l
         depth: how many frames the decoder holds back for reordering, where it may drop what comes later than that.
 
     Raises:
-        Distrust: times repeat, or ask for more reordering than the decoder does.
+        Distrust: times repeat.
+        Shallow: they ask for more reordering than the decoder does.
     """
     order = sorted(one.time for one in pictures if one.shown)
     if len(set(order)) < len(order):
         raise Distrust
     ranks = [bisect_left(order, one.time) if one.shown else -1 for one in pictures]
     if depth is not None and _reordering(ranks) > depth:
-        raise Distrust
+        raise Shallow
     return [start + rank if rank >= 0 else -1 for rank in ranks]
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import av
 
-from lit_distill.data._bitstream import Facts
+from lit_distill.data._bitstream import ENTRY, LEADS
 from lit_distill.data._container import Opened, Packet
 from lit_distill.data._groups import Distrust, Group, Picture, divided, facts_reader, numbered, picture
 
@@ -104,12 +104,12 @@ class SoughtGroups:
     def _fetch(self, number: int) -> Group:
         packets = [self._sought(number)]
         pictures = [picture(packets[0], self._inspect)]
-        if not pictures[0].facts & Facts.ENTRY:
+        if not pictures[0].facts & ENTRY:
             raise Distrust
         self._pending = None
         for packet in self._rest:
             one = picture(packet, self._inspect)
-            if one.facts & Facts.ENTRY:
+            if one.facts & ENTRY:
                 self._pending = (number + 1, packet)
                 if one.time <= max(each.time for each in pictures):
                     raise Distrust
@@ -121,7 +121,7 @@ class SoughtGroups:
         shown, end = sum(one.shown for one in pictures), self.total if last else self.starts[number + 1]
         if last != (self._pending is None) or (end is not None and shown != end - self.starts[number]):
             raise Distrust
-        if any(group.leading) and (self._ticks is None or not number or not pictures[0].facts & Facts.LEADS):
+        if any(group.leading) and (self._ticks is None or not number or not pictures[0].facts & LEADS):
             raise Distrust
         return group
 
@@ -152,8 +152,9 @@ def indexed_groups(video: Opened) -> SoughtGroups:
     if container_of(video) != "mov":
         raise Distrust
     entries = list(video.stream.index_entries)
+    least = 16 if video.context.name == "mpeg4" else 1  # bytes; shorter ones may be place-holders that give no frame
     keys = [place for place, entry in enumerate(entries) if entry.is_keyframe]
-    if not all(entry.size for entry in entries) or any(entry.is_discard for entry in entries):
+    if any(entry.size < least for entry in entries) or any(entry.is_discard for entry in entries):
         raise Distrust
     return SoughtGroups(video, keys, [entries[place].timestamp for place in keys], None, len(entries))
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import av
 
 from lit_distill.data._container import Opened, opened
 from lit_distill.data._frames import Clip, Frames, quarter_turns, read_image
-from lit_distill.data._groups import Distrust, divided, facts_reader, numbered, picture
+from lit_distill.data._groups import Distrust, NoIndex, Shallow, divided, facts_reader, numbered, picture
 from lit_distill.data._pruned import (
     Groups,
     SoughtGroups,
@@ -50,7 +51,6 @@ __all__ = [
     "scan",
 ]
 
-_LONG = 1500  # frames of an indexed file from which on groups are sought instead of reading all packets
 _LARGE = 64 << 20  # bytes of a file from which on its packets are not kept in memory
 _LIMITS = Limits()
 
@@ -97,7 +97,7 @@ def count_frames(source: VideoSource, *, limits: Limits = _LIMITS) -> int:
     Raises:
         VideoError: not a regular file, or not a video that can be read within the limits.
     """
-    with opened(source, limits) as video:
+    with opened(source, limits, headers_only=True) as video:
         return _count(video)
 
 
@@ -127,10 +127,13 @@ def scan(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoLayout:
         >>> layout.info.frames, layout.starts
         (30, (0, 12, 24))
     """
-    try:
-        return _scan_packets(source, limits)
-    except Distrust:
-        pass
+    for headers_only in (True, False):
+        try:
+            return _scan_packets(source, limits, headers_only)
+        except Shallow:
+            continue
+        except Distrust:
+            break
     with opened(source, limits) as video:
         count = sum(1 for _ in _all_frames(video))
     with opened(source, limits) as video:
@@ -188,15 +191,16 @@ def read_frames(
         if not isinstance(source, (str, os.PathLike)):
             raise ValueError(f"read_frames with a suffix expects the path of a folder, came {type(source).__name__}")
         return read_images(source, suffix, [index + 1 for index in indices], size=size)
-    for way in _ways(layout):
+    way: _Way | None = _read_by_index if layout is None else partial(_read_by_layout, layout)
+    while way is not None:
         try:
-            with opened(source, limits) as video:
+            with opened(source, limits, headers_only=way not in (_read_by_packets_probed, _read_everything)) as video:
                 clip = Clip(video.name, indices, size)
                 way(video, frozenset(indices), clip)
                 return clip.frames
-        except Distrust:
-            continue
-    raise AssertionError("decoding everything never distrusts")
+        except Distrust as doubt:
+            way = _next_way(way, doubt)
+    raise AssertionError("decoding everything leaves no doubt")
 
 
 def read_images(
@@ -225,10 +229,15 @@ def read_images(
 _Way = Callable[[Opened, frozenset[int], Clip], None]
 
 
-def _ways(layout: VideoLayout | None) -> list[_Way]:
-    """From the cheapest to the one that is always exact; each but the last raises Distrust where it may not be."""
-    known: list[_Way] = [] if layout is None else [lambda *of: _read_by_layout(layout, *of)]
-    return [*known, _read_by_index, _read_by_packets, _read_everything]
+def _next_way(way: _Way, doubt: Distrust) -> _Way | None:
+    """The cheapest of those left that may be exact."""
+    if isinstance(way, partial):
+        return _read_by_index
+    if isinstance(doubt, NoIndex):
+        return _read_by_packets
+    if isinstance(doubt, Shallow) and way is not _read_by_packets_probed:
+        return _read_by_packets_probed
+    return _read_everything if way is not _read_everything else None
 
 
 def _read_by_layout(layout: VideoLayout, video: Opened, wanted: frozenset[int], clip: Clip) -> None:
@@ -239,15 +248,23 @@ def _read_by_layout(layout: VideoLayout, video: Opened, wanted: frozenset[int], 
 
 
 def _read_by_index(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
-    if len(video.stream.index_entries) < _LONG:
-        raise Distrust
-    _read_groups(indexed_groups(video), video, wanted, clip)
+    if container_of(video) != "mov":
+        return _read_by_packets(video, wanted, clip)
+    try:
+        return _read_groups(indexed_groups(video), video, wanted, clip)
+    except Distrust as doubt:
+        raise NoIndex from doubt
 
 
 def _read_by_packets(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
     if video.size > _LARGE:
         raise Distrust
     _read_groups(WholeVideo(video), video, wanted, clip)
+
+
+def _read_by_packets_probed(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
+    """The same, once FFmpeg has guessed the depth of reordering that the headers don't say."""
+    _read_by_packets(video, wanted, clip)
 
 
 def _read_groups(groups: Groups, video: Opened, wanted: frozenset[int], clip: Clip) -> None:
@@ -284,8 +301,8 @@ def _all_frames(video: Opened) -> Iterator[av.VideoFrame]:
     yield from video.context.decode(None)
 
 
-def _scan_packets(source: VideoSource, limits: Limits) -> VideoLayout:
-    with opened(source, limits) as video:
+def _scan_packets(source: VideoSource, limits: Limits, headers_only: bool) -> VideoLayout:
+    with opened(source, limits, headers_only=headers_only) as video:
         inspect, depth = facts_reader(video), reordering_depth(video)
         pictures, times = [], []
         for packet in video.packets():
