@@ -1,0 +1,79 @@
+"""Killed equals uninterrupted, bit for bit: SIGKILL anywhere, the same command again, the same weights and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .killing import Server, differences, kill_until_done, serving
+from .report import report
+from .resume_program import SCENARIOS
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def references(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of uninterrupted runs, made as they are asked for."""
+
+    class References(dict[str, Path]):
+        def __missing__(self, scenario: str) -> Path:
+            folder = self[scenario] = tmp_path_factory.mktemp("reference") / "run"
+            assert set(server.run(folder, scenario)["codes"]) == {0}, (folder / "log0.txt").read_text()
+            return folder
+
+    return References()
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_twice_equals_uninterrupted(
+    server: Server, references: dict[str, Path], tmp_path: Path, scenario: str
+) -> None:
+    outcome = kill_until_done(server, tmp_path / "run", references[scenario], scenario, kills=2, workers=(0, 2), seed=1)
+    assert outcome.differences == [], outcome.places
+    assert (outcome.lost, outcome.repeated) == (0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_at_ten_random_points_equals_uninterrupted(
+    server: Server, references: dict[str, Path], tmp_path: Path, scenario: str
+) -> None:
+    tried = equal = lost = repeated = 0
+    found: list[str] = []
+    for seed in range(2, 100):
+        outcome = kill_until_done(
+            server, tmp_path / f"run{seed}", references[scenario], scenario, kills=2, workers=(0, 2, 4), seed=seed
+        )
+        tried += len(outcome.places)
+        equal += 0 if outcome.differences else len(outcome.places)
+        lost, repeated = lost + outcome.lost, repeated + outcome.repeated
+        found += [f"{difference} after kills at {outcome.places}" for difference in outcome.differences]
+        if tried >= 10:
+            break
+    report(
+        f"killed equals uninterrupted: {scenario}", tried=tried, survived=equal, lost=lost + repeated,
+        samples_lost=lost, samples_repeated=repeated,
+    )  # fmt: skip
+    assert (found, lost, repeated) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("event", ["write", "written", "validation", "validated", "epoch end", "backward"])
+def test_killed_at_a_named_place_equals_uninterrupted(
+    server: Server, references: dict[str, Path], tmp_path: Path, event: str
+) -> None:
+    scenario = "DML, Adam, dropout"
+    answer = server.run(tmp_path, scenario, event=event, at=9 if event == "backward" else 2, signal="SIGKILL")
+    assert answer["codes"] == [-9]
+    assert server.run(tmp_path, scenario)["codes"] == [0]
+    assert differences(references[scenario], tmp_path) == []
+
+
+def test_the_comparison_sees_another_seed(server: Server, references: dict[str, Path]) -> None:
+    assert differences(references["DML, Adam, dropout"], references["checkpoints of epochs alone"])
