@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -26,7 +27,9 @@ class Classifier(Protocol):
         """
 
 
-def log_probabilities(network: nn.Module, inputs: Tensor, *, max_clips: int | None = MAX_CLIPS) -> Tensor:
+def log_probabilities(
+    network: Callable[[Tensor], Tensor], inputs: Tensor, *, max_clips: int | None = MAX_CLIPS
+) -> Tensor:
     r"""Log-probabilities of a batch: :math:`\log softmax(z)`, of V views :math:`\log \tfrac1V \sum_v softmax(z_v)`.
 
     Args:
@@ -43,17 +46,17 @@ def log_probabilities(network: nn.Module, inputs: Tensor, *, max_clips: int | No
     """
     if inputs.ndim == 6:
         return average_views(network, inputs, max_clips=max_clips)
-    logits: Tensor = network(inputs)
+    logits = network(inputs)
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
 
-class TorchClassifier:
-    """A network in PyTorch, as it is.
+class NetworkClassifier:
+    """A network as it is: one of PyTorch, or anything else that gives logits for a batch of floats.
 
     Args:
-        network: gives logits; put into eval mode and moved to ``device``.
+        network: gives logits; a module is put into eval mode and moved to ``device``.
         preprocess: normalises its inputs.
-        device: where it runs.
+        device: where it runs; anything but a module gets its inputs there.
 
     Example:
         >>> from lit_distill.data import VideoDataModule
@@ -61,14 +64,16 @@ class TorchClassifier:
         ...     root=".", train_list="a", val_list="b", num_classes=2, num_frames=4, size=28, scale=32
         ... )
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4 * 3 * 28 * 28, 2))
-        >>> classifier = TorchClassifier(network, Preprocess.of(data))
+        >>> classifier = NetworkClassifier(network, Preprocess.of(data))
         >>> classifier(torch.zeros(5, 4, 3, 28, 28, dtype=torch.uint8)).shape
         torch.Size([5, 2])
     """
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, *, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], preprocess: Preprocess, *, device: torch.device | str = "cpu"
+    ) -> None:
         self.device = torch.device(device)
-        self.network = network.eval().to(self.device)
+        self.network = network.eval().to(self.device) if isinstance(network, nn.Module) else network
         self.preprocess = preprocess
 
     @torch.inference_mode()

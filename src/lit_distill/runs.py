@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import LightningDataModule
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -91,6 +92,23 @@ class Run:
             + (f"give checkpoint={'|'.join(Path(path).stem for path in there)}" if there else "it has no checkpoints")
         )
 
+    def verified(self, file: Path) -> Path:
+        """The file, when it is the one that the card describes.
+
+        Raises:
+            ValueError: there is no card, or its sha256 is another.
+        """
+        wanted = self.card.get("sha256")
+        if wanted is None:
+            raise ValueError(f"{file} has no card {file.with_suffix('.json').name} beside it to be checked against")
+        found = file_sha256(file)
+        if found != wanted:
+            raise ValueError(
+                f"{file} is not the file that its card describes: its sha256 is {found[:12]}…, the card's "
+                f"{str(wanted)[:12]}…: copy both again"
+            )
+        return file
+
     def model(self, model: str | None = None, *, checkpoint: str = BEST) -> nn.Module:
         """A bare network with its trained weights, in eval mode on the CPU.
 
@@ -109,15 +127,9 @@ class Run:
         node = self.config["models"][name]
         network: nn.Module = self._built("models", name, _without_weights(node))
         if file.suffix == ".safetensors":
-            wanted = self.card.get("sha256")
-            if wanted is None:
-                raise ValueError(f"{file} has no card {file.with_suffix('.json').name} beside it to be checked against")
-            if file_sha256(file) != wanted:
-                raise ValueError(
-                    f"{file} is not the file that its card describes: its sha256 is {file_sha256(file)[:12]}…, "
-                    f"the card's {str(wanted)[:12]}…: copy both again"
-                )
-            state = load_file(file)
+            state = load_file(self.verified(file))
+        elif file.suffix != ".ckpt":
+            raise ValueError(f"a network's weights are read from .safetensors and .ckpt, came {file}")
         else:
             stored = read_checkpoint(file)
             if not any(key.startswith(f"models.{name}.") for key in stored["state_dict"]):
@@ -218,6 +230,23 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
     run = Run(folder=path, config=config, card=card, results=results, allow=tuple(allow))
     _check_classes(run)
     return run
+
+
+def open_run(config: DictConfig) -> Run:
+    """The run that a command's ``run=`` or ``weights=`` names.
+
+    Args:
+        config: with ``run``, ``weights`` and ``allow``.
+
+    Raises:
+        ValueError: neither is given, or both; what is there is malformed.
+        FileNotFoundError: it is not there.
+    """
+    if (config.run is None) == (config.weights is None):
+        raise ValueError("give run=<folder>, or weights=<file> with its card beside it: one of the two")
+    if config.weights is not None and Path(config.weights).is_dir():
+        raise ValueError(f"weights={config.weights} is a folder: give it as run={config.weights}")
+    return load_run(config.run if config.weights is None else config.weights, allow=tuple(config.allow))
 
 
 def load_student(path: str | os.PathLike[str], *, allow: Collection[str] = (), views: Views = "center") -> nn.Module:

@@ -21,10 +21,11 @@ from lit_distill import artifacts
 from lit_distill._arguments import as_overrides
 from lit_distill._cli import command, quiet_lightning
 from lit_distill._files import write_text
+from lit_distill._screen import percent, printable
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.evaluation import Evaluation, class_rows
 from lit_distill.models.state_files import file_sha256
-from lit_distill.runs import BEST, Run, load_run
+from lit_distill.runs import BEST, Run, open_run
 
 _SHOWN_CLASSES = 20
 
@@ -89,20 +90,6 @@ def run(config: DictConfig) -> dict[str, Any]:
     return report
 
 
-def open_run(config: DictConfig) -> Run:
-    """The run that ``run=`` or ``weights=`` names.
-
-    Raises:
-        ValueError: neither is given, or both.
-        FileNotFoundError: it is not there.
-    """
-    if (config.run is None) == (config.weights is None):
-        raise ValueError("give run=<folder>, or weights=<file> with its card beside it, one of the two")
-    if config.weights is not None and Path(config.weights).is_dir():
-        raise ValueError(f"weights={config.weights} is a folder: give it as run={config.weights}")
-    return load_run(config.run if config.weights is None else config.weights, allow=tuple(config.allow))
-
-
 def confusion_csv(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> str:
     """The confusion matrix as CSV: a row a true class, a column a predicted one.
 
@@ -127,8 +114,8 @@ def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     for column in ("top-1", "top-5", "loss", "ECE"):
         table.add_column(column, justify="right")
     table.add_row(
-        _percent(report["top1"]), _percent(report["top5"]), f"{report['loss']:.6g}",
-        _percent(report["calibration"]["ece"]),
+        percent(report["top1"]), percent(report["top5"]), f"{report['loss']:.6g}",
+        percent(report["calibration"]["ece"]),
     )  # fmt: skip
     console.print(table)
     rows = [row for row in report["classes"] if row["samples"]]
@@ -141,20 +128,11 @@ def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     classes.add_column("most often taken for")
     for row in worst:
         other = f"{printable(row['confused_with'])} ({row['confused']}x)" if row["confused"] else ""
-        classes.add_row(escape(printable(row["name"])), str(row["samples"]), _percent(row["top1"]), escape(other))
+        classes.add_row(escape(printable(row["name"])), str(row["samples"]), percent(row["top1"]), escape(other))
     console.print(classes)
     if report["left_out"]:
         console.print(f"{report['left_out']} samples that can't be read are left out of these figures", soft_wrap=True)
     console.print(f"written {file} and {_confusion_file(file).name}", soft_wrap=True, highlight=False, markup=False)
-
-
-def printable(text: str) -> str:
-    """A text of others without what moves a terminal's cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
 
 
 def _class_names(opened: Run, data: LightningDataModule) -> tuple[str, ...]:

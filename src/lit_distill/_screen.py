@@ -1,0 +1,23 @@
+"""What the commands show: shares, and texts of others."""
+
+from __future__ import annotations
+
+
+def percent(share: float) -> str:
+    """A share as it is shown.
+
+    Example:
+        >>> percent(0.12345)
+        '12.35 %'
+    """
+    return f"{100 * share:.2f} %"
+
+
+def printable(text: str) -> str:
+    """A text of others without what moves a terminal's cursor.
+
+    Example:
+        >>> printable("a\\x1b[2Jb")
+        'a?[2Jb'
+    """
+    return "".join(character if character.isprintable() else "?" for character in text)

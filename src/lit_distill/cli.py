@@ -1,0 +1,76 @@
+"""`lit-distill <command> …` is `python -m lit_distill.<command> …`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import runpy
+import sys
+from collections.abc import Sequence
+
+COMMANDS = (
+    ("train", "train an experiment: a method, models and data"),
+    ("test", "accuracy, confusions and calibration of what a run trained"),
+    ("predict", "classify videos or images with it"),
+    ("export", "the student alone as ONNX, torch.export or safetensors, verified"),
+    ("benchmark", "its latency, split into decode, preprocess and network"),
+    ("doctor", "look at an experiment before it is trained"),
+    ("report", "compare runs"),
+    ("index", "look through the videos of a data set once, and find bad ones"),
+    ("convert", "PaddleVideo's weights and configs into this library's"),
+)
+"""Names and one line each; those that this release has are listed."""
+
+
+def available() -> list[tuple[str, str]]:
+    """The commands that there are."""
+    return [(name, line) for name, line in COMMANDS if importlib.util.find_spec(f"lit_distill.{name}") is not None]
+
+
+def help_text() -> str:
+    """What ``lit-distill --help`` prints."""
+    commands = available()
+    width = max(len(name) for name, _ in commands)
+    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in commands)
+    return (
+        "Knowledge distillation: train students, test them, put them to work.\n\n"
+        "  lit-distill <command> [arguments]\n"
+        "  lit-distill <command> --help\n\n"
+        f"{lines}\n\n"
+        "Each is python -m lit_distill.<command> too."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command as ``python -m`` would.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+
+    Returns:
+        An exit code, where the command did not end the process itself.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if given else 2
+    if given[0] in ("-V", "--version"):
+        from lit_distill import __version__
+
+        print(__version__)
+        return 0
+    name = given[0]
+    names = [known for known, _ in available()]
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=2)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        print(f"error: no command {name!r}; {meant}There are {', '.join(names)}", file=sys.stderr)
+        return 2
+    # As the main module of this process: processes that it starts (DDP, workers) are python -m lit_distill.<name> too.
+    sys.argv[1:] = given[1:]
+    runpy.run_module(f"lit_distill.{name}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

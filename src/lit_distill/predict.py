@@ -1,0 +1,204 @@
+"""`python -m lit_distill.predict run=<folder> input=<what>`: what is in these videos or images?"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from lit_distill._arguments import as_overrides
+from lit_distill._cli import command
+from lit_distill._inputs import find_inputs
+from lit_distill._rows import RowFile
+from lit_distill._screen import percent, printable
+from lit_distill.classifiers import Classifier, NetworkClassifier
+from lit_distill.models.state_files import file_sha256
+from lit_distill.predictions import Prediction, default_workers, predict_files
+from lit_distill.preprocess import Preprocess
+from lit_distill.runs import Run, open_run
+
+SOME_FAILED = 3
+"""Exit code where some files could not be read."""
+
+_SHOWN_ERRORS = 20
+
+
+def run(config: DictConfig) -> int:
+    """Classify what ``input`` names; rows go to ``output``, or to the screen.
+
+    Args:
+        config: the composed ``predict.yaml``.
+
+    Returns:
+        How many files could not be read.
+
+    Raises:
+        ValueError: the config asks for what there is not.
+        FileNotFoundError: the run, its weights or the input are not there.
+    """
+    if config.input is None:
+        raise ValueError("give input=<a file, a folder or a list>")
+    if config.resume and config.output is None:
+        raise ValueError("resume=true goes on with an output=<file>; none is given")
+    opened = open_run(config)
+    preprocess = opened.preprocess(views=config.views)
+    inputs = find_inputs(config.input, preprocess)
+    weights = opened.weights_file(config.named, config.checkpoint)
+    classifier = open_classifier(
+        opened, preprocess, model=config.named, checkpoint=config.checkpoint, device=config.device
+    )
+    rows = None
+    if config.output is not None:
+        made_by = {"weights": file_sha256(weights), "model": config.named, "views": preprocess.views}
+        rows = RowFile(config.output, inputs=inputs.paths, topk=config.topk, made_by=made_by, resume=config.resume)
+    started = time.perf_counter()
+    paths = inputs.paths[rows.done if rows else 0 :]
+    batches = predict_files(
+        classifier,
+        preprocess,
+        paths,
+        topk=config.topk,
+        batch_size=_batch_size(preprocess) if config.batch_size is None else config.batch_size,
+        num_workers=default_workers(len(paths)) if config.num_workers is None else config.num_workers,
+    )
+    failed = rows.failed if rows else 0
+    screen = _Screen(len(inputs.paths), bar=rows is not None)
+    try:
+        with screen:
+            for batch in batches:
+                if rows:
+                    rows.write(batch)
+                screen.show(batch)
+                failed += sum(bool(prediction.error) for prediction in batch)
+    except BaseException:
+        if rows:
+            screen.say(f"stopped: what is done is in {rows.part}; the same command with resume=true goes on")
+        raise
+    if rows:
+        rows.finish()
+    seconds = time.perf_counter() - started
+    told = [f"{len(inputs.paths) - failed} of {len(inputs.paths)} classified in {seconds:.1f} s"]
+    told += [f"{rows.done} of them before"] if rows and rows.done else []
+    told += [f"{failed} can't be read"] if failed else []
+    told += [f"{inputs.passed_over} of other kinds passed over"] if inputs.passed_over else []
+    told += [f"written {rows.path}"] if rows else []
+    screen.say("; ".join(told))
+    return failed
+
+
+def _batch_size(preprocess: Preprocess) -> int:
+    return 1 if preprocess.views == "dense" else 8
+
+
+def open_classifier(
+    opened: Run, preprocess: Preprocess, *, model: str | None, checkpoint: str, device: str
+) -> Classifier:
+    """A classifier of a run's network, or of an exported file.
+
+    Args:
+        opened: the run, or the file with its card.
+        preprocess: of the run.
+        model: which of its models; None for its student.
+        checkpoint: as for :meth:`lit_distill.runs.Run.model`.
+        device: where it runs; ``"auto"`` for CUDA where there is one. ONNX files run on the CPU.
+
+    Raises:
+        ValueError: the file is none that can be run, or there is no such device.
+    """
+    if opened.weights is not None and opened.weights.suffix == ".onnx":
+        from lit_distill.onnx_files import OnnxNetwork  # its extra may be missing
+
+        network: Callable[[Tensor], Tensor] = OnnxNetwork(opened.verified(opened.weights))
+        return NetworkClassifier(network, preprocess)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device} is not to be had: {str(error).splitlines()[0]}") from error
+    return NetworkClassifier(opened.model(model, checkpoint=checkpoint), preprocess, device=place)
+
+
+class _Screen:
+    """Rows on the standard output; with an output file a bar instead, and the errors."""
+
+    def __init__(self, total: int, *, bar: bool) -> None:
+        self._out, self._err = Console(highlight=False), Console(stderr=True, highlight=False)
+        self._single = total == 1 and not bar
+        self._rows = not bar
+        self._errors = 0
+        columns = (
+            TextColumn("predict"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )  # fmt: skip
+        self._bar = Progress(*columns, console=self._err, transient=True, disable=not (bar and self._err.is_terminal))
+        self._task = self._bar.add_task("", total=total, status="")
+
+    def __enter__(self) -> _Screen:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line beside the rows."""
+        self._err.print(printable(text), soft_wrap=True, markup=False)
+
+    def show(self, batch: Sequence[Prediction]) -> None:
+        """Show a batch."""
+        for prediction in batch:
+            if self._single and not prediction.error:
+                self.say(prediction.input)
+                self._out.print(_table(prediction))
+            elif self._rows:
+                self._out.print(_line(prediction), soft_wrap=True, markup=False)
+            elif prediction.error:
+                self._errors += 1
+                if self._errors <= _SHOWN_ERRORS:
+                    self.say(_line(prediction))
+                elif self._errors == _SHOWN_ERRORS + 1:
+                    self.say("… further errors are in the output alone")
+        self._bar.update(self._task, advance=len(batch), status=f"{self._errors} errors" if self._errors else "")
+
+
+def _line(prediction: Prediction) -> str:
+    if prediction.error:
+        return printable(f"{prediction.input}  error: {prediction.error}")
+    tops = "  ".join(f"{top.name} {percent(top.score)}" for top in prediction.top)
+    return printable(f"{prediction.input}  {tops}")
+
+
+def _table(prediction: Prediction) -> Table:
+    table = Table()
+    table.add_column("class")
+    table.add_column("score", justify="right")
+    for top in prediction.top:
+        table.add_row(escape(printable(top.name)), percent(top.score))
+    return table
+
+
+@command("predict", receives=True)
+def _main(config: DictConfig) -> Any:
+    if run(config):
+        sys.exit(SOME_FAILED)
+
+
+def main() -> None:
+    """Classify files; see ``--help``."""
+    sys.argv[1:] = as_overrides(sys.argv[1:])
+    _main()
+
+
+if __name__ == "__main__":
+    main()
