@@ -55,7 +55,8 @@ _PLACES = _names(
 _PLAIN = Rule()
 _LAYER = Rule(positional=True)
 _NETWORK_BY_NAME = Rule(texts=_names("pretrained act_layer norm_layer global_pool"), patterns={"name": r"[\w.-]+"})
-_VIDEOS = Rule(patterns={"suffix": _FIELDS}, written=_names("cache_dir cache_folder quarantine quarantine_file"))
+# cache_dir gets files of names of their own, as MovingDigits' root does: in a folder that is there.
+_DATA = Rule(patterns={"suffix": _FIELDS}, existing=_names("cache_dir"))
 
 _TRAINER = Rule(
     arguments=_names(
@@ -116,13 +117,10 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.data.ClipTransform": _PLAIN,
         "lit_distill.data.CutMix": _PLAIN,
         "lit_distill.data.FrameSampling": _PLAIN,
-        "lit_distill.data.ImageFolderDataModule": _VIDEOS,
+        "lit_distill.data.ImageFolderDataModule": _DATA,
         "lit_distill.data.Mixup": _PLAIN,
-        # It makes a folder of its own, moving_digits-<hash>, where root is: in the cache, or a folder that is there.
-        "lit_distill.data.MovingDigits": Rule(
-            patterns=_VIDEOS.patterns, written=_VIDEOS.written, existing=_names("root")
-        ),
-        "lit_distill.data.VideoDataModule": _VIDEOS,
+        "lit_distill.data.MovingDigits": Rule(patterns=_DATA.patterns, existing=_names("cache_dir root")),
+        "lit_distill.data.VideoDataModule": _DATA,
         "lit_distill.data.VideoMix": _PLAIN,
         "lit_distill.models.PPTSMResNet": _PLAIN,
         "lit_distill.models.PPTSMv2": _PLAIN,
