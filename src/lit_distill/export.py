@@ -1,0 +1,277 @@
+"""`python -m lit_distill.export run=<folder>`: the student as a file that others run, checked before it is written."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lit_distill._arguments import as_overrides
+from lit_distill._cli import command
+from lit_distill._files import atomic_file
+from lit_distill._received import read_plain
+from lit_distill._sample_batches import batches_of, labelled_batches
+from lit_distill.artifacts import write_json
+from lit_distill.models.state_files import file_sha256
+from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
+from lit_distill.preprocess import Preprocess
+from lit_distill.runs import Run, load_run
+
+Format = Literal["onnx", "torch_export", "safetensors"]
+_SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How an exported file compares with the network that it came from.
+
+    Attributes:
+        samples: how many real samples both were given.
+        difference: largest absolute difference of their logits, in units of the largest absolute logit.
+        agreement: share of the samples for which both name the same class.
+    """
+
+    samples: int
+    difference: float
+    agreement: float
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """The network in eval mode, its parallel branches fused where it has a ``reparameterize`` method; in place."""
+    network.eval()
+    fuse: Callable[[], object] | None = getattr(network, "reparameterize", None)
+    if fuse is not None:
+        fuse()
+    return network
+
+
+@torch.inference_mode()
+def compare(
+    reference: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Tensor], batches: Iterator[Tensor]
+) -> Check:
+    """Give both the same batches and compare their logits.
+
+    Raises:
+        ValueError: there is no sample, or the reference gives numbers that are not finite.
+    """
+    pairs = [(reference(batch), exported(batch)) for batch in batches]
+    if not pairs:
+        raise ValueError("an export needs real samples to be checked on, came none")
+    wanted, came = (torch.cat(list(side)).double() for side in zip(*pairs, strict=True))
+    if not bool(wanted.isfinite().all()):
+        raise ValueError("the network gives logits that are not finite on real samples: it can't be exported")
+    if came.shape != wanted.shape:
+        raise ValueError(f"the exported file gives {tuple(came.shape)}, the network {tuple(wanted.shape)}")
+    difference = float((came - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    agreement = float((came.argmax(1) == wanted.argmax(1)).double().mean())
+    # a comparison with NaN is False wherever it is asked, so it is turned into what fails every tolerance
+    return Check(samples=len(wanted), difference=difference if came.isfinite().all() else float("inf"),
+                 agreement=agreement)  # fmt: skip
+
+
+@torch.inference_mode()
+def top1(network: Callable[[Tensor], Tensor], batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+    """Share of the labelled samples that a network names right, and their number."""
+    right = total = 0
+    for inputs, target in batches:
+        right += int((network(inputs).argmax(1) == target).sum())
+        total += len(target)
+    if not total:
+        raise ValueError("accuracy needs labelled samples, came none")
+    return right / total, total
+
+
+def run(config: DictConfig) -> Path:
+    """Export what a composed ``export.yaml`` describes.
+
+    Args:
+        config: ``run`` or ``weights``, ``format`` and the rest of ``conf/export.yaml``.
+
+    Returns:
+        The file that was written; its card stands beside it.
+
+    Raises:
+        FileNotFoundError: the run, its weights or its data are not there.
+        ValueError: an argument is out of its range, or the exported file does not do what the network does; nothing
+            has been written then.
+        ModuleNotFoundError: the extra ``onnx`` is not installed.
+    """
+    _validate(config)
+    source = load_run(config.run if config.run is not None else config.weights, allow=tuple(config.allow))
+    if source.weights is not None and source.weights.suffix != ".safetensors":
+        raise ValueError(f"{source.weights} has been exported already: give the run folder or student.safetensors")
+    name = config.named or source.student
+    reference = source.model(name, checkpoint=config.checkpoint)
+    network = fused(source.model(name, checkpoint=config.checkpoint))
+    preprocess = source.preprocess(views="center")
+    samples = _Samples(source, preprocess, config)
+    checked_on = list(samples.check(config.check_samples))
+    suffix = f".int8{_SUFFIX[config.format]}" if config.int8 else _SUFFIX[config.format]
+    path = Path(config.output or source.folder / "export" / f"{name.lower()}{suffix}")
+    if path.suffix != _SUFFIX[config.format]:
+        raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, came {path}")
+    _refuse_other_card(path)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"float{_SUFFIX[config.format]}"
+        exported = _write(config.format, network, checked_on[0], file, source, name)
+        check = compare(reference, exported, iter(checked_on))
+        if check.difference > config.tolerance:
+            raise ValueError(
+                f"the exported network differs from the trained one: logits by {check.difference:.2e} of the largest "
+                f"on {check.samples} samples, above tolerance={config.tolerance:g}; nothing was written"
+            )
+        console.print(
+            f"{config.format}: logits equal within {check.difference:.1e} of the largest on {check.samples} samples"
+        )
+        facts: dict[str, Any] = {"format": config.format, "check": vars(check), "tolerance": config.tolerance}
+        if config.int8:
+            narrow_file = Path(folder) / "int8.onnx"
+            facts["int8"] = _quantise(file, narrow_file, reference, samples, config, console)
+            file = narrow_file
+        with atomic_file(path) as target:
+            target.write(file.read_bytes())
+    write_json(_card_of(path), _card(source, name, network, path, preprocess, facts))
+    console.print(f"wrote {path} ({os.path.getsize(path) / 1e6:.2f} MB) and {_card_of(path).name}", soft_wrap=True)
+    return path
+
+
+def _validate(config: DictConfig) -> None:
+    if (config.run is None) == (config.weights is None):
+        raise ValueError("export needs run=<folder> or weights=<student.safetensors>, one of the two")
+    if config.format not in get_args(Format):
+        raise ValueError(f"format is one of {', '.join(get_args(Format))}, came {config.format!r}")
+    if config.int8 and config.format != "onnx":
+        raise ValueError(f"int8=true is for format=onnx, came format={config.format}")
+    for key in ("check_samples", "calibration_samples"):
+        if config[key] < 1:
+            raise ValueError(f"{key} must be at least 1, came {config[key]}")
+    if not config.tolerance > 0 or not 0 <= config.max_drop <= 1:
+        raise ValueError(
+            f"tolerance must be above 0 and max_drop within 0 and 1, came {config.tolerance} and {config.max_drop}"
+        )
+
+
+class _Samples:
+    """Normalised inputs to check, calibrate and judge on: of ``input``, or of the run's own data."""
+
+    def __init__(self, source: Run, preprocess: Preprocess, config: DictConfig) -> None:
+        self._preprocess, self._config = preprocess, config
+        overrides = {str(key): value for key, value in config.data.items()}
+        self._data = None if config.input is not None else source.data(views="center", **overrides)
+
+    def check(self, count: int) -> Iterator[Tensor]:
+        """Up to ``count`` samples, in batches of at least two where there are as many."""
+        return self._of("val", count)
+
+    def calibration(self, count: int) -> Iterator[Tensor]:
+        """Up to ``count`` samples of the training data, one at a time."""
+        for batch in self._of("train", count):
+            yield from torch.split(batch, 1)
+
+    def labelled(self, count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Up to ``count`` labelled samples of the validation data; raises where only ``input`` was given."""
+        if self._data is None:
+            raise ValueError("int8's accuracy needs labelled data: leave input out, or give data.root=<folder>")
+        return labelled_batches(self._data, "val", count)
+
+    def _of(self, split: Literal["train", "val"], count: int) -> Iterator[Tensor]:
+        if self._data is None:
+            return batches_of(self._config.input, self._preprocess, count)
+        return (inputs for inputs, _ in labelled_batches(self._data, split, count))
+
+
+def _write(
+    format: Format, network: nn.Module, example: Tensor, file: Path, source: Run, name: str
+) -> Callable[[Tensor], Tensor]:
+    """Write the network, and read it back as a callable."""
+    example = example if len(example) > 1 else example.repeat(2, *[1] * (example.ndim - 1))
+    if format == "onnx":
+        write_onnx(network, example, file)
+        return OnnxNetwork(file)
+    if format == "torch_export":
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+        torch.export.save(program, file)
+        loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
+        return loaded
+    save_file({key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}, file)
+    again = fused(source.model(name))
+    again.load_state_dict(load_file(file))
+    return again
+
+
+def _quantise(
+    file: Path, path: Path, reference: nn.Module, samples: _Samples, config: DictConfig, console: Console
+) -> dict[str, Any]:
+    """Quantise, and measure the accuracy beside that of the float network."""
+    seen = quantize_onnx(file, path, samples.calibration(config.calibration_samples), narrow=config.narrow)
+    whole, count = top1(reference, samples.labelled(config.accuracy_samples))
+    small, _ = top1(OnnxNetwork(path), samples.labelled(config.accuracy_samples))
+    said = f"top-1 {100 * whole:.2f} % as trained, {100 * small:.2f} % in int8, on {count} validation samples"
+    if whole - small > config.max_drop:
+        raise ValueError(
+            f"int8 loses too much: {said}; max_drop={config.max_drop:g}, nothing was written. More "
+            "calibration_samples or narrow=true may help"
+        )
+    console.print(f"int8: {said}; ranges of {seen} training samples")
+    return {
+        "calibration_samples": seen, "narrow": bool(config.narrow), "accuracy_samples": count,
+        "val/top1_float": whole, "val/top1_int8": small,
+    }  # fmt: skip
+
+
+def _card_of(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _refuse_other_card(path: Path) -> None:
+    """Raise where the card would take the place of another file's, such as that of student.safetensors."""
+    card = _card_of(path)
+    if card.is_file() and read_plain(card).get("weights") != path.name:
+        raise ValueError(f"{card} is the card of another file: choose another name by output=…")
+
+
+def _card(
+    source: Run, name: str, network: nn.Module, path: Path, preprocess: Preprocess, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The student's card, of this file: lineage goes along, what the file is and what it was compared with is added."""
+    model = dict(source.config["models"][name])
+    if path.suffix == ".safetensors" and hasattr(network, "reparameterize"):
+        model["reparameterized"] = True
+    weights = source.weights_file(name)
+    kept = {key: value for key, value in source.card.items() if key not in ("weights", "sha256", "model")}
+    return {
+        "weights": path.name,
+        "sha256": file_sha256(path),
+        "model": model,
+        **kept,
+        "data": source.config["data"],
+        "input_shape": ["batch", *preprocess.input_shape],
+        "exported": {**facts, "from": weights.name, "from_sha256": file_sha256(weights)},
+    }
+
+
+@command("export", receives=True)
+def _main(config: DictConfig) -> None:
+    run(config)
+
+
+def main() -> None:
+    """Export a run's student; see ``--help``."""
+    sys.argv[1:] = as_overrides(sys.argv[1:])
+    _main()
+
+
+if __name__ == "__main__":
+    main()
