@@ -462,8 +462,13 @@ class DistillModule(LightningModule):
         self.last_terms = dict(stored.get("last_terms", {}))
         (self._frozen_record or self._record_frozen()).compare(stored.get("frozen_records", {}), self._replaced_frozen)
         state = self.state_dict()
+        moved = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if self._is_unmoved_key(key)})
+        if moved and self._trainer is not None and self._trainer.training:
+            raise ValueError(
+                f"the checkpoint was trained with a callback that moves {moved}, such as EMATeacher: add it"
+            )
         present = {key: value for key, value in state.items() if self._is_unmoved_key(key)}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **present}
+        checkpoint["state_dict"] = {**present, **checkpoint["state_dict"]}
         if self.strict_loading:
             check_keys(state, checkpoint["state_dict"])
 
