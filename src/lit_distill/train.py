@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -21,9 +25,11 @@ from torch import nn
 from lit_distill import artifacts
 from lit_distill._cli import command, quiet_lightning
 from lit_distill._files import write_text
+from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data import ImageFolderDataModule
 from lit_distill.module import DistillModule
+from lit_distill.resume import ResumePoint, find_resume_point, hand_on, handed_on, wait_for_first_process
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -40,7 +46,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     started_at = datetime.now(timezone.utc)
-    folder = Path(config.run_dir).absolute()
+    point = _begin(config)
+    folder = point.folder
+    if point.finished:
+        results: dict[str, Any] = json.loads((folder / artifacts.RESULTS_FILE).read_text())
+        return results
     seed_everything(config.seed, workers=True, verbose=False)
     # first the data: what its config lacks is not to be told of the models, which take it from there
     datamodule: LightningDataModule = instantiate(config.data, _convert_="all")
@@ -52,35 +62,76 @@ def run(config: DictConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=False))
 
-    trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
-
-    if not trainer.is_global_zero:
-        return {}
     checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
-    final = _figures(trainer.callback_metrics)
-    best_path = checkpoint.best_model_path if checkpoint is not None else ""
-    best = _best_figures(checkpoint) or final
     results = {
         "experiment": _experiment_name(),
-        "final": final,
-        "best": best,
-        "epochs": trainer.current_epoch,
-        "steps": trainer.global_step,
         "started": started_at.isoformat(timespec="seconds"),
-        "seconds": round(time.perf_counter() - started, 1),
         "seed": config.seed,
         "versions": artifacts.versions(),
-        "interrupted": trainer.interrupted,
+        "interrupted": False,
     }
-    artifacts.write_json(folder / artifacts.RESULTS_FILE, results)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
+    except Interrupted as end:
+        if trainer.is_global_zero:
+            results |= _reached(trainer, checkpoint, started) | {"interrupted": end.signal.name}
+            artifacts.write_json(folder / artifacts.RESULTS_FILE, results)
+        wait_for_first_process()
+        raise
+    if not trainer.is_global_zero:
+        return {}
+    results |= _reached(trainer, checkpoint, started)
+    best_path = checkpoint.best_model_path if checkpoint is not None else ""
     if best_path and Path(best_path).is_file():  # on_error=warn may never have written it
         stored = read_checkpoint(best_path)
         state = artifacts.state_of(stored, module.student)
     else:
         state = module.models[module.student].state_dict()
     artifacts.write_student(folder, state, _card(config, module, datamodule, results))
+    artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
     show_summary(Console(), module, results, folder)
     return results
+
+
+def _begin(config: DictConfig) -> ResumePoint:
+    """Where the run begins; ``run_dir`` and ``ckpt_path`` of the config say so from here on."""
+    if config.resume not in (None, "auto"):
+        raise ValueError(f"resume is auto or null, came {config.resume!r}; a file is given by ckpt_path=<file>")
+    if config.resume and config.ckpt_path:
+        raise ValueError("resume=auto finds its checkpoint itself: leave out resume or ckpt_path")
+    begun = Path(config.run_dir).absolute()
+    point = handed_on()
+    if point is None:
+        point = ResumePoint(begun, None, False, "")
+        if config.resume:
+            hydra = HydraConfig.get() if HydraConfig.initialized() else None
+            named = hydra is None or hydra.mode != RunMode.RUN or any("run.dir=" in o for o in hydra.overrides.hydra)
+            point = find_resume_point(config, begun, siblings=not named)
+            _tell(point.message)
+        hand_on(point)
+    if begun != point.folder and begun.is_dir() and not any(begun.iterdir()):
+        with suppress(OSError):  # another process of the job may have removed it
+            begun.rmdir()
+    config.run_dir = str(point.folder)
+    if point.checkpoint is not None:
+        config.ckpt_path = str(point.checkpoint)
+    return point
+
+
+@rank_zero_only
+def _tell(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True)
+
+
+def _reached(trainer: Trainer, checkpoint: ModelCheckpoint | None, started: float) -> dict[str, Any]:
+    final = _figures(trainer.callback_metrics)
+    return {
+        "final": final,
+        "best": _best_figures(checkpoint) or final,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def build_module(config: DictConfig) -> DistillModule:
@@ -92,8 +143,9 @@ def build_module(config: DictConfig) -> DistillModule:
     if not config.models:
         raise ValueError("the config names no models; choose an experiment, such as experiment=dml_pptsmv2")
     models: dict[str, nn.Module] = {}
+    moved = {node.get("teacher") for node in config.callbacks.values() if node and "EMATeacher" in str(node._target_)}
     for name, node in config.models.items():
-        if name in config.frozen and "pretrained" in node and not node.pretrained:
+        if name in config.frozen and name not in moved and "pretrained" in node and not node.pretrained:
             raise ValueError(
                 f"{name} is frozen but has no weights: give models.{name}.pretrained=<file> (.safetensors, .ckpt, .pth "
                 f"or .pdparams), for example the student.safetensors of a run that trained it; "

@@ -1,0 +1,149 @@
+"""`resume=auto`: which run the same command goes on with, and what it refuses to go on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from lit_distill.artifacts import RESULTS_FILE
+from lit_distill.checkpoints import read_checkpoint
+
+_VARIABLE = "LIT_DISTILL_RUN"
+_PATIENCE = 30.0  # seconds
+LAST = Path("checkpoints") / "last.ckpt"
+CONFIG_FILE = "config.yaml"
+MAY_DIFFER = (
+    "run_dir", "ckpt_path", "resume", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
+    "data.num_workers", "data.prefetch", "logger", "callbacks.progress", "callbacks.last.every_n_steps",
+)  # fmt: skip
+"""Keys that change where and how a run is made, not what it computes."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where training begins.
+
+    Attributes:
+        folder: the run folder.
+        checkpoint: what to go on from; None to begin.
+        finished: the run there is complete, so there is nothing to do.
+        message: what to tell the user.
+    """
+
+    folder: Path
+    checkpoint: Path | None
+    finished: bool
+    message: str
+
+
+def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, siblings: bool) -> ResumePoint:
+    """Where the run of a config goes on.
+
+    In ``folder`` if a run has begun there, whose config must be the same. Otherwise, with ``siblings``, in the newest
+    unfinished run beside it that has the same config; runs of other configs are not touched, the newest is told of. If
+    there is none a new run begins in ``folder``.
+
+    Args:
+        config: as composed now.
+        folder: the run folder of this start.
+        siblings: whether runs beside it are looked at: those of the same experiment, in folders named by time.
+
+    Raises:
+        ValueError: a run in ``folder`` has another config; the differing keys are named.
+    """
+    folder = Path(folder).absolute()
+    if (folder / CONFIG_FILE).is_file():
+        if keys := differing_keys(folder, config):
+            raise ValueError(
+                f"resume=auto: the run in {folder} has another config, it differs in {', '.join(keys)}: "
+                "give the same command, another hydra.run.dir, or ckpt_path=<its last.ckpt> to go on with these changes"
+            )
+        return _point(folder)
+    other = ""
+    for run in _unfinished(folder.parent) if siblings else ():
+        if run == folder:
+            continue
+        keys = differing_keys(run, config)
+        if not keys:
+            return _point(run)
+        other = other or f" (the newest unfinished one, {run.name}, differs in {', '.join(keys[:5])})"
+    place = f"in {folder.parent}" if siblings else f"at {folder}"
+    return ResumePoint(folder, None, False, f"resume=auto: no unfinished run of this config {place}{other}: a new run")
+
+
+def differing_keys(run: Path, config: DictConfig) -> list[str]:
+    """The keys in which a run folder's config differs from one composed now, by their dotted names."""
+    there = yaml.safe_load((run / CONFIG_FILE).read_text())
+    here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
+    return [
+        key
+        for key in sorted(_differing(there, here, ""))
+        if not any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
+    ]
+
+
+def hand_on(point: ResumePoint) -> None:
+    """Tell the processes that Lightning will start of this one where the run is."""
+    checkpoint = None if point.checkpoint is None else str(point.checkpoint)
+    os.environ[_VARIABLE] = json.dumps({"pid": os.getpid(), "folder": str(point.folder), "checkpoint": checkpoint})
+
+
+def handed_on() -> ResumePoint | None:
+    """What the process that started this one said; None if it was no training."""
+    told = json.loads(os.environ.get(_VARIABLE, "{}"))
+    if told.get("pid") != os.getppid():
+        return None
+    return ResumePoint(Path(told["folder"]), Path(told["checkpoint"]) if told["checkpoint"] else None, False, "")
+
+
+def wait_for_first_process() -> None:
+    """Let the process that started this one end before: Lightning's watcher there kills it otherwise, for our code."""
+    if handed_on() is not None:
+        first, deadline = os.getppid(), time.monotonic() + _PATIENCE
+        while os.getppid() == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def _point(folder: Path) -> ResumePoint:
+    if _is_finished(folder):
+        return ResumePoint(folder, None, True, f"resume=auto: the run in {folder} is finished, nothing is to be done")
+    checkpoint = folder / LAST
+    if not checkpoint.is_file():
+        return ResumePoint(folder, None, False, f"resume=auto: {folder} has no checkpoint yet: it begins anew there")
+    stored = read_checkpoint(checkpoint)
+    text = f"resume=auto: going on in {folder} from step {stored['global_step']}, epoch {stored['epoch'] + 1}"
+    return ResumePoint(folder, checkpoint, False, text)
+
+
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Run folders with a checkpoint and without a result, newest first; named by time, so by name."""
+    runs = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}")] if folder.is_dir() else []
+    for run in sorted(runs, reverse=True):
+        if (run / LAST).is_file() and not _is_finished(run):
+            yield run
+
+
+def _is_finished(run: Path) -> bool:
+    path = run / RESULTS_FILE
+    return path.is_file() and not json.loads(path.read_text()).get("interrupted")
+
+
+def _differing(one: Any, other: Any, place: str) -> set[str]:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        found: set[str] = set()
+        for key in {**one, **other}:
+            name = f"{place}.{key}" if place else str(key)
+            if key in one and key in other:
+                found |= _differing(one[key], other[key], name)
+            else:
+                found.add(name)
+        return found
+    return set() if one == other else {place}
