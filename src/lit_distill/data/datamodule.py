@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from lit_distill.data._making import cache_root
+from lit_distill.data.archives import Archives, Stamp, is_url
 from lit_distill.data.cache import ClipCache
 from lit_distill.data.datasets import Resize, VideoDataset, Views, require_known
 from lit_distill.data.lists import Format, missing_samples, read_class_names, read_list
@@ -17,6 +19,7 @@ from lit_distill.data.mixing import Mixer
 from lit_distill.data.quarantine import OnBad, QuarantineList
 from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling, Mode
+from lit_distill.data.shards import ShardOrder, find_samples, shard_names
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
 from lit_distill.data.video import Limits
 from lit_distill.data.video_index import VideoIndex
@@ -42,7 +45,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         size: side of the clips, in pixels.
         scale: shorter side that frames are scaled to before they are cropped.
         aspect: ratio of the scaled frames, see :func:`lit_distill.data.transforms.scaled_size`.
-        format: ``"video"`` (lines ``path label``) or ``"frames"`` (lines ``dir frames label``).
+        format: ``"video"`` (lines ``path label``), ``"frames"`` (lines ``dir frames label``), or ``"shards"``: tar
+            files in WebDataset's layout. A split then is a pattern, ``train-{0000..0063}.tar``, or a file that lists
+            them, and the root may be a URL that fsspec opens.
         suffix: pattern of the frames' file names.
         sampling: which frames make a clip, see :class:`lit_distill.data.FrameSampling`.
         views: of a video in evaluation: ``"center"``, or ``"dense"``: 10 clips x 3 crops.
@@ -76,6 +81,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         cache_gb: most that it holds, in GB (10^9 bytes), in each process (memory) or folder (disk). When it is full
             nothing is added.
         cache_dir: folder of the cache on disk; none for ``clips`` in the cache folder. Remove it to clear the cache.
+        shuffle: ``"samples"``: all training samples in any order; ``"shards"``: shards in any order, then samples
+            within windows of it, which touches few shards at a time.
+        shuffle_window: samples a window.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -126,6 +134,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         cache: Literal["none", "memory", "disk"] = "none",
         cache_gb: float = 4.0,
         cache_dir: str | os.PathLike[str] | None = None,
+        shuffle: Literal["samples", "shards"] = "samples",
+        shuffle_window: int = 1000,
     ) -> None:
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
@@ -155,7 +165,17 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.cache, self.cache_gb, self.cache_dir = cache, cache_gb, cache_dir
         self.clip_cache: ClipCache | None = None
         """The cache of decoded frames, made by the first data set that needs it; its ``stats()`` tell of hits."""
-        self.index = VideoIndex(self.root) if index and format == "video" else None
+        self.index = VideoIndex(self.root) if index and format != "frames" else None
+        if shuffle not in ("samples", "shards"):
+            raise ValueError(f"data.shuffle is 'samples' or 'shards', came {shuffle!r}")
+        if shuffle == "shards" and format != "shards":
+            raise ValueError(f"data.shuffle=shards goes with data.format=shards, not {format}")
+        if shuffle_window < 1:
+            raise ValueError(f"data.shuffle_window must be at least 1, came {shuffle_window}")
+        if is_url(root) and format != "shards":
+            raise ValueError(f"data.root={os.fspath(root)} is a URL, which goes with data.format=shards, not {format}")
+        self.shuffle, self.shuffle_window = shuffle, shuffle_window
+        self.archives = Archives(root if is_url(root) else self.root) if format == "shards" else None
         given = QuarantineList(max_bad=max_bad, root=self.root)
         self.quarantine = given if on_bad == "quarantine" else None
 
@@ -163,6 +183,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
     def layout(self) -> str:
         """What the root must hold, in words."""
         lists = ", ".join(sorted({str(file) for file in self.lists.values()}))
+        if self.format == "shards":
+            return f"{lists} (tar shards, or files that list them)"
         line = "path label" if self.format == "video" else "dir frames label"
         things = "videos" if self.format == "video" else f"folders of frames named {self.suffix}"
         return f"{lists} (a line '{line}' each) and the {things} that they name"
@@ -171,12 +193,13 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         views: Views = "train" if split == "train" else self.views
         if self.index is not None:
             self.index.load()  # before the workers, which then share it
+        samples, stamps = self._shards(split) if self.archives is not None else (self._samples(split), None)
         return VideoDataset(
-            self._samples(split),
+            samples,
             sampling=self.sampling,
             transform=self.transform,
             views=views,
-            format=self.format,
+            format="video" if self.format == "shards" else self.format,
             suffix=self.suffix,
             seed=self.seed,
             resize=self.resize,
@@ -185,7 +208,41 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             on_bad=self.on_bad,
             inside=[self.root, *self.roots],
             cache=self._clip_cache(),
+            archives=self.archives,
+            stamps=stamps,
         )
+
+    def prepare_data(self) -> None:
+        """Look through shards that are not known yet, once a machine; what is missing, :meth:`setup` tells."""
+        for split in self.lists if self.archives is not None else ():
+            with suppress(FileNotFoundError):
+                self._shards(cast("Split", split))
+
+    def _shards(self, split: Split) -> tuple[list[Sample], dict[str, Stamp]]:
+        assert self.archives is not None
+        listed = os.fspath(self.lists[split])
+        try:
+            names = shard_names(listed, self.archives)
+        except FileNotFoundError as error:
+            given = f"data.{split}_list=<file or pattern> or data.root=<folder or URL>"
+            raise FileNotFoundError(f"no list of shards {self.archives.join(listed)}, set {given}") from error
+        return find_samples(
+            names,
+            self.archives,
+            num_classes=self.num_classes,
+            first_label=self.first_label,
+            class_names=self._read_class_names() or (),
+            roots=self.roots,
+        )
+
+    def _order(self, dataset: VideoDataset) -> ShardOrder | None:
+        if self.shuffle == "samples":
+            return None
+        return ShardOrder(dataset.samples.groups, window=self.shuffle_window, seed=self.seed)
+
+    def _require_root(self) -> None:
+        if self.archives is None or not self.archives.remote:
+            super()._require_root()
 
     def _clip_cache(self) -> ClipCache | None:
         if self.clip_cache is None and self.cache != "none":
@@ -194,12 +251,26 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             self.clip_cache = ClipCache.in_memory(limit) if self.cache == "memory" else ClipCache(folder, limit=limit)
         return self.clip_cache
 
-    def _samples(self, split: Split) -> list[Sample]:
+    def listed(self) -> dict[str, list[Sample]]:
+        """What each list file names, whether it is there or not, by the lists' names.
+
+        Raises:
+            FileNotFoundError: the root or a list is missing.
+            ValueError: a list is malformed.
+        """
+        self._require_root()
+        self.class_names = self._read_class_names()
+        splits: dict[str, Split] = {}
+        for split in ("train", "val", "test"):
+            splits.setdefault(os.fspath(self.lists[split]), split)
+        return {file: self._listed(split) for file, split in splits.items()}
+
+    def _listed(self, split: Split) -> list[Sample]:
         file = self._in_root(self.lists[split])
         if not file.is_file():
             given = f"data.{split}_list=<file> or data.root=<folder>"
             raise FileNotFoundError(f"no list {self._shown(file)}, set {given}; the root must hold {self.layout}")
-        samples = read_list(
+        return read_list(
             file,
             root=self.root,
             num_classes=self.num_classes,
@@ -208,9 +279,13 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             class_names=self.class_names or (),
             roots=self.roots,
         )
+
+    def _samples(self, split: Split) -> list[Sample]:
+        samples = self._listed(split)
         missing = set(missing_samples(samples))
         if not missing:
             return samples
+        file = self._in_root(self.lists[split])
         named = ", ".join(sorted(sample.path for sample in missing)[:5]) + (", …" if len(missing) > 5 else "")
         said = f"{len(missing)} of the {len(samples)} entries of {file} are missing: {named}"
         if len(missing) > self.max_missing or len(missing) == len(samples):

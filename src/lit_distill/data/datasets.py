@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from lit_distill.data.archives import Archives, Stamp
 from lit_distill.data.cache import ClipCache, content_key
 from lit_distill.data.decode import Frames, read_frames, read_images, scan
 from lit_distill.data.lists import Format, is_inside
@@ -20,7 +21,7 @@ from lit_distill.data.samplers import SampleKey, seeded
 from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
 from lit_distill.data.transforms import ClipTransform
-from lit_distill.data.video import Limits, VideoError, VideoLayout
+from lit_distill.data.video import Limits, VideoError, VideoLayout, VideoSource
 from lit_distill.data.video_index import VideoIndex, stamp_of
 
 Views: TypeAlias = Literal["train", "center", "dense"]
@@ -54,6 +55,8 @@ class VideoDataset(Dataset[Item | BadVideo]):
             item that can't be read.
         inside: folders that links among the images of a folder must not lead out of; none to follow them anywhere.
         cache: where decoded frames are kept, scaled; it changes no clip. None decodes them each time.
+        archives: what the samples that are members of archives are read through.
+        stamps: size and time of those archives, by their path.
 
     Raises:
         ValueError: an argument is none of those named, or there are no samples.
@@ -90,6 +93,8 @@ class VideoDataset(Dataset[Item | BadVideo]):
         on_bad: OnBad = "raise",
         inside: Sequence[str | os.PathLike[str]] = (),
         cache: ClipCache | None = None,
+        archives: Archives | None = None,
+        stamps: Mapping[str, Stamp] | None = None,
     ) -> None:
         if views not in ("train", "center", "dense"):
             raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
@@ -104,7 +109,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         self.suffix = suffix
         self.seed = seed
         self.resize, self.limits, self.index, self.on_bad = resize, limits, index, on_bad
-        self.cache = cache
+        self.cache, self.archives, self.stamps = cache, archives, dict(stamps or {})
         self._inside = [os.path.realpath(folder) for folder in inside]
 
     def __len__(self) -> int:
@@ -169,16 +174,16 @@ class VideoDataset(Dataset[Item | BadVideo]):
         if layout is None:
             self._refuse_links_outside(sample, numbers)
             return read_images(sample.path, self.suffix, numbers)
-        return read_frames(sample.path, numbers, size=self._size(layout), limits=self.limits, layout=layout)
+        return read_frames(self._source(sample), numbers, size=self._size(layout), limits=self.limits, layout=layout)
 
     def _content(self, sample: Sample, length: int) -> str:
         """All that the scaled frames of a sample depend on."""
-        path = os.path.abspath(sample.path)
+        path = sample.path if sample.path in self.stamps else os.path.abspath(sample.path)
         if self.format == "frames":
             names = (self.suffix.format(number) for number in range(1, length + 1))
             stamps: object = [stamp_of(os.path.join(path, name)) for name in names]
         else:
-            stamps = stamp_of(path)
+            stamps = self.stamps.get(path) or stamp_of(path)
         scaling = self.transform.scale, self.transform.aspect, self.resize
         return content_key(path, sample.member, stamps, length, self.suffix, *scaling, self.limits)
 
@@ -190,8 +195,17 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     def _layout(self, sample: Sample) -> VideoLayout:
         if self.index is None:
-            return scan(sample.path, limits=self.limits)
-        return self.index.layout(sample.path, limits=self.limits)
+            return scan(self._source(sample), limits=self.limits)
+        if sample.member is None:
+            return self.index.layout(sample.path, limits=self.limits)
+        source, stamp = self._source(sample), self.stamps[sample.path]
+        return self.index.layout(sample.name, limits=self.limits, source=source, stamp=stamp)
+
+    def _source(self, sample: Sample) -> VideoSource:
+        if sample.member is None:
+            return sample.path
+        assert self.archives is not None
+        return self.archives.source(sample)
 
     def _size(self, layout: VideoLayout) -> tuple[int, int] | None:
         """(height, width) that the reader scales to, none for the video's own."""

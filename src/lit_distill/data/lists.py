@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 from lit_distill.data.samples import Sample
 
-Format: TypeAlias = Literal["video", "frames"]
+Format: TypeAlias = Literal["video", "frames", "shards"]
 
 # Names that FFmpeg would take for a protocol. They are refused for what they mean to be: the reader opens regular files
 # only, by "file:" and an absolute path.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
@@ -114,8 +114,24 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     def _read_class_names(self) -> tuple[str, ...] | None:
         """The classes' names, where there are any."""
 
+    def _order(self, dataset: SampleDatasetT) -> Callable[[int], list[int]] | None:
+        """The order of an epoch of training; None for all samples shuffled."""
+        return None
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
+            )
+
     def _in_root(self, file: str | os.PathLike[str]) -> Path:
         return self.root / Path(file).expanduser()
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            raise FileNotFoundError(
+                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
+            )
 
     @staticmethod
     def _shown(path: Path) -> str:
@@ -139,10 +155,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             "test": ("test",),
             "predict": ("test",),
         }
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
-            )
+        self._require_root()
         self.class_names = self._read_class_names()
         for split in splits.get(stage, ("train", "val", "test")):
             if split not in self.datasets:
@@ -154,7 +167,14 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         replicas, rank = self._replicas()
         admission = self._admission("train")
         excluded = None if admission is None else admission.excluded
-        sampler = EpochSampler(dataset, num_replicas=replicas, rank=rank, seed=self.seed, excluded=excluded)
+        sampler = EpochSampler(
+            dataset,
+            num_replicas=replicas,
+            rank=rank,
+            seed=self.seed,
+            excluded=excluded,
+            order=self._order(dataset),
+        )
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"{len(dataset)} training {self.things} on {replicas} processes give no batch of {self.batch_size} "

@@ -76,6 +76,8 @@ class EpochSampler(_KeySampler):
         rank: of this process, from 0.
         seed: of the order.
         excluded: the positions that an epoch leaves out; none for none.
+        order: gives all positions in the order of an epoch, such as :class:`lit_distill.data.shards.ShardOrder`; none
+            shuffles them.
 
     Example:
         >>> sampler = EpochSampler(range(5), num_replicas=2, rank=0)
@@ -92,8 +94,10 @@ class EpochSampler(_KeySampler):
         rank: int = 0,
         seed: int = 0,
         excluded: Excluded | None = None,
+        order: Callable[[int], list[int]] | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True, excluded=excluded)
+        self.order = order
         self.start = 0
 
     def __len__(self) -> int:
@@ -102,8 +106,11 @@ class EpochSampler(_KeySampler):
 
     def __iter__(self) -> Iterator[SampleKey]:
         """Keys of this process in this epoch."""
-        order = list(range(self.samples))
-        seeded("order", self.seed, self.epoch).shuffle(order)
+        if self.order is None:
+            order = list(range(self.samples))
+            seeded("order", self.seed, self.epoch).shuffle(order)
+        else:
+            order = self.order(self.epoch)
         left_out = self._left_out()
         if left_out:
             order = [index for index in order if index not in left_out]
