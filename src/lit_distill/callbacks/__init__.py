@@ -7,6 +7,7 @@ from lit_distill.callbacks.non_finite import NonFinite, NonFiniteError
 from lit_distill.callbacks.preemption import Interrupted, Preemption
 from lit_distill.callbacks.progress import Progress
 from lit_distill.callbacks.quarantine import Quarantine
+from lit_distill.callbacks.rank_guard import RankGuard
 from lit_distill.callbacks.step_seed import StepSeed
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "Preemption",
     "Progress",
     "Quarantine",
+    "RankGuard",
     "StepSeed",
 ]
