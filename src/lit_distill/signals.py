@@ -159,10 +159,10 @@ class SignalCapture:
                 "or wrap the model in a module that returns its logits"
             )
         self._fired[text] = self._fired.get(text, 0) + 1
-        if text in self._clone or value.is_inference():
+        if text in self._clone or value.is_inference():  # which has no count of its changes to look at later
             value = value.clone()
         self._tensors[text] = value
-        self._versions[text] = value._version
+        self._versions[text] = _version(value)
 
     def put(self, name: str, value: Tensor) -> None:
         """Give a signal that comes with the batch, such as ``GroundTruth``."""
@@ -180,7 +180,7 @@ class SignalCapture:
 
     def changed_in_place(self) -> set[str]:
         """Texts of the references whose tensor an in-place operation changed after the capture."""
-        return {text for text, tensor in self._tensors.items() if tensor._version != self._versions[text]}
+        return {text for text, tensor in self._tensors.items() if _version(tensor) != self._versions[text]}
 
     def __getitem__(self, text: str) -> Tensor:
         """The captured tensor.
@@ -204,7 +204,7 @@ class SignalCapture:
                 "its module is shared or the model ran twice; tap a module that is called once"
             )
         tensor = self._tensors[text]
-        if tensor._version != self._versions[text]:
+        if _version(tensor) != self._versions[text]:
             raise ValueError(
                 f"{text!r} was changed in place after its capture (as nn.ReLU(inplace=True) does), so its values are "
                 "no longer the module's: DistillModule finds such taps by itself; in your own loop call "
@@ -221,3 +221,8 @@ class SignalCapture:
 def _closest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
     return f"closest are {close}" if close else f"there are {names[:12]}{' …' if len(names) > 12 else ''}"
+
+
+def _version(tensor: Tensor) -> int:
+    """PyTorch's count of a tensor's in-place changes; always 0 in inference mode, where there is none."""
+    return 0 if tensor.is_inference() else tensor._version
