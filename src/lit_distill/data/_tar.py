@@ -47,7 +47,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
                 raise TarError(f"a header of {content} bytes at byte {position}")
             text = _read(file, start, content, f"truncated in a header at byte {position}")
             if kind == _LONG_NAME:
-                long_name = _text(text.rstrip(b"\0"), position)
+                long_name = _text(text.rstrip(b"\0"))
             elif kind == _EXTENDED:
                 extended = _records(text, position)
         else:
@@ -65,9 +65,9 @@ def _parsed(header: bytes, position: int) -> tuple[str, int, bytes]:
     stored = _number(header[148:156], position)
     if sum(header[:148]) + 8 * 0x20 + sum(header[156:]) != stored:
         raise TarError(f"no tar header at byte {position}: not an uncompressed tar archive, or damaged")
-    name = _text(header[:100].split(b"\0")[0], position)
+    name = _text(header[:100].split(b"\0")[0])
     if header[257:263] == b"ustar\0":
-        prefix = _text(header[345:500].split(b"\0")[0], position)
+        prefix = _text(header[345:500].split(b"\0")[0])
         name = f"{prefix}/{name}" if prefix else name
     return name, _number(header[124:136], position), header[156:157]
 
@@ -90,7 +90,7 @@ def _records(text: bytes, position: int) -> dict[str, str]:
         if not length.isdigit() or len(length) > 8 or not len(length) < int(length) <= len(text):
             raise TarError(f"malformed extended header at byte {position}")
         key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
-        found[_text(key, position)] = _text(value, position)
+        found[_text(key)] = _text(value)
         text = text[int(length) :]
     if any(key.startswith("GNU.sparse") for key in found):
         raise TarError(f"member {found.get('path', '')!r} is a sparse file")
@@ -100,16 +100,15 @@ def _records(text: bytes, position: int) -> dict[str, str]:
     return found
 
 
-def _text(content: bytes, position: int) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise TarError(f"a name at byte {position} is not UTF-8: {content[:80]!r}") from None
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")  # a name cut within a character has its long one beside it
 
 
 def _check_name(name: str) -> None:
     if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
         raise TarError(f"member {name!r} leads out of the archive")
+    if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
+        raise TarError(f"member {name!r} has a name that is not UTF-8")
 
 
 def _read(file: BinaryIO, position: int, size: int, otherwise: str) -> bytes:

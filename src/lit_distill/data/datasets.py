@@ -133,7 +133,8 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     def _read(self, sample: Sample, epoch: int, index: int) -> list[Frames]:
         """The frames of each clip, every frame decoded once."""
-        layout = self._layout(sample) if sample.frames is None else None
+        source = self._source(sample)  # one for headers and frames: a member of an archive is fetched once
+        layout = self._layout(sample, source) if sample.frames is None else None
         length = sample.frames if layout is None else layout.info.frames
         assert length is not None
         if self.views == "train":
@@ -142,22 +143,24 @@ class VideoDataset(Dataset[Item | BadVideo]):
             plan = self.sampling.evaluation(length, self.format, clips=DENSE_CLIPS if self.views == "dense" else 1)
         plan = [wrap(numbers, length, self.format) for numbers in plan]
         wanted = sorted({number for numbers in plan for number in numbers})
-        frames = self._frames(sample, layout, length, wanted)
+        frames = self._frames(sample, source, layout, length, wanted)
         if plan == [wanted]:
             return [frames]
         place = {number: position for position, number in enumerate(wanted)}
         return [frames[[place[number] for number in numbers]] for numbers in plan]
 
-    def _frames(self, sample: Sample, layout: VideoLayout | None, length: int, wanted: Sequence[int]) -> Frames:
+    def _frames(
+        self, sample: Sample, source: VideoSource, layout: VideoLayout | None, length: int, wanted: Sequence[int]
+    ) -> Frames:
         """The wanted frames: decoded, or the same out of the cache, where they are kept scaled."""
         if self.cache is None:
-            return self._decode(sample, layout, wanted)
+            return self._decode(sample, source, layout, wanted)
 
         if layout is None:
             self._refuse_links_outside(sample, wanted)
 
         def decode(numbers: Sequence[int]) -> Frames:
-            return self.transform.scaled(self._decode(sample, layout, numbers))
+            return self.transform.scaled(self._decode(sample, source, layout, numbers))
 
         def shape() -> tuple[int, int]:
             if layout is None:
@@ -170,11 +173,13 @@ class VideoDataset(Dataset[Item | BadVideo]):
             whole = range(1, length + 1) if self.format == "frames" else range(length)
         return self.cache.read(self._content(sample, length), wanted, decode, shape=shape, video=whole)
 
-    def _decode(self, sample: Sample, layout: VideoLayout | None, numbers: Sequence[int]) -> Frames:
+    def _decode(
+        self, sample: Sample, source: VideoSource, layout: VideoLayout | None, numbers: Sequence[int]
+    ) -> Frames:
         if layout is None:
             self._refuse_links_outside(sample, numbers)
             return read_images(sample.path, self.suffix, numbers)
-        return read_frames(self._source(sample), numbers, size=self._size(layout), limits=self.limits, layout=layout)
+        return read_frames(source, numbers, size=self._size(layout), limits=self.limits, layout=layout)
 
     def _content(self, sample: Sample, length: int) -> str:
         """All that the scaled frames of a sample depend on."""
@@ -193,12 +198,12 @@ class VideoDataset(Dataset[Item | BadVideo]):
             if os.path.islink(file) and not is_inside(os.path.realpath(file), self._inside):
                 raise VideoError(file, "a link that leads out of data.root; admit its folder by data.roots")
 
-    def _layout(self, sample: Sample) -> VideoLayout:
+    def _layout(self, sample: Sample, source: VideoSource) -> VideoLayout:
         if self.index is None:
-            return scan(self._source(sample), limits=self.limits)
+            return scan(source, limits=self.limits)
         if sample.member is None:
             return self.index.layout(sample.path, limits=self.limits)
-        source, stamp = self._source(sample), self.stamps[sample.path]
+        stamp = self.stamps[sample.path]
         return self.index.layout(sample.name, limits=self.limits, source=source, stamp=stamp)
 
     def _source(self, sample: Sample) -> VideoSource:
