@@ -1,0 +1,201 @@
+"""Two processes of B samples give what one process of 2B gives, for every loss there is: values and gradients."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+import lit_distill.losses as losses
+from ddp.launch import run_on_ranks
+from lit_distill.losses import Example, SizedLoss
+
+BATCH, CLASSES, SIZE = 8, 5, 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss, the kind of signals that it takes, and whether the teacher learns along."""
+
+    make: Callable[[], nn.Module]
+    kind: str = "logits"
+    target: bool = False
+    teaches_both: bool = False
+
+
+CASES: dict[str, Case] = {
+    "KDLoss": Case(losses.KDLoss),
+    "KDLoss standardised": Case(lambda: losses.KDLoss(logit_standardization=True)),
+    "DMLLoss": Case(losses.DMLLoss, teaches_both=True),
+    "DKDLoss": Case(losses.DKDLoss, target=True),
+    "DISTLoss": Case(lambda: losses.DISTLoss(gather=True)),
+    "WSLDLoss": Case(losses.WSLDLoss, target=True),
+    "SKDLoss": Case(losses.SKDLoss, target=True),
+    "NKDLoss": Case(losses.NKDLoss, target=True),
+    "MLLDLoss": Case(lambda: losses.MLLDLoss(gather=True)),
+    "SoftTargetCrossEntropy": Case(losses.SoftTargetCrossEntropy),
+    "HardLabelLoss": Case(losses.HardLabelLoss),
+    "AFDLoss": Case(lambda: losses.AFDLoss(qk_dim=6), "maps"),
+    "AttentionTransferLoss": Case(losses.AttentionTransferLoss, "maps"),
+    "DistanceLoss": Case(losses.DistanceLoss, "equal map"),
+    "FactorTransferLoss": Case(lambda: losses.FactorTransferLoss(paraphraser_epochs=1), "map"),
+    "FitNetLoss": Case(losses.FitNetLoss, "map"),
+    "FSPLoss": Case(losses.FSPLoss, "equal maps"),
+    "MGDLoss": Case(lambda: losses.MGDLoss(mask_ratio=0.0), "map"),  # its masks are drawn by each process for itself
+    "NSTLoss": Case(losses.NSTLoss, "map"),
+    "OverhaulLoss": Case(losses.OverhaulLoss, "map"),
+    "ReviewKDLoss": Case(lambda: losses.ReviewKDLoss(max_channels=8), "maps"),
+    "SimKD": Case(losses.SimKD, "equal map"),
+    "VIDLoss": Case(losses.VIDLoss, "maps"),
+    "CorrelationLoss": Case(lambda: losses.CorrelationLoss(gather=True)),
+    "CRDLoss": Case(lambda: losses.CRDLoss(embedding_dim=6, negatives=4, dataset_size=SIZE), "samples"),
+    "PKTLoss": Case(lambda: losses.PKTLoss(gather=True)),
+    "RKDAngleLoss": Case(lambda: losses.RKDAngleLoss(gather=True)),
+    "RKDDistanceLoss": Case(lambda: losses.RKDDistanceLoss(gather=True)),
+    "RKDLoss": Case(lambda: losses.RKDLoss(gather=True)),
+    "SimilarityLoss": Case(lambda: losses.SimilarityLoss(gather=True)),
+    "CrossEntropyLoss": Case(nn.CrossEntropyLoss, "labels"),
+    "CrossEntropyLoss on mixed targets": Case(nn.CrossEntropyLoss, "mixed"),
+}
+
+
+class Net(nn.Module):
+    """Three levels of maps and logits."""
+
+    def __init__(self, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        inputs = (3, *widths[:2])
+        self.levels = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=1 if n == 0 else 2, padding=1)
+            for n, (a, b) in enumerate(zip(inputs, widths, strict=True))
+        )
+        self.norm = nn.BatchNorm2d(widths[1])
+        self.projector = nn.Identity()
+        self.fc = nn.Linear(widths[2], CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        maps = []
+        for number, level in enumerate(self.levels):
+            x = level(x)
+            x = self.norm(x) if number == 1 else x
+            maps.append(x)
+            x = x.tanh()
+        return maps, self.fc(x.mean(dim=(2, 3)))
+
+
+class World(nn.Module):
+    """A student, a teacher that learns from the labels, and one loss between them."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        equal = case.kind.startswith("equal")
+        self.case = case
+        self.student, self.teacher = Net((4, 6, 8)), Net((4, 6, 8) if equal else (5, 7, 9))
+        self.loss = case.make()
+        if isinstance(self.loss, SizedLoss):
+            ours, theirs = self.signals(torch.randn(2, 3, 8, 8))
+            networks = {"Student": self.student, "Teacher": self.teacher}
+            taps: tuple[nn.Module, ...] = (self.student.projector,)
+            example = Example(ours, theirs, torch.arange(2), taps, (self.teacher.norm,), networks, SIZE)
+            self.loss.build(example)
+        if hasattr(self.loss, "set_epoch"):
+            self.loss.set_epoch(0.5)
+        if hasattr(self.loss, "warmup_epochs"):
+            self.loss.set_epoch(100.0)
+        self.double()
+
+    def train(self, mode: bool = True) -> World:
+        """Training without batch statistics: torch has SyncBatchNorm on accelerators alone."""
+        super().train(mode)
+        for part in self.modules():
+            if isinstance(part, _BatchNorm):
+                part.eval()
+        return self
+
+    def signals(self, x: Tensor) -> tuple[Any, Any]:
+        (maps, logits), (their_maps, their_logits) = self.student(x), self.teacher(x)
+        self.logits, self.their_logits = logits, their_logits
+        kind = self.case.kind
+        if kind in ("maps", "equal maps"):
+            return maps, their_maps
+        if kind in ("map", "equal map"):
+            return maps[1], their_maps[1]
+        return logits, their_logits
+
+    def forward(self, x: Tensor, target: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
+        ours, theirs = self.signals(x)
+        if not self.case.teaches_both:
+            theirs = [t.detach() for t in theirs] if isinstance(theirs, list) else theirs.detach()
+        kind = self.case.kind
+        if kind == "labels":
+            value = self.loss(ours, target)
+        elif kind == "mixed":
+            value = self.loss(ours, nn.functional.one_hot(target, CLASSES) * 0.7 + 0.3 / CLASSES)
+        elif kind == "samples":
+            value = self.loss(ours, theirs, [index, target], contrast)
+        else:
+            value = self.loss(ours, theirs, target) if self.case.target else self.loss(ours, theirs)
+        result: Tensor = value + nn.functional.cross_entropy(self.their_logits, target)
+        return result
+
+
+def batch() -> tuple[Tensor, ...]:
+    made = torch.Generator().manual_seed(7)
+    x = torch.randn(BATCH, 3, 8, 8, dtype=torch.float64, generator=made)
+    target, index = torch.arange(BATCH) % CLASSES, torch.randperm(SIZE, generator=made)[:BATCH]
+    contrast = torch.cat([index[:, None], torch.randint(SIZE, (BATCH, 4), generator=made)], dim=1)
+    return x, target, index, contrast
+
+
+def step(world: nn.Module, rows: slice) -> dict[str, Tensor]:
+    """The loss of some rows, and every parameter's gradient."""
+    value = world(*(part[rows] for part in batch()))
+    value.backward()
+    grads = {n.removeprefix("module."): p.grad for n, p in world.named_parameters() if p.grad is not None}
+    return {"value": value.detach(), **grads}
+
+
+def world_of(name: str) -> World:
+    torch.manual_seed(0)
+    return World(CASES[name]).train()
+
+
+def on_rank(rank: int) -> dict[str, dict[str, Tensor]]:
+    rows = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
+    return {name: step(DistributedDataParallel(world_of(name), find_unused_parameters=True), rows) for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict[str, dict[str, Tensor]]]:
+    return run_on_ranks(on_rank)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_times_b_is_one_times_2b(name: str, ranks: list[dict[str, dict[str, Tensor]]]) -> None:
+    expected = step(world_of(name), slice(None))
+    assert sum(key.startswith("student.") for key in expected) > 0
+    value = torch.stack([rank[name]["value"] for rank in ranks]).mean()
+    torch.testing.assert_close(value, expected.pop("value"), rtol=1e-10, atol=1e-14)
+    # Gradients that cancel to 0, as a bias's under a loss of differences, are rounding of the size of the others.
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for rank in ranks:
+        for key, gradient in expected.items():
+            difference = float((rank[name][key] - gradient).abs().max())
+            assert difference <= 1e-10 * largest, f"{key}: {difference}"
+    if isinstance(world_of(name).loss, nn.Module) and any(key.startswith("loss.") for key in expected):
+        assert any(bool(expected[key].any()) for key in expected if key.startswith("loss."))
+
+
+def test_every_loss_is_here() -> None:
+    public = {
+        name for name in losses.__all__
+        if inspect.isclass(getattr(losses, name)) and name not in ("Example", "SizedLoss")
+    }  # fmt: skip
+    assert public <= {name.split(" ")[0] for name in CASES} | {"Signal"}
