@@ -54,7 +54,7 @@ class Quarantine(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the trainer of the batches of the first epoch, for which a resumed run has no other hook."""
-        sampler = getattr(trainer.train_dataloader, "sampler", None)
+        sampler: Any = getattr(trainer.train_dataloader, "sampler", None)
         if self._list is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(trainer.current_epoch)
             self._shorten(trainer)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lit_distill.data import _rendering
+from lit_distill.data._counting import counting
 from lit_distill.data._rendering import RENDERING, SPLITS, DigitsSpec, Sources, choose_codec
 
 MANIFEST: Final = "manifest.json"
@@ -30,7 +30,6 @@ _START: Final = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__
 _WORKER_FILES: Final = ("job.json", "sources.npz")
 _CLIPS_A_WORKER: Final = 16  # fewer are not worth another interpreter
 _BYTES_A_PIXEL: Final = 0.25  # of video; 0.15 were measured
-_SECONDS_BETWEEN_LINES: Final = 5.0
 _ABANDONED_AFTER: Final = 24 * 3600.0
 
 
@@ -172,7 +171,10 @@ def _run_workers(folder: Path, spec: DigitsSpec, workers: int, console: Console)
     read, write = os.pipe()
     started: list[subprocess.Popen[bytes]] = []
     files: dict[str, tuple[int, str]] = {}
-    with os.fdopen(read, encoding="utf-8") as lines, _progress(len(spec.jobs), console) as advance:
+    with (
+        os.fdopen(read, encoding="utf-8") as lines,
+        counting(len(spec.jobs), console, "making moving_digits", "clips") as advance,
+    ):
         try:
             try:
                 for worker in range(workers):
@@ -196,27 +198,6 @@ def _run_workers(folder: Path, spec: DigitsSpec, workers: int, console: Console)
             f"making the embedded data set: the workers ended after {len(files)} of {len(spec.jobs)} clips"
         )
     return files
-
-
-@contextmanager
-def _progress(total: int, console: Console) -> Iterator[Any]:
-    """A callback for each finished clip: it moves a bar or, where the output is no terminal, prints a line at times."""
-    if console.is_terminal:
-        columns = (TextColumn("making moving_digits"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=total)
-            yield lambda: bar.advance(task)
-        return
-    done, last = 0, float("-inf")
-
-    def advance() -> None:
-        nonlocal done, last
-        done += 1
-        if done == total or time.monotonic() - last > _SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            console.print(f"making moving_digits  {done}/{total} clips", highlight=False)
-
-    yield advance
 
 
 def _publish(temporary: Path, folder: Path, spec: DigitsSpec) -> None:

@@ -251,8 +251,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             self.clip_cache = ClipCache.in_memory(limit) if self.cache == "memory" else ClipCache(folder, limit=limit)
         return self.clip_cache
 
-    def listed(self) -> dict[str, list[Sample]]:
-        """What each list file names, whether it is there or not, by the lists' names.
+    def listed(self) -> dict[str, tuple[list[Sample], dict[str, Stamp]]]:
+        """What each list names, whether it is there or not, by the lists' names; and the stamps of its shards.
 
         Raises:
             FileNotFoundError: the root or a list is missing.
@@ -261,9 +261,12 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self._require_root()
         self.class_names = self._read_class_names()
         splits: dict[str, Split] = {}
-        for split in ("train", "val", "test"):
-            splits.setdefault(os.fspath(self.lists[split]), split)
-        return {file: self._listed(split) for file, split in splits.items()}
+        for split in self.lists:
+            splits.setdefault(os.fspath(self.lists[split]), cast("Split", split))
+        return {
+            file: self._shards(split) if self.archives is not None else (self._listed(split), {})
+            for file, split in splits.items()
+        }
 
     def _listed(self, split: Split) -> list[Sample]:
         file = self._in_root(self.lists[split])

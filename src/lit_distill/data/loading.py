@@ -127,12 +127,6 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     def _in_root(self, file: str | os.PathLike[str]) -> Path:
         return self.root / Path(file).expanduser()
 
-    def _require_root(self) -> None:
-        if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
-            )
-
     @staticmethod
     def _shown(path: Path) -> str:
         return str(path) if path.is_absolute() else f"{path} (that is {path.absolute()})"
