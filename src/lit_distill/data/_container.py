@@ -27,6 +27,9 @@ _FORMATS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
 # FFmpeg decodes up to 20 frames to guess what the headers of these containers say: most of the time of a short read.
 _HEADERS = {"skip_frame": "all", "probesize": "2048"}
 
+# Decoders that drop or conceal damaged frames without a word, unless they are told to fail.
+_SILENT = ("hevc", "mpeg4")
+
 
 @dataclass
 class Opened:
@@ -94,6 +97,8 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
             # the data loader's workers are the parallelism: FFmpeg's threads cost more than they gain beside them
             context.thread_type, context.thread_count = "NONE", 1
             context.options = {"max_pixels": str(limits.pixels)}
+            if context.name in _SILENT:
+                context.options |= {"err_detect": "explode"}
             video = Opened(name, size, container, stream, limits, until)
             video.check_time()
             if context.width * context.height > limits.pixels:

@@ -2,7 +2,7 @@
 
 The frames of a video are those that decoding everything gives, in that order, and damage is never painted over: a
 packet that can't be decoded, or a frame of which the decoder says that it is concealed, on the way to a wanted frame is
-a :class:`VideoError`. Packets before the first key frame, as in a cut recording, give no frame and are passed over.
+a :class:`VideoError`. Packets of before the first key frame, as in a cut recording, need give no frame.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import av
 
-from lit_distill.data._container import Opened, opened
+from lit_distill.data._container import Opened, Packet, opened
 from lit_distill.data._frames import Clip, Frames, quarter_turns, read_image
 from lit_distill.data._groups import Distrust, NoIndex, Shallow, divided, facts_reader, numbered, picture
 from lit_distill.data._pruned import (
@@ -290,13 +290,15 @@ def _read_everything(video: Opened, wanted: frozenset[int], clip: Clip) -> None:
 
 
 def _all_frames(video: Opened) -> Iterator[av.VideoFrame]:
-    begun = False
+    """Every frame; what comes before the first key frame, in the file or in time, need not be there."""
+    key: Packet | None = None
     for packet in video.packets():
+        if key is None and packet.is_keyframe:
+            key = packet
         try:
             yield from video.context.decode(packet)
-            begun = begun or packet.is_keyframe
         except av.InvalidDataError:
-            if begun or packet.is_keyframe:
+            if key is not None and (packet.pts is None or key.pts is None or packet.pts >= key.pts):
                 raise
     yield from video.context.decode(None)
 
