@@ -350,3 +350,10 @@ def test_views_of_a_video_are_averaged_as_probabilities() -> None:
     assert fit.callback_metrics["val/loss"] == pytest.approx(float(expected), rel=1e-5)
     top1 = (probabilities.argmax(dim=1) == target).float().mean()
     assert fit.callback_metrics["val/Student/top1"] == pytest.approx(float(top1))
+
+
+def test_it_can_be_validated_alone_in_inference_mode() -> None:
+    fit, distill = trainer(), module()
+    fit.fit(distill, loader(), loader())
+    within = {name: float(value) for name, value in fit.callback_metrics.items() if name.startswith("val/")}
+    assert trainer(inference_mode=True).validate(distill, loader(), verbose=False) == [pytest.approx(within)]

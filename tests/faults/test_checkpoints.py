@@ -269,7 +269,8 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path: Path) -> None:
     values = {
         "a path": Path("x"), "a fraction": fractions.Fraction(1, 2), "a module": torch.nn.Linear(1, 1),
         "an array's number": np.float64(1.0), "an array": np.zeros(2),
-        "a function": os.getcwd, "a class": fractions.Fraction, "a text": "a", "a set": {1, 2}, "a tuple": (1, (2.0, None)),
+        "a function": os.getcwd, "a class": fractions.Fraction, "a text": "a", "a set": {1, 2},
+        "a tuple": (1, (2.0, None)),
         "an OrderedDict": collections.OrderedDict(a=1), "a Counter": Counter("aab"), "a dtype": torch.float16,
         "a size": torch.Size([1]), "a device": torch.device("cpu"), "a bytes": b"abc", "a complex": 1j,
         "a parameter": torch.nn.Parameter(torch.ones(1)), "a defaultdict": collections.defaultdict(list),
