@@ -196,11 +196,31 @@ class LossComposer(nn.Module):
         Raises:
             ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
         """
-        _put_data(signals, target, index)
-        values = [self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()]
-        stacked = torch.stack(values)
+        stacked = torch.stack(list(self.values(signals, target, index=index, epoch=epoch).values()))
         weights = self._weights_at(epoch, stacked)
         return ComposedLoss(torch.dot(stacked, weights), tuple(self.terms), stacked.detach(), weights)
+
+    def values(
+        self,
+        signals: SignalCapture,
+        target: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        epoch: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Every term before its weight, each with its own graph; arguments and errors are those of :meth:`forward`."""
+        _put_data(signals, target, index)
+        return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
+
+    def shapes(self, name: str, signals: SignalCapture) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that a term really gets, by reference; :meth:`values` put the batch's own ones."""
+        term = self.terms[name]
+        signal = self._arguments(name, term, signals)
+        return {
+            ref.text: tuple(tensor.shape)
+            for references, given in zip((term.first, term.second, term.target), signal, strict=False)
+            for ref, tensor in zip(references, _tensors(given), strict=True)
+        }
 
     def _weights_at(self, epoch: float, like: Tensor) -> Tensor:
         """The weights as a tensor, made anew only when one has changed: constants are moved to the device once."""

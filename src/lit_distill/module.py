@@ -369,17 +369,24 @@ class DistillModule(LightningModule):
 
     # ---------------------------------------------------------------- optimizer and checkpoint
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer over all trainable models and the losses' own parameters, and its schedule."""
+    def make_optimizer(self) -> Optimizer:
+        """The optimizer over all trainable models and the losses' own parameters.
+
+        Raises:
+            ValueError: none was given.
+        """
         if self._optimizer_factory is None:
             raise ValueError("training needs optimizer=…, such as partial(torch.optim.SGD, lr=0.05, momentum=0.9)")
         trainable = {name: model for name, model in self.models.items() if name not in self.frozen}
         extra = [p for p in _unique_parameters([self.composer, self.val_composer]) if p.requires_grad]
         if getattr(getattr(self._optimizer_factory, "func", self._optimizer_factory), "takes_models", False):
-            optimizer = self._optimizer_factory(trainable, extra)
-        else:
-            parameters = [p for p in _unique_parameters(trainable.values()) if p.requires_grad]
-            optimizer = self._optimizer_factory([*parameters, *extra])
+            return self._optimizer_factory(trainable, extra)
+        parameters = [p for p in _unique_parameters(trainable.values()) if p.requires_grad]
+        return self._optimizer_factory([*parameters, *extra])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One optimizer over all trainable models and the losses' own parameters, and its schedule."""
+        optimizer = self.make_optimizer()
         if self._scheduler_factory is None:
             return optimizer
         if isinstance(self._scheduler_factory, Schedule):
