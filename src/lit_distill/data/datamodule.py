@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -243,6 +244,11 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
     def _require_root(self) -> None:
         if self.archives is None or not self.archives.remote:
             super()._require_root()
+
+    def teardown(self, stage: str) -> None:
+        """Tell what the cache of clips was good for."""
+        if self.clip_cache is not None and (self.trainer is None or self.trainer.is_global_zero):
+            logging.getLogger("lightning.pytorch").info(f"data.cache={self.cache}: {self.clip_cache.stats()}")
 
     def _clip_cache(self) -> ClipCache | None:
         if self.clip_cache is None and self.cache != "none":

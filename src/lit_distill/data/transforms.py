@@ -259,7 +259,13 @@ def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
         [2.0, 2.0, 2.0]
     """
     means, stds = (torch.tensor(list(v), dtype=torch.float32, device=clips.device)[:, None, None] for v in (mean, std))
-    return clips.float().div_(255.0).sub_(means).div_(stds)
+    if clips.device.type != "cpu" or clips.ndim < 4 or not clips.numel():
+        return clips.float().div_(255.0).sub_(means).div_(stds)
+    # on a CPU most of the time goes into new pages: NumPy asks for large ones; and clip by clip stays in the cache
+    floats = torch.from_numpy(np.empty(tuple(clips.shape), np.float32))
+    for clip, out in zip(clips.flatten(0, -4), floats.flatten(0, -4), strict=True):
+        out.copy_(clip).div_(255.0).sub_(means).div_(stds)
+    return floats
 
 
 @dataclass(frozen=True, kw_only=True)
