@@ -28,7 +28,7 @@ _FORMATS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
 _HEADERS = {"skip_frame": "all", "probesize": "2048"}
 
 # Decoders that drop or conceal damaged frames without a word, unless they are told to fail.
-_SILENT = ("hevc", "mpeg4")
+_SILENT = ("h264", "hevc", "mpeg4")
 
 
 @dataclass
@@ -58,12 +58,17 @@ class Opened:
 
     def packets(self) -> Iterator[Packet]:
         """The stream's packets from here to the end of the file, empty ones left out."""
-        for number, packet in enumerate(self.container.demux(self.stream)):
+        packets = enumerate(self.container.demux(self.stream))
+        while True:
+            try:
+                number, packet = next(packets)
+            except (StopIteration, IndexError):  # IndexError: at the end of a file in which streams appeared midway
+                return
             if number > self.limits.frames:
                 raise VideoError(self.name, f"it has more than {self.limits.frames} frames, the limit")
             if number % 64 == 0:
                 self.check_time()
-            if packet.size:
+            if packet.size and packet.stream_index == self.stream.index:
                 yield packet
 
     def check_time(self) -> None:
