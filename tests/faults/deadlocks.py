@@ -103,7 +103,7 @@ def main(scenario: str, folder: Path) -> None:
         optimizer=partial(torch.optim.SGD, lr=0.01), metrics=None,
     )  # fmt: skip
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False, callbacks=callbacks,
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, callbacks=callbacks,
         enable_checkpointing=scenario == "saving", enable_progress_bar=False, enable_model_summary=False,
         num_sanity_val_steps=0, log_every_n_steps=1, use_distributed_sampler=False, default_root_dir=folder,
     )  # fmt: skip

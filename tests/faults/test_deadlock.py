@@ -83,8 +83,8 @@ def test_both_ranks_end_and_say_why(scenario: str, tmp_path: Path) -> None:
     assert not hung, f"a hang: {told[-3000:]}"
     assert code != 0
     assert SCENARIOS[scenario] in told, told[-4000:]
-    # One cause, told to both: by their own exceptions or by the guard.
-    assert told.count("Traceback") + told.count(" stops, because ") >= 2
+    if "caught" not in scenario:  # one cause, told to both: by their own exceptions or by the guard
+        assert told.count("Traceback") + told.count(" stops, because ") >= 2, told[-4000:]
 
 
 def test_unequal_relational_batches_train(tmp_path: Path) -> None:
