@@ -113,8 +113,8 @@ def hostile_files(touched: str) -> dict[str, bytes]:
 
 
 def loaders(folder: Path) -> dict[str, Callable[[Path], object]]:
-    def resume(file: Path) -> object:
-        return tiny.trainer(folder).fit(tiny.module(), tiny.loader(), ckpt_path=file)
+    def resume(file: Path) -> None:
+        tiny.trainer(folder).fit(tiny.module(), tiny.loader(), ckpt_path=file)
 
     def from_checkpoint(file: Path) -> object:
         made = tiny.module()
