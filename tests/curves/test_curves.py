@@ -7,7 +7,7 @@ import pytest
 from curves import make
 
 # Relative, after the first step; about four times what weights moved by 1e-7 change within 100 steps. With a teacher
-# that learns along it is amplified from the second step on (BatchNorm over 8 clips), with a frozen or no teacher not.
+# that learns along it is amplified from the second step on: BatchNorm over 8 clips.
 AFTERWARDS = {"baseline": 1e-2, "kd": 1e-2, "dml": 0.15, "crd": 0.1, "rkd": 0.8}
 FIRST = 1e-4  # the first forward pass: measured 2e-6
 
@@ -19,6 +19,6 @@ def test_the_curve_is_the_committed_one(name: str) -> None:
     for step, (was, value) in enumerate(zip(committed, now, strict=True), 1):
         allowed = FIRST if step == 1 else AFTERWARDS[name]
         assert abs(value - was) <= allowed * abs(was), (
-            f"{name}: the loss of step {step} is {value:.8g}, it was {was:.8g} (allowed: {allowed:g} of it). If training "
-            "figures are meant to change: run `python tests/curves/make.py` and say so by a line in CHANGELOG.md"
+            f"{name}: the loss of step {step} is {value:.8g}, it was {was:.8g} (allowed: {allowed:g} of it). If "
+            "training figures are meant to change: run `python tests/curves/make.py` and say so by a line in CHANGELOG.md"
         )
