@@ -20,5 +20,5 @@ def test_the_curve_is_the_committed_one(name: str) -> None:
         allowed = FIRST if step == 1 else AFTERWARDS[name]
         assert abs(value - was) <= allowed * abs(was), (
             f"{name}: the loss of step {step} is {value:.8g}, it was {was:.8g} (allowed: {allowed:g} of it). If "
-            "training figures are meant to change: run `python tests/curves/make.py` and say so by a line in CHANGELOG.md"
+            "training figures are meant to change: run `python tests/curves/make.py` and tell it in CHANGELOG.md"
         )
