@@ -28,6 +28,7 @@ from lit_distill._files import write_text
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data import ImageFolderDataModule
+from lit_distill.diagnosis import diagnose
 from lit_distill.module import DistillModule
 from lit_distill.resume import ResumePoint, find_resume_point, hand_on, handed_on, wait_for_first_process
 
@@ -70,6 +71,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         "versions": artifacts.versions(),
         "interrupted": False,
     }
+    if config.doctor and not config.ckpt_path and trainer.is_global_zero:
+        _look_first(module, datamodule)
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
     except Interrupted as end:
@@ -91,6 +94,16 @@ def run(config: DictConfig) -> dict[str, Any]:
     artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
     show_summary(Console(), module, results, folder)
     return results
+
+
+def _look_first(module: DistillModule, datamodule: LightningDataModule) -> None:
+    """Print what a quick diagnosis finds; it costs a few samples of each model, and nothing of the training changes."""
+    diagnosis = diagnose(module, datamodule, samples=4, validation_samples=16)
+    console = Console()
+    for finding in diagnosis.findings:
+        console.print(f"[yellow]look:[/yellow] {finding}", soft_wrap=True, highlight=False)
+    if diagnosis.findings:
+        console.print("(python -m lit_distill.doctor with the same arguments tells more; doctor=false leaves this out)")
 
 
 def _begin(config: DictConfig) -> ResumePoint:
