@@ -87,6 +87,8 @@ def encode(path: Path, spec: Spec) -> None:
         if cover is not None:
             picture = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
             container.mux(cover.encode(picture.reformat(format="yuvj420p")))
+        if not spec.frames:
+            container.start_encoding()  # a header all the same
         for number, image in enumerate(scene(spec.frames, height=spec.height, width=spec.width, seed=spec.seed)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=spec.pix_fmt)
             if spec.times is not None:
