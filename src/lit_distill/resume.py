@@ -21,7 +21,7 @@ _PATIENCE = 30.0  # seconds
 LAST = Path("checkpoints") / "last.ckpt"
 CONFIG_FILE = "config.yaml"
 MAY_DIFFER = (
-    "run_dir", "ckpt_path", "resume", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
+    "run_dir", "ckpt_path", "resume", "doctor", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
     "data.num_workers", "data.prefetch", "logger", "callbacks.progress", "callbacks.last.every_n_steps",
 )  # fmt: skip
 """Keys that change where and how a run is made, not what it computes."""

@@ -110,7 +110,7 @@ def differences(one: Path, other: Path) -> list[str]:
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "lit_distill"):
             found += [f"{file}:{part}{place}" for place in _differing(here[part], there[part])]
         callbacks = [{key: _without_paths(v) for key, v in c["callbacks"].items()} for c in (here, there)]
-        found += [f"{file}:callbacks{place}" for place in _differing(*callbacks)]
+        found += [f"{file}:callbacks{place}" for place in _differing(callbacks[0], callbacks[1])]
     if (one / "metrics.csv").read_bytes() != (other / "metrics.csv").read_bytes():
         found.append("metrics.csv")
     return found

@@ -24,7 +24,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lit_distill import DistillModule, LossTerm, SafeCheckpointIO
-from lit_distill.callbacks import EMATeacher, ExactResume, LastCheckpoint, Preemption, StepSeed
+from lit_distill.callbacks import (
+    EMATeacher,
+    ExactResume,
+    LastCheckpoint,
+    NonFinite,
+    Preemption,
+    RankGuard,
+    StepSeed,
+)
 from lit_distill.data import Mixup, SampleKey
 from lit_distill.data.datasets import Item
 from lit_distill.data.loading import SampleDataModule, Split
@@ -111,11 +119,13 @@ class Trained(Callback):
 class Events(Callback):
     """Tells the server where the run is."""
 
-    def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+    def __init__(self, descriptor: int, long: str = "") -> None:
+        self.descriptor, self.long = descriptor, long
 
     def tell(self, event: str) -> None:
         os.write(self.descriptor, f"{event}\n".encode())
+        if event == self.long:  # one that takes longer than any test waits
+            time.sleep(300)
 
     def on_train_start(self, *_: Any) -> None:
         self.tell("start")
@@ -204,7 +214,7 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
     callbacks: list[Callback] = [
         LastCheckpoint(folder, every_n_steps=scenario.get("every_n_steps", 2)),
         ModelCheckpoint(folder, filename="best", monitor="val/loss", mode="min", enable_version_counter=False),
-        ExactResume(), StepSeed(seed=3), Preemption(), Trained(), events,
+        NonFinite(), RankGuard(), ExactResume(), StepSeed(seed=3), Preemption(), Trained(), events,
     ]  # fmt: skip
     if scenario["kind"] == "ema":
         callbacks.append(EMATeacher(decay=0.9))
@@ -212,8 +222,8 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
         max_epochs=EPOCHS, accelerator="cpu", devices=ranks, precision=scenario.get("precision", "32-true"),
         strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto", logger=MetricsCSV(folder),
         callbacks=callbacks, plugins=[TellingIO(events)], log_every_n_steps=2, num_sanity_val_steps=0,
-        val_check_interval=scenario.get("val_check_interval", 1.0), accumulate_grad_batches=scenario.get("accumulate", 1),
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
+        val_check_interval=scenario.get("val_check_interval", 1.0),
+        accumulate_grad_batches=scenario.get("accumulate", 1), enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
     )  # fmt: skip
     datamodule = PointsModule(workers=workers, mixup=scenario.get("mixup", False))
     last = folder / "last.ckpt"
@@ -235,7 +245,7 @@ def fork(command: dict[str, Any], rank: int, ranks: int, port: int, descriptor: 
                 LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )  # fmt: skip
-        events = Events(descriptor if rank == 0 else os.open(os.devnull, os.O_WRONLY))
+        events = Events(descriptor if rank == 0 else os.open(os.devnull, os.O_WRONLY), command.get("long", ""))
         scenario = SCENARIOS[command["scenario"]]
         train(Path(command["folder"]), scenario, command["workers"], events, resume=command["resume"])
         code = 0
