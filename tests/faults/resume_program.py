@@ -223,7 +223,8 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
         strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto", logger=MetricsCSV(folder),
         callbacks=callbacks, plugins=[TellingIO(events)], log_every_n_steps=2, num_sanity_val_steps=0,
         val_check_interval=scenario.get("val_check_interval", 1.0),
-        accumulate_grad_batches=scenario.get("accumulate", 1), enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
+        accumulate_grad_batches=scenario.get("accumulate", 1), enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
     )  # fmt: skip
     datamodule = PointsModule(workers=workers, mixup=scenario.get("mixup", False))
     last = folder / "last.ckpt"
