@@ -46,7 +46,7 @@ SIZES = {"train": 29, "val": 10, "test": 10}
 
 SCENARIOS: dict[str, dict[str, Any]] = {
     "DML, Adam, dropout": {"kind": "dml", "optimizer": "adam"},
-    "DML on two ranks": {"kind": "dml", "ranks": 2},
+    "DML on two ranks": {"kind": "dml", "ranks": 2, "every_n_steps": 1},
     "EMA teacher, bf16-mixed": {"kind": "ema", "precision": "bf16-mixed"},
     "CRD memory bank, validation twice an epoch": {"kind": "crd", "val_check_interval": 0.5},
     "Mixup, gradients accumulated over 3 batches": {"kind": "kd", "mixup": True, "accumulate": 3},
@@ -119,13 +119,19 @@ class Trained(Callback):
 class Events(Callback):
     """Tells the server where the run is."""
 
-    def __init__(self, descriptor: int, long: str = "") -> None:
-        self.descriptor, self.long = descriptor, long
+    def __init__(self, descriptor: int, *, long: str = "", hold: str = "", at: int = 0) -> None:
+        self.descriptor, self.long, self.hold, self.left = descriptor, long, hold, at
+        self.preemption = Preemption()
 
     def tell(self, event: str) -> None:
         os.write(self.descriptor, f"{event}\n".encode())
         if event == self.long:  # one that takes longer than any test waits
             time.sleep(300)
+        if event == self.hold:
+            self.left -= 1
+            deadline = time.monotonic() + 60
+            while self.left == 0 and not self.preemption._received and time.monotonic() < deadline:
+                time.sleep(0.001)
 
     def on_train_start(self, *_: Any) -> None:
         self.tell("start")
@@ -212,9 +218,9 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
     module = build(scenario["kind"], scenario.get("optimizer", "sgd"))
     module.folder = folder
     callbacks: list[Callback] = [
-        LastCheckpoint(folder, every_n_steps=scenario.get("every_n_steps", 2)),
+        LastCheckpoint(folder, every_n_steps=scenario.get("every_n_steps", 3)),
         ModelCheckpoint(folder, filename="best", monitor="val/loss", mode="min", enable_version_counter=False),
-        NonFinite(), RankGuard(), ExactResume(), StepSeed(seed=3), Preemption(), Trained(), events,
+        NonFinite(), RankGuard(), ExactResume(), StepSeed(seed=3), events.preemption, Trained(), events,
     ]  # fmt: skip
     if scenario["kind"] == "ema":
         callbacks.append(EMATeacher(decay=0.9))
@@ -246,7 +252,9 @@ def fork(command: dict[str, Any], rank: int, ranks: int, port: int, descriptor: 
                 LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )  # fmt: skip
-        events = Events(descriptor if rank == 0 else os.open(os.devnull, os.O_WRONLY), command.get("long", ""))
+        hold = command["event"] if command.get("hold") and rank in command["to"] else ""
+        told = descriptor if rank == 0 else os.open(os.devnull, os.O_WRONLY)
+        events = Events(told, long=command.get("long", ""), hold=hold, at=command.get("at", 0))
         scenario = SCENARIOS[command["scenario"]]
         train(Path(command["folder"]), scenario, command["workers"], events, resume=command["resume"])
         code = 0
@@ -270,12 +278,15 @@ def obey(command: dict[str, Any]) -> dict[str, Any]:
     children = [fork(command, rank, ranks, port, writing) for rank in range(ranks)]
     os.close(writing)
     count, sent, place, left = 0, False, "", ""
+    after: list[str] = []
     wanted, at = command.get("event", ""), command.get("at", 0)
     while received := os.read(reading, 4096):
         lines = (left + received.decode()).split("\n")
         left = lines.pop()
         for event in lines:
             count += wanted in ("", event)
+            if sent:
+                after.append(event)
             if at and count >= at and not sent:
                 time.sleep(command.get("delay", 0.0))
                 sent, place = True, event
@@ -285,7 +296,7 @@ def obey(command: dict[str, Any]) -> dict[str, Any]:
                         time.sleep(command.get("pause", 0.0))
     os.close(reading)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return {"codes": codes, "events": count, "sent": sent, "place": place}
+    return {"codes": codes, "events": count, "sent": sent, "place": place, "after": after}
 
 
 if __name__ == "__main__":

@@ -69,9 +69,17 @@ def test_killed_at_a_named_place_equals_uninterrupted(
     server: Server, references: dict[str, Path], tmp_path: Path, event: str
 ) -> None:
     scenario = "DML, Adam, dropout"
-    answer = server.run(tmp_path, scenario, event=event, at=9 if event == "backward" else 2, signal="SIGKILL")
+    answer = server.run(tmp_path, scenario, event=event, at=5 if event == "backward" else 2, signal="SIGKILL")
     assert answer["codes"] == [-9]
     assert server.run(tmp_path, scenario)["codes"] == [0]
+    assert differences(references[scenario], tmp_path) == []
+
+
+def test_ranks_keep_their_own_figures(server: Server, references: dict[str, Path], tmp_path: Path) -> None:
+    scenario = "DML on two ranks"
+    answer = server.run(tmp_path, scenario, event="backward", at=2, signal="SIGKILL")
+    assert answer["codes"] == [-9, -9]
+    assert server.run(tmp_path, scenario)["codes"] == [0, 0]
     assert differences(references[scenario], tmp_path) == []
 
 
