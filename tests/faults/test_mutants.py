@@ -37,7 +37,8 @@ def read_batch(folder: Path, first: int, count: int) -> list[dict[str, Any]]:
         records += read
         if len(read) == end - first:
             break
-        assert lines and "begun" in lines[-1], f"the process ended between mutants: {errors}"
+        assert lines, f"the process ended before its first mutant: {errors}"
+        assert "begun" in lines[-1], f"the process ended between mutants: {errors}"
         last = lines[-1]["begun"]
         outcome = "hang" if status == "hang" else "crash"
         records.append({"number": last, "kind": "?", "outcome": outcome, "error": f"{status}: {errors[-500:]}"})
