@@ -98,7 +98,8 @@ def test_incomplete_training_batches_are_dropped(videos: Path) -> None:
 def test_inputs_are_the_normalised_bytes_of_the_data_set(videos: Path) -> None:
     data = make(videos)
     inputs, _, index = fit(data).batches["val"][0]
-    clips = torch.stack([data.datasets["val"][i][0] for i in index.tolist()])
+    dataset: Any = data.datasets["val"]
+    clips = torch.stack([dataset[i][0] for i in index.tolist()])
     assert clips.dtype == torch.uint8
     torch.testing.assert_close(inputs, normalize(clips, data.mean, data.std), rtol=0, atol=0)
 

@@ -105,10 +105,11 @@ class World(nn.Module):
             taps: tuple[nn.Module, ...] = (self.student.projector,)
             example = Example(ours, theirs, torch.arange(2), taps, (self.teacher.norm,), networks, SIZE)
             self.loss.build(example)
-        if hasattr(self.loss, "set_epoch"):
-            self.loss.set_epoch(0.5)
-        if hasattr(self.loss, "warmup_epochs"):
-            self.loss.set_epoch(100.0)
+        timed: Any = self.loss
+        if hasattr(timed, "set_epoch"):
+            timed.set_epoch(0.5)
+        if hasattr(timed, "warmup_epochs"):
+            timed.set_epoch(100.0)
         self.double()
 
     def train(self, mode: bool = True) -> World:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import av
 import av.video.reformatter
@@ -52,7 +52,8 @@ class Clip:
             height, width = width, height
         converted = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         plane = converted.planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[arg-type]
+        pixels = cast("bytes", plane)  # a plane is a buffer, which its stubs do not say alike in all releases
+        rows = np.frombuffer(pixels, np.uint8).reshape(-1, plane.line_size)
         image = rows[: converted.height, : converted.width * 3].reshape(converted.height, converted.width, 3)
         self.put(index, np.rot90(image, turns))
 

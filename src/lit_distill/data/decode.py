@@ -72,6 +72,7 @@ def probe(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoInfo:
         VideoError: not a regular file, or not a video that can be read within the limits.
 
     Example:
+        >>> import numpy as np
         >>> from tempfile import TemporaryDirectory
         >>> from lit_distill.data.encode import write_video
         >>> with TemporaryDirectory() as folder:
@@ -118,6 +119,7 @@ def scan(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoLayout:
         VideoError: not a regular file, or not a video that can be read within the limits.
 
     Example:
+        >>> import numpy as np
         >>> from tempfile import TemporaryDirectory
         >>> from lit_distill.data.encode import write_video
         >>> with TemporaryDirectory() as folder:
@@ -175,6 +177,7 @@ def read_frames(
         VideoError: it can't be read within the limits, is damaged, or its frames change their size.
 
     Example:
+        >>> import numpy as np
         >>> from tempfile import TemporaryDirectory
         >>> from lit_distill.data.encode import write_video
         >>> video = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1) * np.full((1, 32, 32, 3), 40, np.uint8)

@@ -23,8 +23,9 @@ class ResumableLoader(DataLoader[T_co]):
     which calls :meth:`follow`.
 
     Example:
-        >>> from lit_distill.data import EpochSampler
-        >>> loader = ResumableLoader(range(6), batch_size=2, sampler=EpochSampler(range(6)), collate_fn=len)
+        >>> from lit_distill.data.samplers import EpochSampler, SampleKey
+        >>> keys = {SampleKey(0, index): index for index in range(6)}  # a data set of which keys give samples
+        >>> loader = ResumableLoader(keys, batch_size=2, sampler=EpochSampler(keys), collate_fn=len)
         >>> loader.position = lambda: 1
         >>> len(loader), len(list(loader))
         (3, 2)
