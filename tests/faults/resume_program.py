@@ -47,6 +47,7 @@ SIZES = {"train": 29, "val": 10, "test": 10}
 SCENARIOS: dict[str, dict[str, Any]] = {
     "DML, Adam, dropout": {"kind": "dml", "optimizer": "adam"},
     "DML on two ranks": {"kind": "dml", "ranks": 2, "every_n_steps": 1},
+    "EMA teacher on two ranks": {"kind": "ema", "ranks": 2, "every_n_steps": 1},
     "EMA teacher, bf16-mixed": {"kind": "ema", "precision": "bf16-mixed"},
     "CRD memory bank, validation twice an epoch": {"kind": "crd", "val_check_interval": 0.5},
     "Mixup, gradients accumulated over 3 batches": {"kind": "kd", "mixup": True, "accumulate": 3},

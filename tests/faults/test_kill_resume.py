@@ -75,8 +75,10 @@ def test_killed_at_a_named_place_equals_uninterrupted(
     assert differences(references[scenario], tmp_path) == []
 
 
-def test_ranks_keep_their_own_figures(server: Server, references: dict[str, Path], tmp_path: Path) -> None:
-    scenario = "DML on two ranks"
+@pytest.mark.parametrize("scenario", ["DML on two ranks", "EMA teacher on two ranks"])
+def test_ranks_keep_what_is_their_own(
+    server: Server, references: dict[str, Path], tmp_path: Path, scenario: str
+) -> None:
     answer = server.run(tmp_path, scenario, event="backward", at=2, signal="SIGKILL")
     assert answer["codes"] == [-9, -9]
     assert server.run(tmp_path, scenario)["codes"] == [0, 0]

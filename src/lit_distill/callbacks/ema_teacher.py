@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ class EMATeacher(Callback):
 
     :math:`t` counts optimizer steps from 1: at first the teacher is the plain mean of the student's weights so far,
     later the moving average. The teacher is frozen for gradients, starts as the student's copy, and is part of the
-    checkpoints, unlike teachers that stand still: its name is added to ``DistillModule.moving``.
+    checkpoints, unlike teachers that stand still: its name is added to ``DistillModule.moving``. All ranks have the
+    first one's buffers.
 
     Args:
         teacher: name of the averaged model; it must be in the module's ``frozen``.
@@ -58,6 +60,7 @@ class EMATeacher(Callback):
         self._step = 0
         self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._copied: list[tuple[Tensor, Tensor]] = []
+        self._buffers: list[Tensor] = []
 
     @property
     def state_key(self) -> str:
@@ -87,6 +90,7 @@ class EMATeacher(Callback):
         self._copied = [] if average else buffers
         if average:
             self._copied = [pair for pair in buffers if not pair[0].is_floating_point()]
+        self._buffers = [ours for ours, _ in buffers]
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -103,6 +107,8 @@ class EMATeacher(Callback):
         with torch.no_grad():
             for ours, theirs in self._copied:
                 ours.copy_(theirs)
+            if trainer.world_size > 1:  # the student's buffers are each rank's own, until DDP's next forward pass
+                _broadcast(self._buffers)
 
     def _models(self, module: LightningModule) -> tuple[nn.Module, nn.Module]:
         if not isinstance(module, DistillModule):
@@ -123,3 +129,13 @@ class EMATeacher(Callback):
                 f"{len(differing)} tensors, such as {name}: {ours.get(name)} and {theirs.get(name)}"
             )
         return teacher, student
+
+
+def _broadcast(tensors: list[Tensor]) -> None:
+    """Give all ranks the first one's tensors, one exchange for each type of number."""
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+        some = [tensor for tensor in tensors if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in some])
+        dist.broadcast(flat, src=0)
+        for tensor, values in zip(some, torch.split(flat, [tensor.numel() for tensor in some]), strict=True):
+            tensor.copy_(values.view_as(tensor))
