@@ -97,7 +97,8 @@ def lively(model: nn.Module) -> nn.Module:
     """Random weights that tell inputs apart: statistics as after training, a wide last layer."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0.0, 0.1)
             module.running_var.uniform_(0.5, 2.0)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]

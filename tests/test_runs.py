@@ -1,4 +1,4 @@
-"""A run read back: the right weights into bare networks, the preprocessing of evaluation, and one line for each fault."""
+"""A run read back: the right weights in bare networks, the preprocessing of evaluation, one line for each fault."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from run_folders import CLASSES, VIDEOS, video_overrides, video_root, write_run
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from lit_distill.data import read_frames
 from lit_distill.models import PPTSMResNet, PPTSMv2
 from lit_distill.preprocess import Preprocess
 from lit_distill.runs import Run, load_run
+from run_folders import CLASSES, VIDEOS, video_overrides, video_root, write_run
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +169,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_told_in_one_line(folder: Path, fault: str) -> None:
     spoil, message = FAULTS[fault]
-    spoil(folder)  # type: ignore[operator]
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:  # type: ignore[arg-type]
+    spoil(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         load_student(folder)
     assert "\n" not in str(caught.value)
 

@@ -1,0 +1,64 @@
+"""`lit-distill`: one line a command, each with its help, and paths as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_distill import cli
+from lit_distill._arguments import as_overrides
+from run_folders import environment
+
+PATHS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1)
+
+
+def test_help_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for name in ("train", "test", "predict", "convert"):
+        assert f"  {name} " in said
+    for name, _ in cli.COMMANDS:
+        assert (f"\n  {name} " in said) == (name in dict(cli.available()))
+
+
+def test_no_command_and_an_unknown_one_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert cli.main(["predct"]) == 2
+    assert "no command 'predct'; did you mean predict?" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")  # other tests imported it
+def test_every_command_has_a_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, _ in cli.available():
+        monkeypatch.setattr(sys, "argv", ["lit-distill", name, "--help"])
+        with suppress(SystemExit):  # argparse ends the process, Hydra's do not
+            cli.main()
+        assert f"python -m lit_distill.{name}" in capsys.readouterr().out
+
+
+def test_a_command_ends_with_its_own_exit_code() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "lit_distill.cli", "predict", "run=/nowhere", "input=a.mp4"],
+        env=environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: no run folder /nowhere")
+
+
+@given(PATHS)
+def test_any_path_is_taken_literally(path: str) -> None:
+    (override,) = as_overrides([f"input={path}"])
+    assert as_overrides([override]) == [override], "processes of one command get what it got"
+    if path[0] not in "'\"" and path != "null":
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+        assert str(parsed.value()) == path
+
+
+def test_sweeps_keep_their_lists() -> None:
+    assert as_overrides(["-m", "run=a,b", "model=Student,Teacher"]) == ["-m", "run=a,b", "named=Student,Teacher"]
