@@ -36,7 +36,7 @@ def expected_calibration_error(log_probabilities: Tensor, target: Tensor, bins: 
 
 def reported(log_probabilities: Tensor, target: Tensor, batch: int) -> dict[str, Any]:
     report = ClassificationReport(num_classes=CLASSES)
-    for part, labels in zip(log_probabilities.split(batch), target.split(batch), strict=True):
+    for part, labels in zip(torch.split(log_probabilities, batch), torch.split(target, batch), strict=True):
         report.update(part, labels)
     figures: dict[str, Any] = report.compute()
     return figures
