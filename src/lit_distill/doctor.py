@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from lit_distill._cli import command, quiet_lightning
 from lit_distill.diagnosis import Diagnosis, diagnose
 from lit_distill.module import DistillModule
-from lit_distill.train import build_module
+from lit_distill.running import build_module
 
 FINDINGS = 3
 """Exit code where there is something to look at."""

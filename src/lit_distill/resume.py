@@ -6,12 +6,17 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from lit_distill.artifacts import RESULTS_FILE
 from lit_distill.checkpoints import read_checkpoint
@@ -42,6 +47,35 @@ class ResumePoint:
     checkpoint: Path | None
     finished: bool
     message: str
+
+
+def begin(config: DictConfig) -> ResumePoint:
+    """Where the run of a composed config begins; its ``run_dir`` and ``ckpt_path`` say so from here on.
+
+    Raises:
+        ValueError: ``resume`` is neither null nor auto, or given beside ``ckpt_path``; the run has another config.
+    """
+    if config.resume not in (None, "auto"):
+        raise ValueError(f"resume is auto or null, came {config.resume!r}; a file is given by ckpt_path=<file>")
+    if config.resume and config.ckpt_path:
+        raise ValueError("resume=auto finds its checkpoint itself: leave out resume or ckpt_path")
+    begun = Path(config.run_dir).absolute()
+    point = handed_on()
+    if point is None:
+        point = ResumePoint(begun, None, False, "")
+        if config.resume:
+            hydra = HydraConfig.get() if HydraConfig.initialized() else None
+            named = hydra is None or hydra.mode != RunMode.RUN or any("run.dir=" in o for o in hydra.overrides.hydra)
+            point = find_resume_point(config, begun, siblings=not named)
+            tell(point.message)
+        hand_on(point)
+    if begun != point.folder and begun.is_dir() and not any(begun.iterdir()):
+        with suppress(OSError):  # another process of the job may have removed it
+            begun.rmdir()
+    config.run_dir = str(point.folder)
+    if point.checkpoint is not None:
+        config.ckpt_path = str(point.checkpoint)
+    return point
 
 
 def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, siblings: bool) -> ResumePoint:
@@ -110,6 +144,12 @@ def wait_for_first_process() -> None:
         first, deadline = os.getppid(), time.monotonic() + _PATIENCE
         while os.getppid() == first and time.monotonic() < deadline:
             time.sleep(0.02)
+
+
+@rank_zero_only
+def tell(text: str) -> None:
+    """Print a line, in the first process of the job alone."""
+    Console().print(text, highlight=False, soft_wrap=True)
 
 
 def _point(folder: Path) -> ResumePoint:

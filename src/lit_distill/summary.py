@@ -1,0 +1,43 @@
+"""What training says at its end: how good the models are, where their files are, what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_distill.data import ImageFolderDataModule
+from lit_distill.module import DistillModule
+
+
+def show_summary(console: Console, module: DistillModule, results: dict[str, Any], folder: Path) -> None:
+    """Print every model's accuracy, where the run's files are and what to do next."""
+    table = Table(title=f"{results['experiment'] or 'run'}: validation at the best epoch of {results['epochs']}")
+    table.add_column("model")
+    table.add_column("role")
+    for column in ("parameters", "top-1", "top-5"):
+        table.add_column(column, justify="right")
+    for name, model in module.models.items():
+        role = "frozen teacher" if name in module.frozen else ("student" if name == module.student else "peer")
+        accuracy = [results["best"].get(f"val/{name}/{metric}") for metric in ("top1", "top5")]
+        shown = ["" if value is None else f"{100 * value:.2f} %" for value in accuracy]
+        table.add_row(name, role, f"{sum(p.numel() for p in model.parameters()):,}", *shown)
+    console.print(table)
+    here = Path.cwd()
+    shown_folder = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
+    console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)
+    console.print("next: distill from what was trained here, for example")
+    console.print(f"  {next_command(module, shown_folder)}", soft_wrap=True, highlight=False)
+
+
+def next_command(module: DistillModule, folder: str) -> str:
+    """A command that goes on from this run: distil from its best teacher, or go mutual with a student alone."""
+    kind = "image" if isinstance(module.trainer.datamodule, ImageFolderDataModule) else "pptsmv2"  # type: ignore[attr-defined]
+    peers = [name for name in module.models if name != module.student and name not in module.frozen]
+    if peers:
+        weights = f"{folder}/checkpoints/best.ckpt#{peers[0]}"
+        return f"python -m lit_distill.train experiment=kd_{kind} models.Teacher.pretrained='{weights}'"
+    return f"python -m lit_distill.train experiment=dml_{kind}"
