@@ -12,11 +12,12 @@ from typing import Literal, cast
 
 from lit_distill.data._making import cache_root
 from lit_distill.data.archives import Archives, Stamp, is_url
+from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
 from lit_distill.data.datasets import Resize, VideoDataset, Views, require_known
 from lit_distill.data.lists import Format, missing_samples, read_class_names, read_list
 from lit_distill.data.loading import SampleDataModule, Split
-from lit_distill.data.mixing import Mixer
+from lit_distill.data.mixing import Mixer, MixName
 from lit_distill.data.quarantine import OnBad, QuarantineList
 from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling, Mode
@@ -54,7 +55,11 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         views: of a video in evaluation: ``"center"``, or ``"dense"``: 10 clips x 3 crops.
         multi_scale: whether training crops at several scales.
         flip: probability of a horizontal flip in training.
-        mix: how training batches are mixed, such as :class:`lit_distill.data.Mixup`; none to leave them.
+        augment: ``"autoaugment"``, ``"randaugment"``, ``"trivialaugment"``: after the flip, the same operations on all
+            frames of a clip, see :func:`lit_distill.data.augment.augmentation`; none for none.
+        mix: how training batches are mixed: ``"mixup"``, ``"cutmix"``, ``"videomix"``, or such as
+            :class:`lit_distill.data.Mixup` with values of its own; none to leave them.
+        label_smoothing: ε from 0 to below 1, see :func:`lit_distill.data.mixing.class_probabilities`; of training.
         batch_size: samples a batch, in each process.
         eval_batch_size: videos a batch in evaluation; none for ``batch_size``, or 1 with dense views.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
@@ -115,7 +120,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         views: Literal["center", "dense"] = "center",
         multi_scale: bool = True,
         flip: float = 0.5,
-        mix: Mixer | None = None,
+        augment: Augment | None = None,
+        mix: Mixer | MixName | None = None,
+        label_smoothing: float = 0.0,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -144,7 +151,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             eval_batch_size = 1 if views == "dense" else batch_size
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size, eval_batch_size=eval_batch_size,
-            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch,
+            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
         )  # fmt: skip
         if max_missing < 0:
             raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")
@@ -152,6 +159,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.num_frames, self.size = num_frames, size
         self.sampling = FrameSampling(num_frames=num_frames, mode=sampling)
         self.transform = ClipTransform(size=size, scale=scale, aspect=aspect, multi_scale=multi_scale, flip=flip)
+        self.augment = None if augment is None else augmentation(augment)
         self.format, self.suffix, self.views = format, suffix, views
         self.first_label, self.max_missing = first_label, max_missing
         self._class_names = class_names
@@ -199,6 +207,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             samples,
             sampling=self.sampling,
             transform=self.transform,
+            augment=self.augment,
             views=views,
             format="video" if self.format == "shards" else self.format,
             suffix=self.suffix,

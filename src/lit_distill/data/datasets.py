@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from lit_distill.data.archives import Archives, Stamp
+from lit_distill.data.augment import augmented
 from lit_distill.data.cache import ClipCache, content_key
 from lit_distill.data.decode import Frames, read_frames, read_images, scan
 from lit_distill.data.lists import Format, is_inside
@@ -42,6 +43,8 @@ class VideoDataset(Dataset[Item | BadVideo]):
         samples: what to read, see :func:`lit_distill.data.read_list`.
         sampling: which frames make a clip; ``"dense"`` views use its ``num_frames`` with dense sampling.
         transform: their geometry.
+        augment: what is done to ``"train"`` views after it, bytes (T, 3, H, W) to the same, drawing from torch's
+            generator: such as :func:`lit_distill.data.augment.augmentation` gives; none for nothing.
         views: ``"train"``: one random clip; ``"center"``: one clip by the rules for evaluation, cropped in the middle;
             ``"dense"``: 10 clips x 3 crops, clip by clip.
         format: ``"video"`` files or folders of ``"frames"``.
@@ -83,6 +86,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         *,
         sampling: FrameSampling,
         transform: ClipTransform,
+        augment: Callable[[Tensor], Tensor] | None = None,
         views: Views = "train",
         format: Format = "video",
         suffix: str = "img_{:05}.jpg",
@@ -103,7 +107,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
             raise ValueError("a VideoDataset needs at least one sample")
         self.samples = SampleTable(samples)
         self.sampling = FrameSampling(num_frames=sampling.num_frames, mode="dense") if views == "dense" else sampling
-        self.transform = transform
+        self.transform, self.augment = transform, augment
         self.views = views
         self.format = format
         self.suffix = suffix
@@ -220,7 +224,8 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     def _views(self, clips: Sequence[Frames], epoch: int, index: int) -> Tensor:
         if self.views == "train":
-            return _channels_first(self.transform.training(clips[0], seeded("view", self.seed, epoch, index)))
+            view = _channels_first(self.transform.training(clips[0], seeded("view", self.seed, epoch, index)))
+            return augmented(view, self.augment, "augment", self.seed, epoch, index)
         if self.views == "center":
             return _channels_first(self.transform.center(clips[0]))
         return torch.stack([_channels_first(view) for clip in clips for view in self.transform.three_crops(clip)])

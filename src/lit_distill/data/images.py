@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -16,21 +16,15 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import find_classes
 from torchvision.transforms import v2
 
+from lit_distill.data.augment import Augment, augmentation, interpolation_mode, torch_seeded
 from lit_distill.data.datasets import Item
 from lit_distill.data.loading import SampleDataModule, Split
-from lit_distill.data.mixing import Mixer
-from lit_distill.data.samplers import SampleKey, seeded
+from lit_distill.data.mixing import Mixer, MixName
+from lit_distill.data.samplers import SampleKey
 from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]
-Augment: TypeAlias = Literal["autoaugment", "randaugment", "trivialaugment"]
-
-_AUGMENTS = {
-    "autoaugment": v2.AutoAugment,
-    "randaugment": v2.RandAugment,
-    "trivialaugment": v2.TrivialAugmentWide,
-}
 _WIDER_THAN_BYTES = ("I", "F")  # Pillow's modes of 16 and 32 bits, which its conversion to RGB would clip at 255
 
 
@@ -77,8 +71,7 @@ def training_transform(
         size: side of what comes out, in pixels.
         crop_scale: least and most share of the image's area in the crop.
         flip: probability of the flip.
-        augment: ``"autoaugment"`` (Cubuk et al., CVPR 2019, its ImageNet policy), ``"randaugment"`` (Cubuk et al.,
-            NeurIPS 2020) or ``"trivialaugment"`` (Müller and Hutter, ICCV 2021, wide), each as torchvision sets it.
+        augment: see :func:`lit_distill.data.augment.augmentation`; none for none.
         interpolation: such as ``"bilinear"`` or ``"bicubic"``, of the crop and the augmentation.
 
     Raises:
@@ -93,12 +86,10 @@ def training_transform(
         raise ValueError(f"data.crop_scale is two shares of the area, 0 < low <= high <= 1, came {list(crop_scale)}")
     if not 0.0 <= flip <= 1.0:
         raise ValueError(f"data.flip is a probability from 0 to 1, came {flip}")
-    if augment is not None and augment not in _AUGMENTS:
-        raise ValueError(f"data.augment is one of {list(_AUGMENTS)}, or null for none, came {augment!r}")
-    mode = _interpolation(interpolation)
+    mode = interpolation_mode(interpolation)
     steps = [v2.RandomResizedCrop(size, scale=tuple(crop_scale), interpolation=mode), v2.RandomHorizontalFlip(flip)]
     if augment is not None:
-        steps.append(_AUGMENTS[augment](interpolation=mode))
+        steps.append(augmentation(augment, interpolation=interpolation))
     return v2.Compose(steps)
 
 
@@ -119,7 +110,7 @@ def evaluation_transform(*, size: int, scale: int, interpolation: str = "bilinea
     """
     if not 1 <= size <= scale:
         raise ValueError(f"data.size must be from 1 to data.scale={scale}, came {size}: set data.size or data.scale")
-    return v2.Compose([v2.Resize(scale, interpolation=_interpolation(interpolation)), v2.CenterCrop(size)])
+    return v2.Compose([v2.Resize(scale, interpolation=interpolation_mode(interpolation)), v2.CenterCrop(size)])
 
 
 class ImageDataset(Dataset[Item]):
@@ -166,9 +157,7 @@ class ImageDataset(Dataset[Item]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         path, label, *_ = self.samples[index]
         image = read_image(path)
-        with torch.random.fork_rng(devices=[]):
-            # not torch.manual_seed, which would seed the GPU's generators too
-            torch.default_generator.manual_seed(seeded("image", self.seed, epoch, index).getrandbits(63))
+        with torch_seeded("image", self.seed, epoch, index):
             view = self.transform(image)
         pixels = v2.functional.pil_to_tensor(view) if isinstance(view, Image.Image) else view
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
@@ -205,7 +194,9 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         train_transform: instead of that training view: any transform, or Compose, of torchvision v2 from an RGB image
             to an image or bytes. Random ones must draw from torch's generator, as torchvision's do.
         eval_transform: instead of the view in evaluation.
-        mix: how training batches are mixed, such as :class:`lit_distill.data.Mixup`; none to leave them.
+        mix: how training batches are mixed: ``"mixup"``, ``"cutmix"``, ``"videomix"``, or such as
+            :class:`lit_distill.data.Mixup` with values of its own; none to leave them.
+        label_smoothing: ε from 0 to below 1, see :func:`lit_distill.data.mixing.class_probabilities`; of training.
         batch_size: samples a batch, in each process.
         eval_batch_size: samples a batch in evaluation; none for ``batch_size``.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
@@ -242,7 +233,8 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         interpolation: str = "bilinear",
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
-        mix: Mixer | None = None,
+        mix: Mixer | MixName | None = None,
+        label_smoothing: float = 0.0,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
@@ -254,7 +246,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size,
             eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
-            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch,
+            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
         )  # fmt: skip
         self.size = size
         self.scale = size * 256 // 224 if scale is None else scale
@@ -316,10 +308,3 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
 
 def _few(names: Sequence[str] | set[str], shown: int = 5) -> str:
     return ", ".join(sorted(names)[:shown]) + (", …" if len(names) > shown else "")
-
-
-def _interpolation(name: str) -> v2.InterpolationMode:
-    names = [mode.value for mode in v2.InterpolationMode]
-    if name not in names:
-        raise ValueError(f"data.interpolation is one of {names}, came {name!r}")
-    return v2.InterpolationMode(name)

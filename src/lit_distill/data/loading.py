@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill.data.datasets import Item, collate
-from lit_distill.data.mixing import Mix, Mixer
+from lit_distill.data.mixing import Mix, Mixer, MixName, class_probabilities, mixer_of
 from lit_distill.data.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded
@@ -46,7 +46,8 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     Args:
         root: the folder.
         num_classes: labels are below it.
-        mix: how training batches are mixed, such as :class:`lit_distill.data.Mixup`; none to leave them.
+        mix: how training batches are mixed: ``"mixup"``, ``"cutmix"``, ``"videomix"``, or such as
+            :class:`lit_distill.data.Mixup` with values of its own; none to leave them.
         batch_size: samples a batch, in each process.
         eval_batch_size: samples a batch in evaluation.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
@@ -54,6 +55,8 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
+        label_smoothing: ε from 0 to below 1; above 0 training targets are class probabilities, smoothed, see
+            :func:`lit_distill.data.mixing.class_probabilities`. Evaluation is on the labels as they are.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -67,7 +70,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         *,
         root: str | os.PathLike[str],
         num_classes: int,
-        mix: Mixer | None,
+        mix: Mixer | MixName | None,
         batch_size: int,
         eval_batch_size: int,
         num_workers: int | None,
@@ -75,6 +78,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         std: Sequence[float],
         seed: int,
         prefetch: int = 2,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -88,8 +92,11 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
                 raise ValueError(f"data.{name} must be at least {least}, came {value}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, came {list(mean)} and {list(std)}")
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"data.label_smoothing must be from 0 to below 1, came {label_smoothing}")
         self.root = Path(root).expanduser()
-        self.num_classes, self.mix, self.seed = num_classes, mix, seed
+        self.num_classes, self.mix, self.seed = num_classes, mixer_of(mix), seed
+        self.label_smoothing = label_smoothing
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.prefetch = prefetch
         self.mean, self.std = tuple(mean), tuple(std)
@@ -200,9 +207,11 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         return inputs, target, index, self.mix.draw(len(inputs), inputs.shape[-2], inputs.shape[-1], rng)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes to normalised floats, then the mixing drawn before."""
+        """Bytes to normalised floats, and labels smoothed; then the mixing drawn before."""
         inputs, target, index, *mix = batch
         inputs = normalize(inputs, self.mean, self.std)
+        if self.label_smoothing and self.trainer is not None and self.trainer.training:
+            target = class_probabilities(target, self.num_classes, smoothing=self.label_smoothing)
         if mix:
             inputs, target = Mix(*mix[0])(inputs, target, self.num_classes)
         return inputs, target, index

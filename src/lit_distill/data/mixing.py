@@ -1,17 +1,44 @@
-"""Mixing of the clips of a batch: Mixup, and CutMix over height and width; targets become class probabilities."""
+"""Targets as class probabilities: label smoothing, and mixing of a batch by Mixup or CutMix over height and width."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.data.transforms import Box
+
+MixName: TypeAlias = Literal["mixup", "cutmix", "videomix"]
+
+
+def class_probabilities(target: Tensor, num_classes: int, *, smoothing: float = 0.0) -> Tensor:
+    r"""Class indices as class probabilities, smoothed as in Szegedy et al., CVPR 2016.
+
+    .. math:: y_c = (1 - \varepsilon) \, [c = y] + \varepsilon / C
+
+    Smoothing and mixing are linear: smoothed labels mixed are mixed labels smoothed. The cross-entropy with them is
+    ``torch.nn.CrossEntropyLoss(label_smoothing=ε)`` on the indices.
+
+    Args:
+        target: int64 (B,).
+        num_classes: C.
+        smoothing: :math:`\varepsilon`, from 0 to below 1.
+
+    Returns:
+        float32 (B, C), rows that sum to 1.
+
+    Example:
+        >>> class_probabilities(torch.tensor([1]), 4, smoothing=0.1)
+        tensor([[0.0250, 0.9250, 0.0250, 0.0250]])
+    """
+    sharp = F.one_hot(target, num_classes).to(torch.float32)
+    return sharp * (1 - smoothing) + smoothing / num_classes if smoothing else sharp
 
 
 class Mix(NamedTuple):
@@ -40,7 +67,7 @@ class Mix(NamedTuple):
             columns = slice(self.box.left, self.box.left + self.box.width)
             mixed = clips.clone()
             mixed[..., rows, columns] = clips[self.partner][..., rows, columns]
-        soft = target if target.ndim == 2 else F.one_hot(target, num_classes).to(torch.float32)
+        soft = target if target.ndim == 2 else class_probabilities(target, num_classes)
         return mixed, self.weight * soft + (1 - self.weight) * soft[self.partner]
 
 
@@ -154,6 +181,26 @@ class VideoMix:
         cut = rng.random() < self.cutmix_probability
         mixer: Mixer = CutMix(alpha=self.cutmix_alpha) if cut else Mixup(alpha=self.mixup_alpha)
         return mixer.draw(batch, height, width, rng)
+
+
+_MIXERS: dict[str, Callable[[], Mixer]] = {"mixup": Mixup, "cutmix": CutMix, "videomix": VideoMix}
+
+
+def mixer_of(mix: Mixer | MixName | None) -> Mixer | None:
+    """The mixer of a name, with its published values; any other as it is.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+        >>> mixer_of("videomix")
+        VideoMix(cutmix_probability=0.5, cutmix_alpha=0.2, mixup_alpha=0.2)
+    """
+    if not isinstance(mix, str):
+        return mix
+    if mix not in _MIXERS:
+        raise ValueError(f"data.mix is one of {list(_MIXERS)}, a mixer by its _target_, or null for none, came {mix!r}")
+    return _MIXERS[mix]()
 
 
 def _permutation(batch: int, rng: random.Random) -> Tensor:

@@ -31,7 +31,8 @@ class MovingDigits(VideoDataModule):
         num_classes: number of digits times number of motions; given, it is checked.
         spec: how the scenes look: ``digit_side`` ``speed`` ``radius`` ``octaves`` (fractions of the side, and octaves,
             a frame), ``contrast`` ``noise`` as ranges [low, high]; ``clutter`` ``fps`` ``crf`` as whole numbers.
-        **loading: as for :class:`VideoDataModule`, but for its files, and for ``flip``, which would change labels.
+        **loading: as for :class:`VideoDataModule`, but for its files, and for what would change labels: ``flip``, and
+            ``augment="trivialaugment"``, whose rotations turn one motion into another.
 
     Raises:
         ValueError: an unknown digit, motion or field, clips that leave classes unequal, another number of classes.
@@ -76,6 +77,11 @@ class MovingDigits(VideoDataModule):
             raise ValueError(
                 f"data.num_classes is {num_classes}, but {len(self.spec.digits)} digits times "
                 f"{len(self.spec.motions)} motions are {classes} classes"
+            )
+        if loading.get("augment") == "trivialaugment":
+            raise ValueError(
+                "data.augment=trivialaugment rotates clips by up to 135 degrees, which turns a motion to the left into "
+                "one to the right: choose randaugment or autoaugment for moving digits"
             )
         self.making_root = cache_root() if root is None else Path(root).expanduser()
         super().__init__(
