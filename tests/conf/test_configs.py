@@ -59,7 +59,7 @@ def test_every_group_is_covered_here() -> None:
 def test_a_config_at_the_top_is_a_commands_and_has_its_help(name: str, tmp_path: Path) -> None:
     assert importlib.util.find_spec(f"lit_distill.{name}") is not None
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        compose(name, ["experiment=baseline_pptsmv2"] if name == "train" else [])
+        compose(name, ["experiment=baseline_pptsmv2"] if name in ("train", "doctor") else [])
     assert f"python -m lit_distill.{name} " in help_text(name)
     assert "Exit codes: " in help_text(name)
 
