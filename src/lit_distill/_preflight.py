@@ -31,17 +31,40 @@ def check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> Non
         raise ValueError("every model is frozen, so nothing would be trained")
 
 
-def student_name(models: Mapping[str, nn.Module], student: str | None) -> str:
-    """The student's name: as given, else ``Student``, else the only model's.
+BEST = "best"
+"""As the student's name: the best of several candidates by validation."""
+
+
+def student_candidates(
+    models: Mapping[str, nn.Module], frozen: Collection[str], student: str | None, candidates: Collection[str] | None
+) -> tuple[str, ...]:
+    """Who may be the student: the one that is named, else ``Student``, else the only model; or several for ``best``.
+
+    Args:
+        models: all of them, by name.
+        frozen: those that only teach, and are no candidates.
+        student: a name; None; or ``"best"``, where no model is named so.
+        candidates: with ``"best"``, names in the order in which a tie is decided; None for all that learn.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: there is no such model, a candidate is frozen, or candidates are given for one student.
     """
+    if student == BEST and BEST not in models:
+        names = tuple(name for name in models if name not in frozen) if candidates is None else tuple(candidates)
+        if isinstance(candidates, str) or not names or len(set(names)) != len(names):
+            raise ValueError(f"student=best needs candidates, a list of different names of models, got {candidates!r}")
+        for name in names:
+            if name not in models or name in frozen:
+                what = "is frozen" if name in models else f"names no model: they are {sorted(models)}"
+                raise ValueError(f"candidates: {name!r} {what}; the best is chosen among models that learn")
+        return names
+    if candidates is not None:
+        raise ValueError(f"candidates={list(candidates)} go with student=best, got student={student!r}")
     if student is None:
         student = "Student" if "Student" in models or len(models) != 1 else next(iter(models))
     if student not in models:
         raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
-    return student
+    return (student,)
 
 
 def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._frozen import FrozenRecord, check_keys
-from lit_distill._preflight import check_classes, check_names, example_batch, size_of, student_name
+from lit_distill._preflight import BEST, check_classes, check_names, example_batch, size_of, student_candidates
 from lit_distill._step import RunningTerms, StepRecord
 from lit_distill.artifacts import versions
 from lit_distill.checkpoints import FORMAT, check_record, read_checkpoint, refuse_instantiator
@@ -59,6 +59,10 @@ class DistillModule(LightningModule):
             fractional epoch, stepped every optimizer step; or a factory from optimizer to a torch scheduler, stepped
             every epoch.
         student: the model that ``forward`` runs and that is deployed; by default ``Student``, or the only model.
+            ``"best"`` for the best of several peers by validation top-1: each validation logs ``val/best/top1``, which
+            a checkpoint may monitor, and sets the attribute ``student``, which checkpoints hold.
+        candidates: for ``student="best"``, those that it is chosen among; by default all that are not frozen. The
+            first is the student before a validation, and a tie goes to the earlier one.
         metrics: makes the validation metrics of one model, called ``metric(logits, class indices)``; by default top-1
             and top-5 where the outputs are logits (B, C). ``None`` for none.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
@@ -99,6 +103,7 @@ class DistillModule(LightningModule):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
         student: str | None = None,
+        candidates: Collection[str] | None = None,
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
@@ -109,7 +114,11 @@ class DistillModule(LightningModule):
         self.frozen = tuple(sorted(frozen))
         self.moving: set[str] = set()
         """Frozen models that a callback moves, such as an EMA teacher: checkpoints hold them."""
-        self.student = student_name(models, student)
+        self.candidates = student_candidates(models, frozen, student, candidates)
+        """Names of the models that may be the student: one, or several for ``student="best"``."""
+        self._chooses_student = student == BEST and BEST not in models
+        self.student = self.candidates[0]
+        """Name of the deployed model; of the best candidate in the last validation, where there are several."""
         self.composer = LossComposer(losses)
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
         self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
@@ -364,8 +373,24 @@ class DistillModule(LightningModule):
                 results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
                 values |= {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
             metric.reset()
+        values |= self._judge_candidates(stage, values)
         # Metrics are already reduced over ranks; Lightning would average the equal values once more.
         self.log_dict(values, on_epoch=True, sync_dist=False)
+
+    def _judge_candidates(self, stage: str, values: Mapping[str, float]) -> dict[str, float]:
+        """Make the candidate of the highest validation top-1 the student; its figures once more, under ``best``."""
+        if not self._chooses_student:
+            return {}
+        if stage == "val" and not self.trainer.sanity_checking:
+            scores = {name: values.get(f"val/{name}/top1") for name in self.candidates}
+            if unknown := [name for name, score in scores.items() if score is None]:
+                raise ValueError(
+                    f"student=best is chosen by validation top-1, and {unknown} have none: it needs labelled batches, "
+                    "logits (B, C), and metrics with 'top1'; or name one student"
+                )
+            self.student = max(self.candidates, key=lambda name: scores[name] or 0.0)  # the first of equal ones
+        chosen = f"{stage}/{self.student}/"
+        return {f"{stage}/{BEST}/{k.removeprefix(chosen)}": v for k, v in values.items() if k.startswith(chosen)}
 
     # ---------------------------------------------------------------- optimizer and checkpoint
 
@@ -467,6 +492,8 @@ class DistillModule(LightningModule):
         stored = check_record(checkpoint, self.frozen)
         self._stored_terms = dict(stored.get("train_terms", {}))
         self.last_terms = dict(stored.get("last_terms", {}))
+        if stored.get("student") in self.candidates:
+            self.student = stored["student"]
         (self._frozen_record or self._record_frozen()).compare(stored.get("frozen_records", {}), self._replaced_frozen)
         state = self.state_dict()
         moved = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if self._is_unmoved_key(key)})

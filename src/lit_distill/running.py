@@ -88,9 +88,11 @@ def fit(config: DictConfig) -> Fitted:
     best_path = checkpoint.best_model_path if checkpoint is not None else ""
     if best_path and Path(best_path).is_file():  # on_error=warn may never have written it
         stored = read_checkpoint(best_path)
+        module.student = stored["lit_distill"]["student"]  # of several candidates the best one then
         state = artifacts.state_of(stored, module.student)
     else:
         state = module.models[module.student].state_dict()
+    results["student"] = module.student
     artifacts.write_student(folder, state, _card(config, module, datamodule, results))
     artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
     return Fitted(module, results)
@@ -148,6 +150,7 @@ def build_module(config: DictConfig) -> DistillModule:
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
         student=config.student,
+        candidates=None if config.candidates is None else list(config.candidates),
         replaced_frozen=list(config.replaced_frozen),
     )
 
@@ -172,6 +175,7 @@ def _card(
     config: DictConfig, module: DistillModule, datamodule: LightningDataModule, results: dict[str, Any]
 ) -> dict[str, Any]:
     return {
+        "name": module.student,
         "model": OmegaConf.to_container(config.models[module.student], resolve=True),
         "initialised": artifacts.loaded_from(module.models[module.student]),
         "data": OmegaConf.to_container(config.data, resolve=True),

@@ -227,6 +227,8 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
     if not config.get("models") or not isinstance(config.get("data"), Mapping):
         raise ValueError(f"{path / CONFIG_FILE} is no config of a run: it names no models or no data")
     card, results = (_optional(path / name) for name in (CARD_FILE, RESULTS_FILE))
+    if config.get("student") == BEST and BEST not in config["models"]:
+        config["student"] = _best_peer(path, results)
     run = Run(folder=path, config=config, card=card, results=results, allow=tuple(allow))
     _check_classes(run)
     return run
@@ -291,6 +293,19 @@ def _of_card(file: Path, allow: tuple[str, ...]) -> Run:
     run = Run(folder=file.parent, config=config, card=card, weights=file, allow=allow)
     _check_classes(run)
     return run
+
+
+def _best_peer(folder: Path, results: Mapping[str, Any]) -> str:
+    """Which of several candidates became the student of a run: as it says itself, or its best checkpoint."""
+    if "student" in results:
+        return str(results["student"])
+    file = folder / "checkpoints" / f"{BEST}.ckpt"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} was trained with student=best, and has neither finished nor a {file.name} that tells which "
+            "peer is the best so far"
+        )
+    return str(read_checkpoint(file)["lit_distill"]["student"])
 
 
 def _check_classes(run: Run) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_distill.data import ImageFolderDataModule
+from lit_distill.models import PPTSMv2
 from lit_distill.module import DistillModule
 
 
@@ -21,6 +22,8 @@ def show_summary(console: Console, module: DistillModule, results: dict[str, Any
         table.add_column(column, justify="right")
     for name, model in module.models.items():
         role = "frozen teacher" if name in module.frozen else ("student" if name == module.student else "peer")
+        if role == "student" and len(module.candidates) > 1:
+            role = f"student, best of {len(module.candidates)}"
         accuracy = [results["best"].get(f"val/{name}/{metric}") for metric in ("top1", "top5")]
         shown = ["" if value is None else f"{100 * value:.2f} %" for value in accuracy]
         table.add_row(name, role, f"{sum(p.numel() for p in model.parameters()):,}", *shown)
@@ -38,6 +41,8 @@ def next_command(module: DistillModule, folder: str) -> str:
     kind = "image" if isinstance(module.trainer.datamodule, ImageFolderDataModule) else "pptsmv2"  # type: ignore[attr-defined]
     peers = [name for name in module.models if name != module.student and name not in module.frozen]
     if peers:
-        weights = f"{folder}/checkpoints/best.ckpt#{peers[0]}"
-        return f"python -m lit_distill.train experiment=kd_{kind} models.Teacher.pretrained='{weights}'"
+        peer = "Teacher" if "Teacher" in peers else peers[0]
+        network = " model@models.Teacher=pptsmv2" if isinstance(module.models[peer], PPTSMv2) else ""
+        weights = f"{folder}/checkpoints/best.ckpt#{peer}"
+        return f"python -m lit_distill.train experiment=kd_{kind}{network} models.Teacher.pretrained='{weights}'"
     return f"python -m lit_distill.train experiment=dml_{kind}"

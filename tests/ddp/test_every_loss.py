@@ -34,6 +34,8 @@ CASES: dict[str, Case] = {
     "KDLoss": Case(losses.KDLoss),
     "KDLoss standardised": Case(lambda: losses.KDLoss(logit_standardization=True)),
     "DMLLoss": Case(losses.DMLLoss, teaches_both=True),
+    "DMLGroupLoss": Case(losses.DMLGroupLoss, "peers", teaches_both=True),
+    "DMLGroupLoss one-sided": Case(lambda: losses.DMLGroupLoss(mutual="one_sided"), "peers"),
     "DKDLoss": Case(losses.DKDLoss, target=True),
     "DISTLoss": Case(lambda: losses.DISTLoss(gather=True)),
     "WSLDLoss": Case(losses.WSLDLoss, target=True),
@@ -128,6 +130,9 @@ class World(nn.Module):
             return maps, their_maps
         if kind in ("map", "equal map"):
             return maps[1], their_maps[1]
+        if kind == "peers":
+            peers = [logits, their_logits, logits - 2 * their_logits]
+            return peers, list(peers)
         return logits, their_logits
 
     def forward(self, x: Tensor, target: Tensor, index: Tensor, contrast: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from lit_distill.losses.relation.similarity import SimilarityLoss, similarity_lo
 from lit_distill.losses.response.dist import DISTLoss, dist_loss
 from lit_distill.losses.response.dkd import DKDLoss, dkd_loss
 from lit_distill.losses.response.dml import DMLLoss, dml_loss
+from lit_distill.losses.response.dml_group import DMLGroupLoss, dml_group_loss
 from lit_distill.losses.response.hard_label import HardLabelLoss, hard_label_loss
 from lit_distill.losses.response.kd import KDLoss, kd_loss
 from lit_distill.losses.response.mlld import MLLDLoss, mlld_loss
@@ -38,6 +39,7 @@ __all__ = [
     "CorrelationLoss",
     "DISTLoss",
     "DKDLoss",
+    "DMLGroupLoss",
     "DMLLoss",
     "DistanceLoss",
     "Example",
@@ -71,6 +73,7 @@ __all__ = [
     "dist_loss",
     "distance_loss",
     "dkd_loss",
+    "dml_group_loss",
     "dml_loss",
     "factor_transfer_loss",
     "fitnet_loss",

@@ -28,7 +28,7 @@ _LOG_ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": F.logsigmoid,
 }
 _EPS_OF_FLOAT16 = 2.0**-15  # with probabilities given, gradients reach 1/eps, and float16 ends at 2^16
-_PUBLISHED_EPS = {"symmetric": 1e-12, "one_sided": 1e-8}
+PUBLISHED_EPS = {"symmetric": 1e-12, "one_sided": 1e-8}
 
 
 def dml_loss(
@@ -67,11 +67,11 @@ def _dml_loss(
         cost = _cost_of_probabilities(student, teacher, mutual, eps)
     else:
         log_of = _LOG_ACTIVATION[activation]
-        cost = _cost_of_logarithms(log_of(student), log_of(teacher), mutual, eps)
+        cost = cost_of_logarithms(log_of(student), log_of(teacher), mutual, eps)
     return cost.sum(dim=-1).mean() * (student.shape[-1] if sum_over_classes else 1)
 
 
-def _cost_of_logarithms(log_s: Tensor, log_t: Tensor, mutual: Form, eps: float) -> Tensor:
+def cost_of_logarithms(log_s: Tensor, log_t: Tensor, mutual: Form, eps: float) -> Tensor:
     """The cost of each class from log probabilities: exact where exp underflows, gradients bounded whatever eps is."""
     if mutual == "symmetric":
         return (log_s.exp() - log_t.exp()) * (_log_plus(log_s, eps) - _log_plus(log_t, eps)) / 2
@@ -100,8 +100,8 @@ def _cost_of_probabilities(p_s: Tensor, p_t: Tensor, mutual: Form, eps: float) -
 
 def _checked(name: str, activation: Activation, mutual: Form, eps: float | None) -> float:
     require_choice(name, "activation", activation, ("softmax", "sigmoid", None))
-    require_choice(name, "mutual", mutual, tuple(_PUBLISHED_EPS))
-    eps = _PUBLISHED_EPS[mutual] if eps is None else eps
+    require_choice(name, "mutual", mutual, tuple(PUBLISHED_EPS))
+    eps = PUBLISHED_EPS[mutual] if eps is None else eps
     require_non_negative(name, eps=eps)
     if activation is None and eps == 0:
         raise ValueError(f"{name}: activation=None needs an eps above 0, as a probability may be exactly 0")
