@@ -143,6 +143,7 @@ def test_a_run_deploys_the_best_peer_and_says_which(tmp_path: Path, capsys: pyte
         not torch.equal(deployed[k], state_of(stored, other)[k]) for other in {*PEERS} - {chosen} for k in deployed
     )
     screen = capsys.readouterr().out
+    assert "experiment=kd_pptsmv2 model@models.Teacher=pptsmv2 models.Teacher.pretrained=" in screen
     assert next(line for line in screen.splitlines() if "student, best of 3" in line).split()[1] == chosen
 
     assert load_run(folder).student == chosen
