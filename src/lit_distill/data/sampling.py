@@ -151,7 +151,7 @@ class FrameSampling:
     def _plain(self, starts: Sequence[int], length: int, format: Format) -> list[int]:
         frames = [start + offset for start in starts for offset in range(self.segment_length)]
         # the names of frame files are not wrapped, as published: wrap() brings them back
-        return [frame % length if format == "video" else frame + 1 for frame in frames]
+        return [frame + 1 if format == "frames" else frame % length for frame in frames]
 
     def _left(self, length: int, average: int, rng: random.Random) -> list[int]:
         if average > 0:
