@@ -190,7 +190,7 @@ def main() -> None:
         f"| {span(large['bare'], 'ms', 1e3, 0)} | {span(large['distill'], 'ms', 1e3, 0)} "
         f"| {span(ratio, 'x the loop', 1.0, 3)} |",
         "",
-        "The same step with everything that `python -m lit_distill.train` switches on: finite steps, ranks, exact resume,",
+        "The same step with everything that `python -m lit_distill.train` switches on: finite steps, ranks, resuming,",
         "seeds, signals, quarantine, verified checkpoints.",
         "",
         "| networks | everything off | everything on | difference |",
