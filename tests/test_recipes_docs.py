@@ -10,6 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from lit_distill import schedules
 from lit_distill._cli import conf_dir
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -34,3 +35,12 @@ def test_a_training_command_composes(command: str, tmp_path: Path) -> None:
         config = compose("train", [*overrides, f"run_dir={tmp_path}"])
     assert config.models.Student is not None
     assert instantiate(config.data, _convert_="all").num_classes == config.data.num_classes
+
+
+def test_every_schedule_has_its_row() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
+    public = {
+        name for name, value in vars(schedules).items()
+        if isinstance(value, type) and issubclass(value, schedules.Schedule) and value is not schedules.Schedule
+    }  # fmt: skip
+    assert {*rows, "Constant"} >= public

@@ -4,8 +4,11 @@ import math
 import pickle
 
 import pytest
+import torch
+from torch import nn
 
-from lit_distill.schedules import Constant, Cosine, Linear, Schedule, Step, WarmupCosine
+from lit_distill import LossComposer, LossTerm
+from lit_distill.schedules import Constant, Cosine, Linear, RampUp, Relative, Schedule, Step, WarmupCosine
 
 ALL = [
     Constant(0.3),
@@ -13,6 +16,8 @@ ALL = [
     Cosine(start=1.0, end=0.2, epochs=4),
     Step(milestones=(2, 4), factor=0.5),
     WarmupCosine(epochs=8, warmup_epochs=2, warmup_start=0.1),
+    RampUp(epochs=4, end=2.0, delay=1.5),
+    Relative(schedule=Linear(start=0.0, end=1.0, epochs=0.25), total=8),
 ]
 
 
@@ -54,6 +59,39 @@ def test_a_warm_up_longer_than_training_is_cut() -> None:
     assert [schedule(epoch) for epoch in (0, 0.5, 1)] == pytest.approx([0.5, 0.25, 0.0])
 
 
+def test_a_ramp_is_silent_before_it_and_full_after_it() -> None:
+    ramp = ALL[5]
+    assert [ramp(epoch) for epoch in (0, 1, 1.499)] == [0.0, 0.0, 0.0]
+    assert ramp(1.5) == pytest.approx(2 * math.exp(-5))
+    assert ramp(3.5) == pytest.approx(2 * math.exp(-5 / 4))
+    assert ramp(5.5) == ramp(50) == 2.0
+    values = [ramp(epoch / 10) for epoch in range(70)]
+    assert values == sorted(values)
+
+
+@pytest.mark.parametrize("kind", [Linear, Cosine])
+def test_a_delay_moves_the_way_and_keeps_its_shape(kind: type[Linear | Cosine]) -> None:
+    prompt, late = kind(start=0.25, end=1.0, epochs=3), kind(start=0.25, end=1.0, epochs=3, delay=2)
+    assert late(0) == late(1.9) == 0.25
+    assert [late(2 + epoch / 4) for epoch in range(20)] == [prompt(epoch / 4) for epoch in range(20)]
+
+
+def test_relative_epochs_are_shares_of_the_training() -> None:
+    quarter = ALL[6]
+    assert [quarter(epoch) for epoch in (0, 1, 2, 8)] == [0.0, 0.5, 1.0, 1.0]
+    stairs = Relative(schedule=Step(milestones=(0.5, 0.75), factor=0.1), total=120)
+    assert [round(stairs(epoch), 12) for epoch in (59.9, 60, 89.9, 90)] == [1.0, 0.1, 0.1, 0.01]
+
+
+def test_a_weight_that_is_no_number_is_told_with_its_term_and_epoch() -> None:
+    composer = LossComposer({"hint": LossTerm(nn.MSELoss(), pair=("Student", "GroundTruth"), weight=math.log1p)})
+    student = nn.Linear(2, 2)
+    with composer.capture({"Student": student}) as signals:
+        student(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"term 'hint': its schedule gives the weight inf at epoch inf"):
+        composer(signals, torch.zeros(3, 2), epoch=math.inf)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -62,6 +100,14 @@ def test_a_warm_up_longer_than_training_is_cut() -> None:
         (lambda: WarmupCosine(epochs=float("nan"), warmup_epochs=0), "epochs above 0"),
         (lambda: WarmupCosine(epochs=3, warmup_epochs=-1), "warmup_epochs of at least 0, came -1"),
         (lambda: WarmupCosine(epochs=3, warmup_epochs=1, warmup_start=-0.1), "warmup_start of at least 0"),
+        (lambda: RampUp(epochs=0), "RampUp expects epochs above 0"),
+        (lambda: RampUp(epochs=1, delay=-1), "RampUp expects a delay of at least 0, came -1"),
+        (
+            lambda: Linear(start=0, end=1, epochs=1, delay=float("nan")),
+            "a delay of at least 0, came nan",
+        ),
+        (lambda: Relative(schedule=Constant(1.0), total=None), "total above 0, .* came None: set trainer.max_epochs"),  # type: ignore[arg-type]
+        (lambda: Relative(schedule=Constant(1.0), total=-1), "total above 0"),
         (lambda: Step(milestones=(4, 2), factor=0.1), r"ascending milestones, came \[4, 2\]"),
         (lambda: Step(milestones=(2, 2), factor=0.1), "ascending milestones"),
     ],

@@ -90,12 +90,14 @@ class ComposedLoss:
     Attributes:
         total: the weighted sum; call ``backward`` on it.
         names: the terms, in order.
+        terms: every term before its weight, each with its own graph.
         values: every term before its weight, detached, shape (terms,).
         weights: the weight of every term at this epoch, shape (terms,).
     """
 
     total: Tensor
     names: tuple[str, ...]
+    terms: tuple[Tensor, ...]
     values: Tensor
     weights: Tensor
 
@@ -196,9 +198,10 @@ class LossComposer(nn.Module):
         Raises:
             ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
         """
-        stacked = torch.stack(list(self.values(signals, target, index=index, epoch=epoch).values()))
+        terms = tuple(self.values(signals, target, index=index, epoch=epoch).values())
+        stacked = torch.stack(terms)
         weights = self._weights_at(epoch, stacked)
-        return ComposedLoss(torch.dot(stacked, weights), tuple(self.terms), stacked.detach(), weights)
+        return ComposedLoss(torch.dot(stacked, weights), tuple(self.terms), terms, stacked.detach(), weights)
 
     def values(
         self,
@@ -225,6 +228,9 @@ class LossComposer(nn.Module):
     def _weights_at(self, epoch: float, like: Tensor) -> Tensor:
         """The weights as a tensor, made anew only when one has changed: constants are moved to the device once."""
         weights = tuple(term.weight_at(epoch) for term in self.terms.values())
+        if not all(map(math.isfinite, weights)):
+            name, weight = next((n, w) for n, w in zip(self.terms, weights, strict=True) if not math.isfinite(w))
+            raise ValueError(f"term {name!r}: its schedule gives the weight {weight} at epoch {epoch:g}")
         if self._last_weights is None or self._last_weights[0] != (weights, like.device, like.dtype):
             self._last_weights = ((weights, like.device, like.dtype), like.new_tensor(weights))
         return self._last_weights[1]

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_distill._preflight import check_classes, example_batch, size_of
+from lit_distill.gradients import gradients_of, norm_of
 from lit_distill.losses.base import class_indices
 from lit_distill.module import DistillModule
 from lit_distill.preprocess import Preprocess
@@ -211,12 +212,12 @@ def _one_step(
         weight = term.weight_at(0.0)
         captured = {ref.text: signals[ref.text] for ref in term.references if not ref.is_data and ref.model in learning}
         of = [p for parameters in learning.values() for p in parameters.values()]
-        gradients = _gradients(values[name] * weight, [*of, *captured.values()])
+        tensors = [*of, *captured.values()]
+        gradients = dict(zip(map(id, tensors), gradients_of(values[name] * weight, tensors), strict=True))
         norms = {}
         for model, parameters in learning.items():
-            mine = [gradients[id(p)] for p in parameters.values() if gradients[id(p)] is not None]
             reached |= {id(p) for p in parameters.values() if gradients[id(p)] is not None}
-            norms[model] = math.sqrt(sum(float(g.double().square().sum()) for g in mine if g is not None))
+            norms[model] = float(norm_of(gradients[id(p)] for p in parameters.values()))
         teachers = set() if not term.detach else {ref.text for ref in term.second}
         terms[name] = TermFacts(
             loss=type(term.loss).__name__,
@@ -242,17 +243,6 @@ def _one_step(
             unreached=tuple(key for key, p in learning.get(name, {}).items() if id(p) not in reached),
         )
     return models, terms
-
-
-def _gradients(value: Tensor, of: list[Tensor]) -> dict[int, Tensor | None]:
-    """Gradients by the id of what they are of; None where the value does not depend on it."""
-    if not value.requires_grad:
-        return {id(tensor): None for tensor in of}
-    wanted = [tensor for tensor in of if tensor.requires_grad]
-    found = torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True)
-    gradients: dict[int, Tensor | None] = {id(tensor): None for tensor in of}
-    gradients.update({id(tensor): gradient for tensor, gradient in zip(wanted, found, strict=True)})
-    return gradients
 
 
 def _of_terms(terms: Mapping[str, TermFacts]) -> Iterator[str]:

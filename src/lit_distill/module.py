@@ -140,6 +140,8 @@ class DistillModule(LightningModule):
         self._train_terms = RunningTerms()
         self._stored_terms: dict[str, Any] = {}
         self._record: StepRecord | None = None
+        self.composed: ComposedLoss | None = None
+        """What the losses of the training step under way came to, until its backward pass has ended."""
         self.last_terms: dict[str, float] = {}
         """The training terms as they were last logged, for progress bars."""
         for name in self.frozen:
@@ -241,8 +243,13 @@ class DistillModule(LightningModule):
                     self._run_frozen_or_not(name, inputs)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
         self._train_terms.add(result)
+        self.composed = result
         self._record = StepRecord(self.composer, result.values, index, inputs, signals, self.frozen)
         return result.total
+
+    def on_after_backward(self) -> None:
+        """Let go of the step's graph."""
+        self.composed = None
 
     def take_step_record(self) -> StepRecord | None:
         """What the last training step was made of, once; :class:`lit_distill.callbacks.NonFinite` tells of it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -41,15 +41,16 @@ class Constant(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-    r"""A straight line: :math:`start + (end - start) \cdot \min(e / epochs, 1)`.
+    r"""A straight line: :math:`start + (end - start)\, p` with :math:`p = \min(\max((e - delay) / epochs, 0), 1)`.
 
     Args:
-        start: value at epoch 0.
-        end: value from epoch ``epochs`` on.
+        start: value up to epoch ``delay``.
+        end: value from epoch ``delay + epochs`` on.
         epochs: length of the way, above 0; may be fractional.
+        delay: where the way begins, at least 0.
 
     Raises:
-        ValueError: ``epochs`` is not above 0.
+        ValueError: ``epochs`` is not above 0, or ``delay`` below 0.
 
     Example:
         >>> warm_up = Linear(start=0.0, end=1.0, epochs=20)
@@ -60,26 +61,28 @@ class Linear(Schedule):
     start: float
     end: float
     epochs: float
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(self.epochs, "Linear")
+        _require_way(self.epochs, self.delay, "Linear")
 
     def __call__(self, epoch: float) -> float:
         """Value at the fractional ``epoch``."""
-        return self.start + (self.end - self.start) * _progress(epoch, self.epochs)
+        return self.start + (self.end - self.start) * _progress(epoch - self.delay, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    r"""Half a cosine wave: :math:`end + (start - end) \cdot (1 + \cos(\pi \min(e / epochs, 1))) / 2`.
+    r"""Half a cosine wave: :math:`end + (start - end) \cdot (1 + \cos \pi p) / 2`, with p as in :class:`Linear`.
 
     Args:
-        start: value at epoch 0.
-        end: value from epoch ``epochs`` on.
+        start: value up to epoch ``delay``.
+        end: value from epoch ``delay + epochs`` on.
         epochs: length of the way, above 0; may be fractional.
+        delay: where the way begins, at least 0.
 
     Raises:
-        ValueError: ``epochs`` is not above 0.
+        ValueError: ``epochs`` is not above 0, or ``delay`` below 0.
 
     Example:
         >>> decay = Cosine(start=1.0, end=0.0, epochs=100)
@@ -90,14 +93,84 @@ class Cosine(Schedule):
     start: float
     end: float
     epochs: float
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
-        _require_positive(self.epochs, "Cosine")
+        _require_way(self.epochs, self.delay, "Cosine")
 
     def __call__(self, epoch: float) -> float:
         """Value at the fractional ``epoch``."""
-        wave = (1.0 + math.cos(math.pi * _progress(epoch, self.epochs))) / 2.0
+        wave = (1.0 + math.cos(math.pi * _progress(epoch - self.delay, self.epochs))) / 2.0
         return self.end + (self.start - self.end) * wave
+
+
+@dataclass(frozen=True, kw_only=True)
+class RampUp(Schedule):
+    r"""The warm-up of a term that must not speak before the networks know something.
+
+    .. math:: w(e) = end \cdot \exp(-5 (1 - p)^2), \qquad p = \min(\max((e - delay) / epochs, 0), 1)
+
+    and 0 before ``delay``. The ramp-up of consistency weights in temporal ensembling (Laine & Aila, ICLR 2017) and mean
+    teachers (Tarvainen & Valpola, NeurIPS 2017): it begins at 0.7 % of ``end``, and is at 29 % halfway.
+
+    Args:
+        epochs: length of the ramp, above 0; may be fractional.
+        end: value from epoch ``delay + epochs`` on.
+        delay: up to here the value is 0, at least 0.
+
+    Raises:
+        ValueError: ``epochs`` is not above 0, or ``delay`` below 0.
+
+    Example:
+        >>> ramp = RampUp(epochs=10, delay=2)
+        >>> [round(ramp(epoch), 4) for epoch in (1.9, 2, 7, 12, 100)]
+        [0.0, 0.0067, 0.2865, 1.0, 1.0]
+    """
+
+    epochs: float
+    end: float = 1.0
+    delay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_way(self.epochs, self.delay, "RampUp")
+
+    def __call__(self, epoch: float) -> float:
+        """Value at the fractional ``epoch``."""
+        if epoch < self.delay:
+            return 0.0
+        return self.end * math.exp(-5.0 * (1.0 - _progress(epoch - self.delay, self.epochs)) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative(Schedule):
+    """Another schedule whose epochs are shares of the whole training: :math:`s(e / total)`.
+
+    Args:
+        schedule: of the share done, 0 at the start and 1 at the end of training.
+        total: epochs of the training, above 0; in YAML ``${trainer.max_epochs}``.
+
+    Raises:
+        ValueError: ``total`` is not above 0.
+
+    Example:
+        >>> first_fifth = Relative(schedule=Linear(start=0.0, end=1.0, epochs=0.2), total=50)
+        >>> first_fifth(0), first_fifth(5), first_fifth(10)
+        (0.0, 0.5, 1.0)
+    """
+
+    schedule: Callable[[float], float]
+    total: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.total, (int, float)) or not 0 < self.total < math.inf:
+            raise ValueError(
+                f"Relative expects total above 0, the epochs of the training, came {self.total}: "
+                "set trainer.max_epochs, or write the schedule in epochs"
+            )
+
+    def __call__(self, epoch: float) -> float:
+        """Value at the fractional ``epoch``."""
+        return self.schedule(epoch / self.total)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +257,12 @@ def _progress(epoch: float, epochs: float) -> float:
     return min(max(epoch / epochs, 0.0), 1.0)
 
 
+def _require_way(epochs: float, delay: float, name: str) -> None:
+    _require_positive(epochs, name)
+    if not 0 <= delay < math.inf:
+        raise ValueError(f"{name} expects a delay of at least 0, came {delay}")
+
+
 def _require_positive(epochs: float, name: str) -> None:
-    if not epochs > 0:
+    if not epochs > 0:  # also NaN
         raise ValueError(f"{name} expects epochs above 0, came {epochs}: say over how many the value changes")

@@ -56,6 +56,7 @@ def test_every_group_is_covered_here() -> None:
         "logger",
         "teacher",
         "experiment",
+        "weight",
     }
     assert {path.parts[0] for path in FILES if len(path.parts) > 1} == covered
 
@@ -134,6 +135,15 @@ def test_callbacks_and_loggers(kind: str, name: str, tmp_path: Path) -> None:
     config = composed("experiment=baseline_pptsmv2", f"{kind}={name}", run_dir=tmp_path)
     for node in config[kind].values():
         assert instantiate(node) is not None
+
+
+@pytest.mark.parametrize("name", group("weight"))
+def test_weight(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"+weight@losses.ce.weight={name}", run_dir=tmp_path)
+    weight = build_module(config).composer.terms["ce"].weight_at
+    epochs = config.trainer.max_epochs
+    assert {weight(0.0), weight(epochs)} & {1.0}, "one end is the whole weight"
+    assert weight(0.0) != weight(epochs)
 
 
 @pytest.mark.parametrize("name", group("teacher"))

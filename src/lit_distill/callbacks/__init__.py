@@ -9,6 +9,7 @@ from lit_distill.callbacks.progress import Progress
 from lit_distill.callbacks.quarantine import Quarantine
 from lit_distill.callbacks.rank_guard import RankGuard
 from lit_distill.callbacks.step_seed import StepSeed
+from lit_distill.callbacks.term_gradients import TermGradients
 
 __all__ = [
     "EMATeacher",
@@ -22,4 +23,5 @@ __all__ = [
     "Quarantine",
     "RankGuard",
     "StepSeed",
+    "TermGradients",
 ]
