@@ -148,7 +148,7 @@ def test_of_an_accumulated_step_it_is_the_last_batch(tmp_path: Path) -> None:
     composed = again.composer(signals, x[4:, :3].argmax(1), epoch=0.5)
     for name, term in zip(composed.names, composed.terms, strict=True):
         again.zero_grad()
-        term.backward(retain_graph=True)
+        term.backward(retain_graph=True)  # type: ignore[no-untyped-call]
         gradients[name] = torch.cat(
             [p.grad.flatten() for p in again.models["Student"].parameters() if p.grad is not None]
         )

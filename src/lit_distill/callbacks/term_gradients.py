@@ -51,7 +51,6 @@ class TermGradients(Callback):
         self.model = model
         self.last: dict[str, float] = {}
         """What was measured last, by the names of the log."""
-        self._parameters: list[Tensor] = []
         self._due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,7 +66,6 @@ class TermGradients(Callback):
         if name not in pl_module.models or name in pl_module.frozen:
             learning = [model for model in pl_module.models if model not in pl_module.frozen]
             raise ValueError(f"TermGradients: model={name!r} is none that learns; they are {learning}")
-        self._parameters = [p for p in pl_module.models[name].parameters() if p.requires_grad]
         self._due = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -78,9 +76,11 @@ class TermGradients(Callback):
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
+        student = pl_module.models[self.model or pl_module.student]  # student=best: another one after a validation
+        parameters = [p for p in student.parameters() if p.requires_grad]
         flat = [
             trainer.strategy.reduce(
-                flattened(gradients_of(term, self._parameters, scale=scale), self._parameters), reduce_op="mean"
+                flattened(gradients_of(term, parameters, scale=scale), parameters), reduce_op="mean"
             )
             for term in composed.terms
         ]
