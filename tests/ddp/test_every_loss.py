@@ -46,6 +46,7 @@ CASES: dict[str, Case] = {
     "HardLabelLoss": Case(losses.HardLabelLoss),
     "AFDLoss": Case(lambda: losses.AFDLoss(qk_dim=6), "maps"),
     "AttentionTransferLoss": Case(losses.AttentionTransferLoss, "maps"),
+    "BeYourOwnTeacherLoss": Case(losses.BeYourOwnTeacherLoss, "own stages", target=True),
     "DistanceLoss": Case(losses.DistanceLoss, "equal map"),
     "FactorTransferLoss": Case(lambda: losses.FactorTransferLoss(paraphraser_epochs=1), "map"),
     "FitNetLoss": Case(losses.FitNetLoss, "map"),
@@ -130,6 +131,8 @@ class World(nn.Module):
             return maps, their_maps
         if kind in ("map", "equal map"):
             return maps[1], their_maps[1]
+        if kind == "own stages":
+            return maps[:-1], [maps[-1], logits]
         if kind == "peers":
             peers = [logits, their_logits, logits - 2 * their_logits]
             return peers, list(peers)

@@ -3,6 +3,7 @@
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature.afd import AFDLoss, afd_loss
 from lit_distill.losses.feature.attention_transfer import AttentionTransferLoss, attention_transfer_loss
+from lit_distill.losses.feature.be_your_own_teacher import BeYourOwnTeacherLoss, be_your_own_teacher_loss
 from lit_distill.losses.feature.distance import DistanceLoss, distance_loss
 from lit_distill.losses.feature.factor_transfer import FactorTransferLoss, factor_transfer_loss
 from lit_distill.losses.feature.fitnet import FitNetLoss, fitnet_loss
@@ -35,6 +36,7 @@ from lit_distill.losses.response.wsld import WSLDLoss, wsld_loss
 __all__ = [
     "AFDLoss",
     "AttentionTransferLoss",
+    "BeYourOwnTeacherLoss",
     "CRDLoss",
     "CorrelationLoss",
     "DISTLoss",
@@ -68,6 +70,7 @@ __all__ = [
     "WSLDLoss",
     "afd_loss",
     "attention_transfer_loss",
+    "be_your_own_teacher_loss",
     "correlation_loss",
     "crd_loss",
     "dist_loss",
