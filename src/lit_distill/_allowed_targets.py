@@ -113,6 +113,7 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
             written=_names("save_dir"),
         ),
         "lit_distill.LossTerm": _PLAIN,
+        "lit_distill.callbacks.TeacherCache": Rule(existing=_names("folder")),
         "lit_distill.composer.LossTerm": _PLAIN,
         "lit_distill.data.ClipTransform": _PLAIN,
         "lit_distill.data.CutMix": _PLAIN,

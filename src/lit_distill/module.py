@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -28,6 +29,7 @@ from lit_distill.data.views import average_views
 from lit_distill.losses.base import class_indices
 from lit_distill.metrics import TermMeans, TopKAccuracy
 from lit_distill.schedules import Schedule
+from lit_distill.signals import SignalCache, SignalCapture
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler]
@@ -119,6 +121,8 @@ class DistillModule(LightningModule):
         self._chooses_student = student == BEST and BEST not in models
         self.student = self.candidates[0]
         """Name of the deployed model; of the best candidate in the last validation, where there are several."""
+        self.signal_cache: SignalCache | None = None
+        """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
         self.composer = LossComposer(losses)
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
         self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
@@ -194,6 +198,14 @@ class DistillModule(LightningModule):
         with torch.no_grad():
             return self.run_model(name, inputs)
 
+    def _ask(
+        self, name: str, inputs: Any, signals: SignalCapture, run: Callable[[str, Any], Any], *, output: bool = False
+    ) -> Any:
+        """Run a model, or have the signals of a frozen one from where they are kept."""
+        if self.signal_cache is None or name not in self.frozen:
+            return run(name, inputs)
+        return self.signal_cache.run(name, inputs, signals, partial(run, name), output=output)
+
     # ---------------------------------------------------------------- before training
 
     def setup(self, stage: str) -> None:
@@ -240,7 +252,7 @@ class DistillModule(LightningModule):
         with self.composer.capture(self.named) as signals:
             for name in self.models:
                 if name in self.composer.model_names:
-                    self._run_frozen_or_not(name, inputs)
+                    self._ask(name, inputs, signals, self._run_frozen_or_not)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
         self._train_terms.add(result)
         self.composed = result
@@ -276,7 +288,7 @@ class DistillModule(LightningModule):
         outputs = {}
         with self.val_composer.capture(self.named) as signals:
             for name in self.models:
-                outputs[name] = self._evaluate(name, inputs)
+                outputs[name] = self._ask(name, inputs, signals, self._evaluate, output=True)
                 if _has_views(inputs):
                     signals.replace(name, outputs[name])
         result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))

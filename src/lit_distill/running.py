@@ -58,6 +58,8 @@ def fit(config: DictConfig) -> Fitted:
     datamodule: LightningDataModule = instantiate(config.data, _convert_="all")
     module = build_module(config)
     callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
+    if config.teacher_cache:
+        callbacks.append(instantiate(config.teacher_cache))
     loggers = [instantiate(c) for c in config.logger.values() if c is not None]
     plugins = [instantiate(config.checkpoint_io), *instantiate(config.trainer.get("plugins") or [])]
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)

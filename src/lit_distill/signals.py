@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -174,6 +174,16 @@ class SignalCapture:
             self._fired[text] = 0
             self._keep(text, value)
 
+    def texts_of(self, model: str) -> tuple[str, ...]:
+        """The references to a model that are captured."""
+        return tuple(text for text, (ref, _) in self._taps.items() if ref.model == model)
+
+    def forget(self, model: str) -> None:
+        """Take the captures of a model for not made."""
+        for text in self.texts_of(model):
+            self._fired.pop(text, None)
+            self._tensors.pop(text, None)
+
     def captured(self) -> dict[str, Tensor]:
         """What was captured or put so far, by the text of its reference, without its graph."""
         return {text: tensor.detach() for text, tensor in self._tensors.items()}
@@ -216,6 +226,23 @@ class SignalCapture:
         """The tensors of several references as a list, or the tensor of a single one."""
         tensors = [self[ref.text] for ref in references]
         return tensors if as_list else tensors[0]
+
+
+class SignalCache(Protocol):
+    """Stands before frozen models, and may know what they give."""
+
+    def run(
+        self, name: str, inputs: Any, signals: SignalCapture, compute: Callable[[Any], Any], *, output: bool
+    ) -> Any:
+        """Put the signals of a model for these inputs into ``signals``, read back or computed.
+
+        Args:
+            name: of the model.
+            inputs: what it would be given.
+            signals: the capture of this step.
+            compute: runs the model.
+            output: whether what it returns is wanted too.
+        """
 
 
 def _closest(name: str, names: list[str]) -> str:

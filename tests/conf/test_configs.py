@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from safetensors.torch import save_file
 
 from lit_distill._cli import conf_dir, help_text
+from lit_distill.callbacks import TeacherCache
 from lit_distill.train import build_module
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
@@ -55,6 +56,7 @@ def test_every_group_is_covered_here() -> None:
         "callbacks",
         "logger",
         "teacher",
+        "teacher_cache",
         "experiment",
         "weight",
     }
@@ -156,6 +158,21 @@ def test_teacher(name: str, tmp_path: Path) -> None:
             build_module(config)
     else:
         assert "ce_teacher" in build_module(config).composer.terms
+
+
+@pytest.mark.parametrize("name", group("teacher_cache"))
+@pytest.mark.parametrize("data", group("data"))
+def test_teacher_cache(name: str, data: str, tmp_path: Path) -> None:
+    images = IMAGES if data == "image_folder" else []
+    experiment = "kd_image" if images else "kd_pptsmv2"
+    config = composed(f"experiment={experiment}", f"data={data}", *images, f"teacher_cache={name}", run_dir=tmp_path)
+    if name == "on":
+        assert isinstance(instantiate(config.teacher_cache), TeacherCache)
+        assert instantiate(config.data, _convert_="all").views_per_sample == config.data.views_per_sample >= 1
+    else:
+        assert name == "off"
+        assert not config.teacher_cache
+        assert "views_per_sample" not in config.data
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

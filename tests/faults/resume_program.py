@@ -32,6 +32,7 @@ from lit_distill.callbacks import (
     Preemption,
     RankGuard,
     StepSeed,
+    TeacherCache,
 )
 from lit_distill.data import Mixup, SampleKey
 from lit_distill.data.datasets import Item
@@ -51,6 +52,9 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "EMA teacher, bf16-mixed": {"kind": "ema", "precision": "bf16-mixed"},
     "CRD memory bank, validation twice an epoch": {"kind": "crd", "val_check_interval": 0.5},
     "Mixup, gradients accumulated over 3 batches": {"kind": "kd", "mixup": True, "accumulate": 3},
+    "cached teacher, Mixup": {"kind": "kd", "mixup": True, "views": 2, "cache": "float32"},
+    "cached teacher on two ranks": {"kind": "kd", "ranks": 2, "every_n_steps": 1, "views": 2, "cache": "float32"},
+    "cached teacher, rounded": {"kind": "kd", "views": 2, "cache": "float16"},
     "checkpoints of epochs alone": {"kind": "kd", "every_n_steps": None},
 }
 
@@ -76,10 +80,10 @@ class PointsModule(SampleDataModule[Points]):
 
     layout = ""
 
-    def __init__(self, *, workers: int, mixup: bool) -> None:
+    def __init__(self, *, workers: int, mixup: bool, views: int | None) -> None:
         super().__init__(
             root=".", num_classes=CLASSES, mix=Mixup(alpha=0.4) if mixup else None, batch_size=4, eval_batch_size=3,
-            num_workers=workers, mean=(0.5,) * 3, std=(0.5,) * 3, seed=5,
+            num_workers=workers, mean=(0.5,) * 3, std=(0.5,) * 3, seed=5, views_per_sample=views,
         )  # fmt: skip
 
     def _dataset(self, split: Split) -> Points:
@@ -225,6 +229,8 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
     ]  # fmt: skip
     if scenario["kind"] == "ema":
         callbacks.append(EMATeacher(decay=0.9))
+    if scenario.get("cache"):
+        callbacks.append(TeacherCache(folder=folder / "teachers", dtype=scenario["cache"]))
     trainer = Trainer(
         max_epochs=EPOCHS, accelerator="cpu", devices=ranks, precision=scenario.get("precision", "32-true"),
         strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto", logger=MetricsCSV(folder),
@@ -233,7 +239,7 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
         accumulate_grad_batches=scenario.get("accumulate", 1), enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, use_distributed_sampler=False,
     )  # fmt: skip
-    datamodule = PointsModule(workers=workers, mixup=scenario.get("mixup", False))
+    datamodule = PointsModule(workers=workers, mixup=scenario.get("mixup", False), views=scenario.get("views"))
     last = folder / "last.ckpt"
     trainer.fit(module, datamodule=datamodule, ckpt_path=last if resume and last.is_file() else None, weights_only=True)
 
@@ -256,7 +262,7 @@ def fork(command: dict[str, Any], rank: int, ranks: int, port: int, descriptor: 
         hold = command["event"] if command.get("hold") and rank in command["to"] else ""
         told = descriptor if rank == 0 else os.open(os.devnull, os.O_WRONLY)
         events = Events(told, long=command.get("long", ""), hold=hold, at=command.get("at", 0))
-        scenario = SCENARIOS[command["scenario"]]
+        scenario = {**SCENARIOS[command["scenario"]], **command.get("but", {})}
         train(Path(command["folder"]), scenario, command["workers"], events, resume=command["resume"])
         code = 0
     except SystemExit as error:

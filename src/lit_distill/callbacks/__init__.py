@@ -9,9 +9,11 @@ from lit_distill.callbacks.progress import Progress
 from lit_distill.callbacks.quarantine import Quarantine
 from lit_distill.callbacks.rank_guard import RankGuard
 from lit_distill.callbacks.step_seed import StepSeed
+from lit_distill.callbacks.teacher_cache import CacheCounts, TeacherCache
 from lit_distill.callbacks.term_gradients import TermGradients
 
 __all__ = [
+    "CacheCounts",
     "EMATeacher",
     "ExactResume",
     "Interrupted",
@@ -23,5 +25,6 @@ __all__ = [
     "Quarantine",
     "RankGuard",
     "StepSeed",
+    "TeacherCache",
     "TermGradients",
 ]

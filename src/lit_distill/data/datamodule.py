@@ -90,6 +90,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         shuffle: ``"samples"``: all training samples in any order; ``"shards"``: shards in any order, then samples
             within windows of it, which touches few shards at a time.
         shuffle_window: samples a window.
+        views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
+            that a cached teacher can be read back; none draws new ones in every epoch.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -144,6 +146,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         cache_dir: str | os.PathLike[str] | None = None,
         shuffle: Literal["samples", "shards"] = "samples",
         shuffle_window: int = 1000,
+        views_per_sample: int | None = None,
     ) -> None:
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
@@ -152,6 +155,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size, eval_batch_size=eval_batch_size,
             num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
+            views_per_sample=views_per_sample,
         )  # fmt: skip
         if max_missing < 0:
             raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")

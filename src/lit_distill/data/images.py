@@ -204,6 +204,8 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
+        views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
+            that a cached teacher can be read back; none draws new ones in every epoch.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`, which raises where
@@ -242,11 +244,13 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         seed: int = 0,
+        views_per_sample: int | None = None,
     ) -> None:
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size,
             eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
             num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
+            views_per_sample=views_per_sample,
         )  # fmt: skip
         self.size = size
         self.scale = size * 256 // 224 if scale is None else scale

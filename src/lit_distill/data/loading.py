@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
@@ -14,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill.data.datasets import Item, collate
+from lit_distill.data.digests import InputKeys, KeyedInputs, collate_with_digests
 from lit_distill.data.mixing import Mix, Mixer, MixName, class_probabilities, mixer_of
 from lit_distill.data.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.resumable import ResumableLoader
-from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded
+from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded, view_of
 from lit_distill.data.transforms import normalize
 
 Split = Literal["train", "val", "test"]
@@ -57,6 +59,9 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         seed: of everything random here.
         label_smoothing: ε from 0 to below 1; above 0 training targets are class probabilities, smoothed, see
             :func:`lit_distill.data.mixing.class_probabilities`. Evaluation is on the labels as they are.
+        views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
+            that what is computed of a batch once can be read back (:class:`lit_distill.callbacks.TeacherCache`); none
+            draws new ones in every epoch.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -79,6 +84,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         seed: int,
         prefetch: int = 2,
         label_smoothing: float = 0.0,
+        views_per_sample: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -87,6 +93,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
             ("prefetch", prefetch, 1),
+            ("views_per_sample", views_per_sample, 1),
         ):
             if value is not None and value < least:
                 raise ValueError(f"data.{name} must be at least {least}, came {value}")
@@ -99,12 +106,16 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         self.label_smoothing = label_smoothing
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.prefetch = prefetch
+        self.views_per_sample = views_per_sample
         self.mean, self.std = tuple(mean), tuple(std)
         self.class_names: tuple[str, ...] | None = None
         self.datasets: dict[str, SampleDatasetT] = {}
         self.quarantine: QuarantineList | None = None
         """What is left out and how much may be; None where what can't be read stops the run."""
         self.admissions: dict[str, Admission] = {}
+        self.with_keys = False
+        """Whether batches come with keys of their inputs, see :meth:`keys_of`."""
+        self._keyed: KeyedInputs | None = None
 
     # For subclasses ---------------------------------------------------------------------------------------------------
 
@@ -175,6 +186,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             seed=self.seed,
             excluded=excluded,
             order=self._order(dataset),
+            views=self.views_per_sample,
         )
         if len(sampler) < self.batch_size:
             raise ValueError(
@@ -199,22 +211,36 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         return self._evaluation("test")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Draw how a training batch is mixed, on the CPU, from (seed, epoch, the batch's first sample)."""
-        inputs, target, index = batch
-        if self.mix is None or self.trainer is None or not self.trainer.training:
-            return batch
-        rng = seeded("mix", self.seed, self.trainer.current_epoch, int(index[0]))
-        return inputs, target, index, self.mix.draw(len(inputs), inputs.shape[-2], inputs.shape[-1], rng)
+        """Draw how a training batch is mixed, on the CPU, from (seed, epoch or view, the batch's first sample)."""
+        inputs, target, index, *digests = batch
+        parts: list[Any] = [inputs, target, index]
+        mix = None
+        if self.mix is not None and self.trainer is not None and self.trainer.training:
+            view = view_of(self.trainer.current_epoch, self.views_per_sample)
+            rng = seeded("mix", self.seed, view, int(index[0]))
+            mix = self.mix.draw(len(inputs), inputs.shape[-2], inputs.shape[-1], rng)
+            parts.append(mix)
+        if digests:
+            parts.append(InputKeys.of(digests[0], mix, self.mean, self.std))
+        return tuple(parts)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
         """Bytes to normalised floats, and labels smoothed; then the mixing drawn before."""
-        inputs, target, index, *mix = batch
-        inputs = normalize(inputs, self.mean, self.std)
+        inputs, target, index, *more = batch
+        keys = next((part for part in more if isinstance(part, InputKeys)), None)
         if self.label_smoothing and self.trainer is not None and self.trainer.training:
             target = class_probabilities(target, self.num_classes, smoothing=self.label_smoothing)
-        if mix:
-            inputs, target = Mix(*mix[0])(inputs, target, self.num_classes)
+        with nullcontext() if keys is None else torch.inference_mode(False):  # a tensor that counts its changes
+            inputs = normalize(inputs, self.mean, self.std)
+            for part in more:
+                if isinstance(part, tuple):
+                    inputs, target = Mix(*part)(inputs, target, self.num_classes)
+        self._keyed = None if keys is None else KeyedInputs(inputs, keys)
         return inputs, target, index
+
+    def keys_of(self, inputs: Tensor) -> InputKeys | None:
+        """Keys of the rows of the newest batch's inputs, if this is that very tensor and nothing has changed it."""
+        return None if self._keyed is None else self._keyed.keys_of(inputs)
 
     # Loaders ----------------------------------------------------------------------------------------------------------
 
@@ -265,7 +291,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             drop_last=drop_last,
             num_workers=workers,
             prefetch_factor=self.prefetch if workers else None,
-            collate_fn=collate,
+            collate_fn=collate_with_digests if self.with_keys else collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # the global one belongs to the networks

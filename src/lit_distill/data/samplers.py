@@ -14,7 +14,7 @@ Excluded: TypeAlias = Callable[[int], Collection[int]]
 
 
 class SampleKey(NamedTuple):
-    """What a sampler hands to a data set: the epoch goes along, so workers that live on know it too."""
+    """What a sampler hands to a data set: the epoch (or its view) goes along, so workers that live on know it too."""
 
     epoch: int
     position: int
@@ -34,6 +34,16 @@ def seeded(*parts: object) -> random.Random:
         True
     """
     return random.Random("/".join(map(str, parts)))
+
+
+def view_of(epoch: int, views: int | None) -> int:
+    """Which epoch an epoch looks like: itself, or with so many views that are gone through in turn, one of the first.
+
+    Example:
+        >>> [view_of(epoch, 3) for epoch in range(5)], view_of(4, None)
+        ([0, 1, 2, 0, 1], 4)
+    """
+    return epoch if views is None else epoch % views
 
 
 class _KeySampler(DistributedSampler[SampleKey]):
@@ -78,6 +88,7 @@ class EpochSampler(_KeySampler):
         excluded: the positions that an epoch leaves out; none for none.
         order: gives all positions in the order of an epoch, such as :class:`lit_distill.data.shards.ShardOrder`; none
             shuffles them.
+        views: after so many epochs their order, and the epoch of their keys, begins anew; none for never.
 
     Example:
         >>> sampler = EpochSampler(range(5), num_replicas=2, rank=0)
@@ -95,9 +106,10 @@ class EpochSampler(_KeySampler):
         seed: int = 0,
         excluded: Excluded | None = None,
         order: Callable[[int], list[int]] | None = None,
+        views: int | None = None,
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, seed=seed, drop_last=True, excluded=excluded)
-        self.order = order
+        self.order, self.views = order, views
         self.start = 0
 
     def __len__(self) -> int:
@@ -106,17 +118,18 @@ class EpochSampler(_KeySampler):
 
     def __iter__(self) -> Iterator[SampleKey]:
         """Keys of this process in this epoch."""
+        view = view_of(self.epoch, self.views)
         if self.order is None:
             order = list(range(self.samples))
-            seeded("order", self.seed, self.epoch).shuffle(order)
+            seeded("order", self.seed, view).shuffle(order)
         else:
-            order = self.order(self.epoch)
+            order = self.order(view)
         left_out = self._left_out()
         if left_out:
             order = [index for index in order if index not in left_out]
         stop = len(self) * self.num_replicas
         mine = order[self.rank : stop : self.num_replicas]
-        return (SampleKey(self.epoch, index) for index in mine[self.start :])
+        return (SampleKey(view, index) for index in mine[self.start :])
 
 
 class EvalSampler(_KeySampler):
