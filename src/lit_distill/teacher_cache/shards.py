@@ -44,7 +44,7 @@ def write_shard(path: Path, keys: list[bytes], rows: Rows) -> None:
     Raises:
         OSError: it cannot be written; nothing is there then.
     """
-    sums = np.array([zlib.crc32(row) for row in rows], "<u4").tobytes()
+    sums = np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in rows], "<u4").tobytes()
     named = b"".join(keys)
     with atomic_file(path) as file:
         file.write(_HEAD.pack(_MAGIC, len(rows), rows.shape[1], zlib.crc32(named + sums)))
@@ -99,7 +99,7 @@ class Shard:
             DamagedShardError: its checksum is wrong.
         """
         row: Rows = self._rows[number]
-        if zlib.crc32(row) != self._sums[number]:
+        if zlib.crc32(row.data) != self._sums[number]:
             raise DamagedShardError(f"the checksum of its row {number} is wrong")
         return row
 
