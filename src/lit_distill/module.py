@@ -22,6 +22,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_distill._frozen import FrozenRecord, check_keys
 from lit_distill._preflight import BEST, check_classes, check_names, example_batch, size_of, student_candidates
 from lit_distill._step import RunningTerms, StepRecord
+from lit_distill._train_only import TrainOnly
 from lit_distill.artifacts import versions
 from lit_distill.checkpoints import FORMAT, check_record, read_checkpoint, refuse_instantiator
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
@@ -69,6 +70,8 @@ class DistillModule(LightningModule):
             and top-5 where the outputs are logits (B, C). ``None`` for none.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
             losses with parameters need it.
+        train_only: the parts that are trained, where not all are: ``Student.fc``, ``Student:norms``
+            (its normalisation layers). All else takes no gradient, and is in eval mode where nothing in it is trained.
         replaced_frozen: frozen models that may be others than those that a loaded checkpoint was trained with; any
             other must hash to what the checkpoint recorded.
 
@@ -109,6 +112,7 @@ class DistillModule(LightningModule):
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
+        train_only: Collection[str] = (),
     ) -> None:
         super().__init__()
         check_names(models, frozen)
@@ -150,6 +154,8 @@ class DistillModule(LightningModule):
         """The training terms as they were last logged, for progress bars."""
         for name in self.frozen:
             self.models[name].requires_grad_(False)
+        learning = {name: model for name, model in self.models.items() if name not in self.frozen}
+        self._train_only = TrainOnly(learning, train_only)
         # DDP neither registers, nor broadcasts, what is named here.
         self._ddp_params_and_buffers_to_ignore = [
             key for key in (*dict(self.named_parameters()), *dict(self.named_buffers())) if self._is_frozen_key(key)
@@ -169,10 +175,11 @@ class DistillModule(LightningModule):
         return self._own_val_composer or self.composer
 
     def train(self, mode: bool = True) -> DistillModule:
-        """Set the training mode of everything that is not frozen; frozen models stay in eval mode."""
+        """Set the training mode of everything that is trained; frozen models and parts stay in eval mode."""
         super().train(mode)
         for name in self.frozen:
             self.models[name].eval()
+        self._train_only.hold()
         return self
 
     def forward(self, inputs: Any) -> Any:

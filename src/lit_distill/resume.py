@@ -25,9 +25,11 @@ _VARIABLE = "LIT_DISTILL_RUN"
 _PATIENCE = 30.0  # seconds
 LAST = Path("checkpoints") / "last.ckpt"
 CONFIG_FILE = "config.yaml"
+STAGES = "stages"
+"""Folder of the stages in a run folder."""
 MAY_DIFFER = (
     "run_dir", "ckpt_path", "resume", "doctor", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
-    "data.num_workers", "data.prefetch", "logger", "callbacks.progress", "callbacks.last.every_n_steps",
+    "data.num_workers", "data.prefetch", "logger", "student_from", "callbacks.progress", "callbacks.last.every_n_steps",
 )  # fmt: skip
 """Keys that change where and how a run is made, not what it computes."""
 
@@ -41,12 +43,14 @@ class ResumePoint:
         checkpoint: what to go on from; None to begin.
         finished: the run there is complete, so there is nothing to do.
         message: what to tell the user.
+        stage: how many stages are done, in a run of stages.
     """
 
     folder: Path
     checkpoint: Path | None
     finished: bool
     message: str
+    stage: int = 0
 
 
 def begin(config: DictConfig) -> ResumePoint:
@@ -73,7 +77,7 @@ def begin(config: DictConfig) -> ResumePoint:
         with suppress(OSError):  # another process of the job may have removed it
             begun.rmdir()
     config.run_dir = str(point.folder)
-    if point.checkpoint is not None:
+    if point.checkpoint is not None and point.checkpoint.parents[1] == point.folder:
         config.ckpt_path = str(point.checkpoint)
     return point
 
@@ -127,7 +131,8 @@ def differing_keys(run: Path, config: DictConfig) -> list[str]:
 def hand_on(point: ResumePoint) -> None:
     """Tell the processes that Lightning will start of this one where the run is."""
     checkpoint = None if point.checkpoint is None else str(point.checkpoint)
-    os.environ[_VARIABLE] = json.dumps({"pid": os.getpid(), "folder": str(point.folder), "checkpoint": checkpoint})
+    told = {"pid": os.getpid(), "folder": str(point.folder), "checkpoint": checkpoint, "stage": point.stage}
+    os.environ[_VARIABLE] = json.dumps(told)
 
 
 def handed_on() -> ResumePoint | None:
@@ -135,7 +140,8 @@ def handed_on() -> ResumePoint | None:
     told = json.loads(os.environ.get(_VARIABLE, "{}"))
     if told.get("pid") != os.getppid():
         return None
-    return ResumePoint(Path(told["folder"]), Path(told["checkpoint"]) if told["checkpoint"] else None, False, "")
+    checkpoint = Path(told["checkpoint"]) if told["checkpoint"] else None
+    return ResumePoint(Path(told["folder"]), checkpoint, False, "", told["stage"])
 
 
 def wait_for_first_process() -> None:
@@ -155,19 +161,31 @@ def tell(text: str) -> None:
 def _point(folder: Path) -> ResumePoint:
     if _is_finished(folder):
         return ResumePoint(folder, None, True, f"resume=auto: the run in {folder} is finished, nothing is to be done")
-    checkpoint = folder / LAST
+    stages = stage_folders(folder)
+    done = next((number for number, stage in enumerate(stages) if not _is_finished(stage)), len(stages))
+    checkpoint = (stages[done] if done < len(stages) else folder) / LAST
     if not checkpoint.is_file():
+        if done:
+            return ResumePoint(folder, None, False, f"resume=auto: going on in {folder} behind stage {done}", done)
         return ResumePoint(folder, None, False, f"resume=auto: {folder} has no checkpoint yet: it begins anew there")
     stored = read_checkpoint(checkpoint)
-    text = f"resume=auto: going on in {folder} from step {stored['global_step']}, epoch {stored['epoch'] + 1}"
-    return ResumePoint(folder, checkpoint, False, text)
+    stage = f", stage {done + 1}," if stages else ""
+    text = f"resume=auto: going on in {folder}{stage} from step {stored['global_step']}, epoch {stored['epoch'] + 1}"
+    return ResumePoint(folder, checkpoint, False, text, done)
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run's stages that have begun, in their order."""
+    found = [path.parent for path in (run / STAGES).glob(f"*/{CONFIG_FILE}")]
+    numbered = {int(path.name.partition("_")[0]): path for path in found if path.name.partition("_")[0].isdecimal()}
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
     """Run folders with a checkpoint and without a result, newest first; named by time, so by name."""
     runs = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}")] if folder.is_dir() else []
     for run in sorted(runs, reverse=True):
-        if (run / LAST).is_file() and not _is_finished(run):
+        if not _is_finished(run) and any((place / LAST).is_file() for place in (run, *stage_folders(run))):
             yield run
 
 

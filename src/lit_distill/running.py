@@ -20,11 +20,13 @@ from torch import nn
 
 from lit_distill import artifacts
 from lit_distill._files import write_text
+from lit_distill._start import start_from
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.diagnosis import diagnose
 from lit_distill.module import DistillModule
 from lit_distill.resume import CONFIG_FILE, wait_for_first_process
+from lit_distill.stages import moved_models
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def fit(config: DictConfig) -> Fitted:
     plugins = [instantiate(config.checkpoint_io), *instantiate(config.trainer.get("plugins") or [])]
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     if trainer.is_global_zero:
+        (folder / artifacts.RESULTS_FILE).unlink(missing_ok=True)  # of a run that stood here before
         write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
 
     checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
@@ -130,15 +133,26 @@ def build_module(config: DictConfig) -> DistillModule:
     if not config.models:
         raise ValueError("the config names no models; choose an experiment, such as experiment=dml_pptsmv2")
     models: dict[str, nn.Module] = {}
-    moved = {node.get("teacher") for node in config.callbacks.values() if node and "EMATeacher" in str(node._target_)}
+    starts = config.get("start") or {}  # of a stage, see lit_distill.stages
+    moved = moved_models(config.callbacks)
     for name, node in config.models.items():
-        if name in config.frozen and name not in moved and "pretrained" in node and not node.pretrained:
+        if (
+            name in config.frozen
+            and name not in moved
+            and name not in starts
+            and "pretrained" in node
+            and not node.pretrained
+        ):
             raise ValueError(
                 f"{name} is frozen but has no weights: give models.{name}.pretrained=<file> (.safetensors, .ckpt, .pth "
                 f"or .pdparams), for example the student.safetensors of a run that trained it; "
                 "a random network teaches nothing"
             )
         models[str(name)] = instantiate(node)
+        if name in starts:
+            models[str(name)].load_report = start_from(  # type: ignore[assignment]
+                models[str(name)], starts[name], name=str(name), folder=config.run_dir, fresh=config.fresh
+            )
         report = getattr(models[str(name)], "load_report", None)
         if report is not None:
             Console().print(f"{name}: {report}", highlight=False, soft_wrap=True)
@@ -154,6 +168,7 @@ def build_module(config: DictConfig) -> DistillModule:
         student=config.student,
         candidates=None if config.candidates is None else list(config.candidates),
         replaced_frozen=list(config.replaced_frozen),
+        train_only=list(config.train_only),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,8 @@ from lit_distill.checkpoints import read_checkpoint
 from lit_distill.models.state_files import file_sha256
 from lit_distill.models.weights import load_weights
 from lit_distill.preprocess import Preprocess, Views
+from lit_distill.resume import CONFIG_FILE, STAGES, stage_folders
 
-CONFIG_FILE = "config.yaml"
 BEST, LAST = "best", "last"
 
 
@@ -36,6 +37,7 @@ class Run:
         card: content of ``student.json``; empty where the run left none.
         results: content of ``results.json``; empty where the run left none.
         weights: the weights file where the run was opened by it; None for a run folder.
+        stage: folder of the stage that the run's student is of; None where the run has no stages.
         allow: packages that its configs may build from besides the allow-list's.
     """
 
@@ -45,6 +47,7 @@ class Run:
     results: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None
     allow: tuple[str, ...] = ()
+    stage: Path | None = None
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -83,12 +86,13 @@ class Run:
             return self.weights
         if name == self.student and checkpoint == BEST and (self.folder / STUDENT_FILE).is_file():
             return self.folder / STUDENT_FILE
-        file = self.folder / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in (BEST, LAST) else Path(checkpoint)
+        folder = self._trained_in
+        file = folder / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in (BEST, LAST) else Path(checkpoint)
         if file.is_file():
             return file
-        there = sorted(str(path.relative_to(self.folder)) for path in self.folder.glob("checkpoints/*.ckpt"))
+        there = sorted(str(path.relative_to(folder)) for path in folder.glob("checkpoints/*.ckpt"))
         raise FileNotFoundError(
-            f"{self.folder} has no {file.name} to take {name} from: "
+            f"{folder} has no {file.name} to take {name} from: "
             + (f"give checkpoint={'|'.join(Path(path).stem for path in there)}" if there else "it has no checkpoints")
         )
 
@@ -163,6 +167,11 @@ class Run:
             node["root"] = "."  # nothing is looked for in it
         return Preprocess.of(self._built("data", "", node), class_names=self.class_names, views=views)
 
+    @property
+    def _trained_in(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder if self.stage is None else self.stage
+
     def _name(self, model: str | None) -> str:
         name = self.student if model is None else model
         if name not in self.config["models"]:
@@ -176,7 +185,9 @@ class Run:
         return instantiate(checked, _convert_="all")
 
     def _frozen(self, name: str, network: nn.Module, node: Mapping[str, Any]) -> nn.Module:
-        source = _pretrained(node)
+        source, start = _pretrained(node), (self.config.get("start") or {}).get(name)
+        if start is not None:  # as an earlier stage left it
+            source = os.path.normpath(self._trained_in / str(start))
         if source is None:
             raise ValueError(f"{name} is in no checkpoint of {self.folder}, and its config names no weights of its own")
         try:
@@ -223,13 +234,18 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
         inner = sorted(str(file.parent) for file in path.glob(f"*/{CONFIG_FILE}"))
         hint = f": did you mean {inner[-1]}?" if inner else f": it has no {CONFIG_FILE}"
         raise FileNotFoundError(f"{path} is no run folder{hint}")
-    config = _resolved(path / CONFIG_FILE)
-    if not config.get("models") or not isinstance(config.get("data"), Mapping):
-        raise ValueError(f"{path / CONFIG_FILE} is no config of a run: it names no models or no data")
+    file, stage = path / CONFIG_FILE, None
     card, results = (_optional(path / name) for name in (CARD_FILE, RESULTS_FILE))
+    content = read_plain(file)
+    if isinstance(content, Mapping) and (content.get("stages") or content.get("generations")):
+        stage = _stage(path, results)
+        file = stage / CONFIG_FILE
+    config = _resolved(file)
+    if not config.get("models") or not isinstance(config.get("data"), Mapping):
+        raise ValueError(f"{file} is no config of a run: it names no models or no data")
     if config.get("student") == BEST and BEST not in config["models"]:
-        config["student"] = _best_peer(path, results)
-    run = Run(folder=path, config=config, card=card, results=results, allow=tuple(allow))
+        config["student"] = _best_peer(path if stage is None else stage, results)
+    run = Run(folder=path, config=config, card=card, results=results, allow=tuple(allow), stage=stage)
     _check_classes(run)
     return run
 
@@ -280,6 +296,19 @@ def load_student(path: str | os.PathLike[str], *, allow: Collection[str] = (), v
     student = run.model()
     student.preprocess = run.preprocess(views=views)  # type: ignore[assignment]
     return student
+
+
+def _stage(run: Path, results: Mapping[str, Any]) -> Path:
+    """The folder of the stage whose student is the run's."""
+    name = str(results.get("student_stage", ""))
+    if not re.fullmatch(r"\d+_[A-Za-z][\w-]*", name):
+        begun = ", ".join(str(stage) for stage in stage_folders(run))
+        hint = f"open one of its stages: run=<one of {begun}>" if begun else "none of its stages has begun"
+        raise ValueError(f"{run} is a run of several stages that is not finished: go on with it, or {hint}")
+    stage = run / STAGES / name
+    if not (stage / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{run} says that its student is of the stage {name}, but there is no {stage}")
+    return stage
 
 
 def _of_card(file: Path, allow: tuple[str, ...]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,10 @@ def show_summary(console: Console, module: DistillModule, results: dict[str, Any
         role = "frozen teacher" if name in module.frozen else ("student" if name == module.student else "peer")
         if role == "student" and len(module.candidates) > 1:
             role = f"student, best of {len(module.candidates)}"
-        accuracy = [results["best"].get(f"val/{name}/{metric}") for metric in ("top1", "top5")]
-        shown = ["" if value is None else f"{100 * value:.2f} %" for value in accuracy]
-        table.add_row(name, role, f"{sum(p.numel() for p in model.parameters()):,}", *shown)
+        parameters = f"{sum(p.numel() for p in model.parameters()):,}"
+        table.add_row(name, role, parameters, *_accuracy(results["best"], name))
     console.print(table)
-    here = Path.cwd()
-    shown_folder = str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+    shown_folder = _shown(folder)
     console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
     console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)
     console.print("next: distill from what was trained here, for example")
@@ -46,3 +45,41 @@ def next_command(module: DistillModule, folder: str) -> str:
         weights = f"{folder}/checkpoints/best.ckpt#{peer}"
         return f"python -m lit_distill.train experiment=kd_{kind}{network} models.Teacher.pretrained='{weights}'"
     return f"python -m lit_distill.train experiment=dml_{kind}"
+
+
+def show_stages(console: Console, results: dict[str, Any], folder: Path) -> None:
+    """Print a row a stage, where the run's files are and what to do next.
+
+    Args:
+        console: where to.
+        results: of the run.
+        folder: of the run.
+    """
+    table = Table(title=f"{results['experiment'] or 'run'}: validation at the best epoch of each stage")
+    for column in ("stage", "student"):
+        table.add_column(column)
+    for column in ("top-1", "top-5", "epoch", "steps", "seconds"):
+        table.add_column(column, justify="right")
+    for name, section in results["stages"].items():
+        mark = " *" if section["folder"].endswith(f"/{results['student_stage']}") else ""
+        epoch = f"{section['best'].get('epoch', section['epochs'])} of {section['epochs']}"
+        table.add_row(
+            name + mark, section["student"], *_accuracy(section["best"], section["student"]), epoch,
+            f"{section['steps']:,}", f"{section['seconds']:.0f}",
+        )  # fmt: skip
+    console.print(table)
+    shown = _shown(folder)
+    console.print("the student of the stage with * is the run's; the run folder is", soft_wrap=True, highlight=False)
+    console.print(f"  {shown}", soft_wrap=True, highlight=False)
+    console.print("next: look at it on the test data")
+    console.print(f"  python -m lit_distill.test run={shown}", soft_wrap=True, highlight=False)
+
+
+def _accuracy(figures: Mapping[str, float], model: str) -> list[str]:
+    found = [figures.get(f"val/{model}/{metric}") for metric in ("top1", "top5")]
+    return ["" if value is None else f"{100 * value:.2f} %" for value in found]
+
+
+def _shown(folder: Path) -> str:
+    here = Path.cwd()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)

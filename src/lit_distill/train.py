@@ -14,6 +14,8 @@ from lit_distill import artifacts
 from lit_distill._cli import command, quiet_lightning
 from lit_distill.resume import begin
 from lit_distill.running import build_module, fit
+from lit_distill.stages import stages_of
+from lit_distill.staging import run_stages
 from lit_distill.summary import show_summary
 
 __all__ = ["build_module", "main", "run"]
@@ -35,6 +37,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     if point.finished:
         finished: dict[str, Any] = json.loads((point.folder / artifacts.RESULTS_FILE).read_text())
         return finished
+    if stages := stages_of(config):
+        return run_stages(config, stages, point)
     fitted = fit(config)
     if fitted.results:
         show_summary(Console(), fitted.module, fitted.results, Path(config.run_dir))

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from lit_distill._cli import conf_dir, help_text
 from lit_distill.callbacks import TeacherCache
-from lit_distill.train import build_module
+from lit_distill.running import build_module
+from lit_distill.stages import stages_of
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 COMMANDS = [path.stem for path in FILES if len(path.parts) == 1]
@@ -179,11 +180,17 @@ def test_teacher_cache(name: str, data: str, tmp_path: Path) -> None:
 def test_experiment(name: str, tmp_path: Path) -> None:
     data = IMAGES if has_images(name) else [f"data={DATA}"]
     config = composed(f"experiment={name}", *data, run_dir=tmp_path)
-    for frozen in config.frozen:  # its weights come from a file, as a user gives them
-        weights = tmp_path / f"{frozen}.safetensors"
-        save_file(instantiate(config.models[frozen]).state_dict(), weights)
-        config.models[frozen].pretrained = str(weights)
-    module = build_module(config)
+    stages = stages_of(config)
+    for stage in stages[1:]:
+        for model in stage.config.start:  # what earlier stages leave is there once they are trained
+            stage.config.models[model].pretrained = None
+        stage.config.start = {}
+    for each in [stage.config for stage in stages] or [config]:
+        for frozen in each.frozen:  # its weights come from a file, as a user gives them
+            weights = tmp_path / f"{frozen}.safetensors"
+            save_file(instantiate(each.models[frozen]).state_dict(), weights)
+            each.models[frozen].pretrained = str(weights)
+        module = build_module(each)
     assert module.student == "Student"
     large = ["data.num_classes=1000"] if has_images(name) else ["data=kinetics400"]
     published = composed(f"experiment={name}", *large, run_dir=tmp_path)

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lit_distill import artifacts
 from lit_distill._cli import conf_dir
-from lit_distill.train import build_module, run
+from lit_distill.running import build_module
+from lit_distill.stages import first_stage, stages_of
+from lit_distill.train import run
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*_pptsmv2.yaml"))
 
@@ -45,24 +47,24 @@ def compose_experiment(name: str, clips: Path, run_dir: Path) -> DictConfig:
 def initial_student(config: DictConfig) -> dict[str, Tensor]:
     """The student's parameters as the run starts from them."""
     seed_everything(config.seed, workers=True, verbose=False)
-    module = build_module(config)
+    module = build_module(first_stage(config))
     return {name: value.detach().clone() for name, value in module.models[module.student].named_parameters()}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_trains_for_an_epoch(name: str, clips: Path, tmp_path: Path) -> None:
     config = compose_experiment(name, clips, tmp_path / "run")
-    before = initial_student(config)
+    stages = [stage.config for stage in stages_of(config)] or [config]
+    last = stages[-1]
 
     results = run(config)
 
     figures = results["final"]
-    wanted = {f"train/{term}" for term in config.losses} | {
-        f"val/{term}" for term in config.val_losses or config.losses
-    }
-    wanted |= {"train/loss", "val/loss"} | {f"val/{model}/top1" for model in config.models}
+    wanted = {f"train/{term}" for term in last.losses} | {f"val/{term}" for term in last.val_losses or last.losses}
+    wanted |= {"train/loss", "val/loss"} | {f"val/{model}/top1" for model in last.models}
     assert wanted <= figures.keys()
     assert all(math.isfinite(value) for value in figures.values()), figures
+    before = initial_student(next(stage for stage in stages if last.student in stage.models))
     after = load_file(tmp_path / "run" / artifacts.STUDENT_FILE)
     kept = [key for key in before if key in after and after[key].shape == before[key].shape]
     assert len(kept) >= 0.9 * len(before)
