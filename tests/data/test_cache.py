@@ -191,12 +191,19 @@ def _make_and_die(told: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize(("views", "resize"), [("center", "decoder"), ("center", "exact"), ("dense", "decoder")])
+@pytest.mark.parametrize(
+    ("views", "given"),
+    [
+        ("center", {"resize": "decoder", "scale": 48, "multi_scale": False}),  # nothing is resized
+        ("center", {"resize": "exact"}),
+        ("dense", {"resize": "exact"}),
+    ],
+)
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_batches_are_those_of_reading_without_it(
-    videos: Path, tmp_path: Path, kind: str, views: str, resize: str, workers: int
+    videos: Path, tmp_path: Path, kind: str, views: str, given: dict[str, Any], workers: int
 ) -> None:
-    given: dict[str, Any] = {"views": views, "resize": resize, "num_frames": 4, "eval_batch_size": 4}
+    given = {**given, "views": views, "num_frames": 4, "eval_batch_size": 4}
     plain = epochs(make(videos, **given))
     data = make(videos, **given, cache=kind, cache_dir=tmp_path, num_workers=workers)
     for one, other in zip(plain, epochs(data), strict=True):
@@ -205,6 +212,14 @@ def test_batches_are_those_of_reading_without_it(
     hits, misses, *_ = data.clip_cache.stats()
     assert hits + misses == 2 * (12 + 7)
     assert misses == 12 + 7
+
+
+def test_a_clip_is_the_same_whether_its_video_found_room_or_not(videos: Path, tmp_path: Path) -> None:
+    roomy = epochs(make(videos, cache="disk", cache_dir=tmp_path / "roomy"))
+    with pytest.warns(UserWarning, match="takes no more"):
+        full = list(epochs(make(videos, cache="disk", cache_dir=tmp_path / "full", cache_gb=1e-6)))
+    for one, other in zip(roomy, full, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_epochs_after_the_first_decode_nothing(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +241,7 @@ def test_a_changed_file_is_decoded_anew(tmp_path: Path) -> None:
     cached = make(tmp_path, val_list="train.txt", cache="disk", cache_dir=tmp_path / "cache", batch_size=2)
     for seed in (1, 2):
         write_video(tmp_path / "a.mp4", moving_bars(9, seed=seed))
-        plain = make(tmp_path, val_list="train.txt", batch_size=2)
+        plain = make(tmp_path, val_list="train.txt", batch_size=2)  # the same in evaluation
         for one, other in zip(plain.val_dataloader(), cached.val_dataloader(), strict=True):
             assert torch.equal(one[0], other[0])
 

@@ -69,7 +69,7 @@ def test_batches_are_those_of_the_files(videos: Path, packed: Path, views: str, 
 def test_with_the_clip_cache_and_patterns(videos: Path, packed: Path) -> None:
     last = len(list(packed.glob("train-*.tar"))) - 1
     data = make_shards(packed, train_list=f"train-{{000000..{last:06}}}.tar", cache="memory")
-    assert same(epochs(make(videos)), epochs(data)) == 2 * 5
+    assert same(epochs(make(videos, cache="memory")), epochs(data)) == 2 * 5
     assert data.clip_cache is not None
     assert data.clip_cache.stats()[:2] == (12 + 7, 12 + 7)
 

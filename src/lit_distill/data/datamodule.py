@@ -71,8 +71,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         first_label: number of the first class in the lists.
         max_missing: how many listed files may be missing of each list: they are left out, counted and named in a
             warning. More are an error. What becomes of a file that is there but can't be read, ``on_bad`` says.
-        resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours; ``"exact"``: whole
-            frames by the published filter, at some cost. Folders of frames always are ``"exact"``.
+        resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours, and of training
+            videos only what the crops show is converted; ``"exact"``: whole frames by the published filter, at some
+            cost. Folders of frames always are ``"exact"``.
         limits: ``frames``, ``pixels`` and ``seconds`` that a video may take, see :class:`lit_distill.data.Limits`;
             none, or null, for its defaults.
         index: whether what is found out about each video is kept in a file in the cache folder
@@ -82,8 +83,10 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         max_bad: how many videos may be left out of the run so, over all processes and splits.
         roots: further folders that links in the root, and absolute paths in the lists, may lead to.
         cache: where decoded frames are kept, scaled, so that epochs after the first decode nothing of what it holds:
-            ``"memory"``, shared by the workers of a process, or ``"disk"``, which later runs use too. Clips are the
-            same as without. Of training videos all frames are kept, of others those that evaluation looks at.
+            ``"memory"``, shared by the workers of a process, or ``"disk"``, which later runs use too. Of training
+            videos all frames are kept, of others those that evaluation looks at. Clips are the same as without, but for
+            ``resize="decoder"`` in training, where what the crops resize is resized from the kept frames, by the
+            published filter.
         cache_gb: most that it holds, in GB (10^9 bytes), in each process (memory) or folder (disk). When it is full
             nothing is added.
         cache_dir: folder of the cache on disk; none for ``clips`` in the cache folder. Remove it to clear the cache.

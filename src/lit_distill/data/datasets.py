@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -50,14 +50,16 @@ class VideoDataset(Dataset[Item | BadVideo]):
         format: ``"video"`` files or folders of ``"frames"``.
         suffix: pattern of the frames' file names, numbered from 1.
         seed: of all random choices.
-        resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours; ``"exact"``: by
-            :func:`lit_distill.data.transforms.resize` on whole frames, as published, at some cost.
+        resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours, and for training
+            cropped and mirrored too; ``"exact"``: by :func:`lit_distill.data.transforms.resize` on whole frames, as
+            published, at some cost.
         limits: of what may be spent on a video.
         index: where the videos' layouts are kept; without one each read scans its video anew, to the same end.
         on_bad: ``"raise"``, or ``"quarantine"``: a :class:`lit_distill.data.quarantine.BadVideo` takes the place of an
             item that can't be read.
         inside: folders that links among the images of a folder must not lead out of; none to follow them anywhere.
-        cache: where decoded frames are kept, scaled; it changes no clip. None decodes them each time.
+        cache: where decoded frames are kept, scaled. Parts of them that a multi-scale crop resizes are resized as with
+            ``"exact"``; otherwise it changes no clip. None decodes them each time.
         archives: what the samples that are members of archives are read through.
         stamps: size and time of those archives, by their path.
 
@@ -128,15 +130,15 @@ class VideoDataset(Dataset[Item | BadVideo]):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
         try:
-            clips = self._read(sample, epoch, index)
+            clip = self._clip(sample, epoch, index)
         except VideoError as error:
             if self.on_bad == "raise":
                 raise
             return BadVideo(index, sample.name, reason_for(sample.name, error.path, error.reason))
-        return self._views(clips, epoch, index), sample.label, index
+        return clip, sample.label, index
 
-    def _read(self, sample: Sample, epoch: int, index: int) -> list[Frames]:
-        """The frames of each clip, every frame decoded once."""
+    def _clip(self, sample: Sample, epoch: int, index: int) -> Tensor:
+        """The view or views of a sample, every frame decoded once."""
         source = self._source(sample)  # one for headers and frames: a member of an archive is fetched once
         layout = self._layout(sample, source) if sample.frames is None else None
         length = sample.frames if layout is None else layout.info.frames
@@ -146,12 +148,33 @@ class VideoDataset(Dataset[Item | BadVideo]):
         else:
             plan = self.sampling.evaluation(length, self.format, clips=DENSE_CLIPS if self.views == "dense" else 1)
         plan = [wrap(numbers, length, self.format) for numbers in plan]
+        if self.in_one_pass and layout is not None:
+            return self._augmented(self._view(source, layout, plan[0], epoch, index), epoch, index)
         wanted = sorted({number for numbers in plan for number in numbers})
         frames = self._frames(sample, source, layout, length, wanted)
         if plan == [wanted]:
-            return [frames]
+            return self._views([frames], epoch, index)
         place = {number: position for position, number in enumerate(wanted)}
-        return [frames[[place[number] for number in numbers]] for numbers in plan]
+        return self._views([frames[[place[number] for number in numbers]] for numbers in plan], epoch, index)
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether training views of videos are cropped, resized and mirrored while their colours are converted.
+
+        Not with ``resize="exact"``; and not with a cache, which keeps whole frames: a clip is to be the same whether
+        its video found room there or not.
+        """
+        return self.views == "train" and self.resize == "decoder" and self.cache is None
+
+    def _view(self, source: VideoSource, layout: VideoLayout, numbers: Sequence[int], epoch: int, index: int) -> Frames:
+        """A training view, of which the reader converts what is seen."""
+        width, height = layout.info.width, layout.info.height
+        view = self.transform.view(*self.transform.scaled_size(width, height), seeded("view", self.seed, epoch, index))
+        side = self.transform.size
+        return read_frames(
+            source, numbers, size=(side, side), crop=view.crop_of(width, height), flip=view.flip, limits=self.limits,
+            layout=layout,
+        )  # fmt: skip
 
     def _frames(
         self, sample: Sample, source: VideoSource, layout: VideoLayout | None, length: int, wanted: Sequence[int]
@@ -182,7 +205,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
     ) -> Frames:
         if layout is None:
             self._refuse_links_outside(sample, numbers)
-            return read_images(sample.path, self.suffix, numbers)
+            return read_images(sample.path, self.suffix, numbers, limits=self.limits)
         return read_frames(source, numbers, size=self._size(layout), limits=self.limits, layout=layout)
 
     def _content(self, sample: Sample, length: int) -> str:
@@ -224,11 +247,14 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     def _views(self, clips: Sequence[Frames], epoch: int, index: int) -> Tensor:
         if self.views == "train":
-            view = _channels_first(self.transform.training(clips[0], seeded("view", self.seed, epoch, index)))
-            return augmented(view, self.augment, "augment", self.seed, epoch, index)
+            view = self.transform.training(clips[0], seeded("view", self.seed, epoch, index))
+            return self._augmented(view, epoch, index)
         if self.views == "center":
             return _channels_first(self.transform.center(clips[0]))
         return torch.stack([_channels_first(view) for clip in clips for view in self.transform.three_crops(clip)])
+
+    def _augmented(self, view: Frames, epoch: int, index: int) -> Tensor:
+        return augmented(_channels_first(view), self.augment, "augment", self.seed, epoch, index)
 
 
 def require_known(resize: str, on_bad: str) -> None:
@@ -254,13 +280,21 @@ def collate(items: Sequence[Item | BadVideo]) -> Batch | PartialBatch:
 
 def _stacked(items: Sequence[Item]) -> Batch:
     clips, labels, indices = zip(*items, strict=True)
+    packed = [clip.movedim(-3, -1) for clip in clips]
+    if all(clip.is_contiguous() for clip in packed):  # as they were decoded: stacked so, and only seen otherwise
+        return _stack(packed).movedim(-1, -3), torch.tensor(labels), torch.tensor(indices)
+    return _stack(clips), torch.tensor(labels), torch.tensor(indices)
+
+
+def _stack(clips: Sequence[Tensor]) -> Tensor:
     batch = None
     if get_worker_info() is not None and not clips[0].is_cuda:
         shape = (len(clips), *clips[0].shape)
-        storage = clips[0].untyped_storage()._new_shared(math.prod(shape) * clips[0].element_size())
+        storage = cast("Any", clips[0].untyped_storage())._new_shared(math.prod(shape) * clips[0].element_size())
         batch = torch.empty(0, dtype=clips[0].dtype).set_(storage).view(shape)
-    return torch.stack(clips, out=batch), torch.tensor(labels), torch.tensor(indices)
+    return torch.stack(list(clips), out=batch)
 
 
 def _channels_first(frames: Frames) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+    """(T, H, W, 3) seen as (T, 3, H, W): the bytes stay as they were decoded until they are on the device."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)

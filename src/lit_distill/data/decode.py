@@ -8,14 +8,16 @@ a :class:`VideoError`. Packets of before the first key frame, as in a cut record
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import av
+import numpy as np
 
 from lit_distill.data._container import Opened, Packet, opened
-from lit_distill.data._frames import Clip, Frames, quarter_turns, read_image
+from lit_distill.data._frames import Clip, Form, Frames, quarter_turns, read_image
 from lit_distill.data._groups import Distrust, NoIndex, Shallow, divided, facts_reader, numbered, picture
 from lit_distill.data._pruned import (
     Groups,
@@ -29,6 +31,7 @@ from lit_distill.data._pruned import (
 )
 from lit_distill.data.video import (
     Limits,
+    Rectangle,
     ShortVideoError,
     VideoError,
     VideoInfo,
@@ -147,6 +150,8 @@ def read_frames(
     indices: Sequence[int],
     *,
     size: tuple[int, int] | None = None,
+    crop: Rectangle | None = None,
+    flip: bool = False,
     limits: Limits = _LIMITS,
     layout: VideoLayout | None = None,
     suffix: str | None = None,
@@ -162,6 +167,9 @@ def read_frames(
         source: the path of a regular file, bytes, or a seekable file object; with ``suffix`` the path of a folder.
         indices: 0-based, in display order; unsorted and repeated ones are allowed, negative ones are not.
         size: (height, width) to resize to, bilinear, in the pass that converts the colours; none keeps the size.
+        crop: (left, top, width, height) of the part that is wanted, in pixels of the first frame as shown; only that is
+            converted, and resized to ``size``. With a size its sides may be fractions of pixels.
+        flip: whether it is mirrored, left to right, in the same pass.
         limits: of what may be spent on it.
         layout: what :func:`scan` found of this very file. It spares the reading of headers and unneeded packets. It is
             checked against what is read: one of another file changes nothing but the time.
@@ -172,9 +180,10 @@ def read_frames(
         RGB frames (T, H, W, 3), uint8, in the order of ``indices``.
 
     Raises:
-        ValueError: no index, or a negative one.
+        ValueError: no index, or a negative one; a crop that no frame has.
         ShortVideoError: the video ends before the last wanted frame.
-        VideoError: it can't be read within the limits, is damaged, or its frames change their size.
+        VideoError: it can't be read within the limits, is damaged, its frames change their size, or have no room for
+            the crop.
 
     Example:
         >>> import numpy as np
@@ -184,21 +193,24 @@ def read_frames(
         >>> with TemporaryDirectory() as folder:
         ...     write_video(f"{folder}/a.mp4", video)
         ...     clip = read_frames(f"{folder}/a.mp4", [5, 0, 5])
-        >>> clip.shape, bool((clip[0] == clip[2]).all())
-        ((3, 32, 32, 3), True)
+        ...     part = read_frames(f"{folder}/a.mp4", [5, 0, 5], crop=(4, 0, 20, 30), flip=True)
+        >>> clip.shape, bool((clip[0] == clip[2]).all()), bool((part == clip[:, :30, 23:3:-1]).all())
+        ((3, 32, 32, 3), True, True)
     """
     indices = [int(index) for index in indices]
     if not indices or min(indices) < 0:
         raise ValueError(f"read_frames expects at least one index, none negative, came {indices}")
+    form = Form(size, crop, flip)
+    form.check()
     if suffix is not None:
         if not isinstance(source, (str, os.PathLike)):
             raise ValueError(f"read_frames with a suffix expects the path of a folder, came {type(source).__name__}")
-        return read_images(source, suffix, [index + 1 for index in indices], size=size)
+        return _read_images(source, suffix, [index + 1 for index in indices], form, limits)
     way: _Way | None = _read_by_index if layout is None else partial(_read_by_layout, layout)
     while way is not None:
         try:
             with opened(source, limits, headers_only=way not in (_read_by_packets_probed, _read_everything)) as video:
-                clip = Clip(video.name, indices, size)
+                clip = Clip(video.name, indices, form)
                 way(video, frozenset(indices), clip)
                 return clip.frames
         except Distrust as doubt:
@@ -207,7 +219,12 @@ def read_frames(
 
 
 def read_images(
-    folder: str | os.PathLike[str], suffix: str, numbers: Sequence[int], *, size: tuple[int, int] | None = None
+    folder: str | os.PathLike[str],
+    suffix: str,
+    numbers: Sequence[int],
+    *,
+    size: tuple[int, int] | None = None,
+    limits: Limits = _LIMITS,
 ) -> Frames:
     """Decode the wanted frames of a folder of images.
 
@@ -216,16 +233,30 @@ def read_images(
         suffix: pattern of their names, a format string of the number, such as ``"img_{:05}.jpg"``.
         numbers: those of the wanted frames, as in the names; repeated ones are allowed.
         size: (height, width) to resize to, bilinear; none keeps the size.
+        limits: of what may be spent on them: pixels of an image, seconds of all.
 
     Returns:
         RGB frames (T, H, W, 3), uint8, in the order of ``numbers``.
 
     Raises:
-        VideoError: an image is missing or unreadable, or the images' sizes differ.
+        VideoError: an image is missing, unreadable or beyond the limits, or the images' sizes differ.
     """
-    clip = Clip(os.fspath(folder), numbers, size)
+    return _read_images(folder, suffix, numbers, Form(size), limits)
+
+
+def _read_images(
+    folder: str | os.PathLike[str], suffix: str, numbers: Sequence[int], form: Form, limits: Limits
+) -> Frames:
+    until = time.thread_time() + limits.seconds
+    clip = Clip(os.fspath(folder), numbers, form)
     for number in sorted(set(numbers)):
-        clip.put(number, read_image(Path(folder, suffix.format(number)), size))
+        image = read_image(Path(folder, suffix.format(number)), limits)
+        if time.thread_time() > until:
+            raise VideoError(folder, f"reading it took more than {limits.seconds:g} s, the limit")
+        if form == Form():
+            clip.put(number, image)
+        else:
+            clip.take(number, av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"))
     return clip.frames
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from lit_distill.data.decode import Frames
+from lit_distill.data.video import Rectangle
 
 Aspect: TypeAlias = Literal["fixed", "keep", "square"]
 
@@ -247,12 +248,12 @@ def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     r"""Turn bytes into normalised floats: :math:`(x / 255 - mean) / std` for each channel.
 
     Args:
-        clips: (..., 3, H, W), uint8.
+        clips: (..., 3, H, W), uint8, in memory in this order or as they are decoded, channels last.
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
 
     Returns:
-        (..., 3, H, W), float32.
+        (..., 3, H, W), float32, contiguous.
 
     Example:
         >>> normalize(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3).flatten().tolist()
@@ -260,12 +261,58 @@ def normalize(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     """
     means, stds = (torch.tensor(list(v), dtype=torch.float32, device=clips.device)[:, None, None] for v in (mean, std))
     if clips.device.type != "cpu" or clips.ndim < 4 or not clips.numel():
-        return clips.float().div_(255.0).sub_(means).div_(stds)
-    # on a CPU most of the time goes into new pages: NumPy asks for large ones; and clip by clip stays in the cache
+        floats = torch.empty(clips.shape, device=clips.device)
+        return floats.copy_(clips).div_(255.0).sub_(means).div_(stds)
+    # on a CPU most of the time goes into new pages: NumPy asks for large ones; and frame by frame stays in the cache
     floats = torch.from_numpy(np.empty(tuple(clips.shape), np.float32))
-    for clip, out in zip(clips.flatten(0, -4), floats.flatten(0, -4), strict=True):
-        out.copy_(clip).div_(255.0).sub_(means).div_(stds)
+    for frame, out in zip(clips.flatten(0, -4), floats.flatten(0, -4), strict=True):
+        out.copy_(frame).div_(255.0).sub_(means).div_(stds)
     return floats
+
+
+class View(NamedTuple):
+    """A view of frames: a part of them, resized, and a square of that, mirrored or not.
+
+    Attributes:
+        width: of the frames, scaled, in pixels.
+        height: of the frames, scaled, in pixels.
+        part: of the frames.
+        resized: (width, height) to which the part is resized.
+        square: of the resized part.
+        flip: whether it is mirrored, left to right.
+    """
+
+    width: int
+    height: int
+    part: Box
+    resized: tuple[int, int]
+    square: Box
+    flip: bool
+
+    def __call__(self, frames: Frames) -> Frames:
+        """The view (T, side, side, 3) of scaled frames (T, H, W, 3)."""
+        view = crop(resize(crop(frames, self.part), *self.resized), self.square)
+        return view[:, :, ::-1] if self.flip else view
+
+    def crop_of(self, width: int, height: int) -> Rectangle:
+        """The part of a frame, before it is scaled, that the view shows: what a reader crops and resizes in one pass.
+
+        Args:
+            width: of that frame, in pixels.
+            height: of that frame, in pixels.
+
+        Example:
+            >>> View(340, 256, Box(10, 20, 168, 192), (256, 256), Box(16, 0, 224, 224), False).crop_of(680, 512)
+            (41.0, 40.0, 294.0, 336.0)
+        """
+        x, y = self.part.width / self.resized[0], self.part.height / self.resized[1]
+        across, down = width / self.width, height / self.height
+        return (
+            (self.part.left + self.square.left * x) * across,
+            (self.part.top + self.square.top * y) * down,
+            self.square.width * x * across,
+            self.square.height * y * down,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,14 +359,18 @@ class ClipTransform:
         """(width, height) of a frame after its scaling, which a reader may do on the way."""
         return scaled_size(width, height, self.scale, aspect=self.aspect)
 
+    def view(self, width: int, height: int, rng: random.Random) -> View:
+        """A random view for training of frames that are scaled to ``width`` x ``height``, drawn from ``rng``."""
+        part, resized = Box(0, 0, width, height), (width, height)
+        if self.multi_scale:
+            part, resized = multi_scale_box(width, height, self.scale, rng), (self.scale, self.scale)
+        square = random_box(*resized, self.size, rng)
+        return View(width, height, part, resized, square, rng.random() < self.flip)
+
     def training(self, frames: Frames, rng: random.Random) -> Frames:
         """A random view (T, size, size, 3) of ``frames``, drawn from ``rng``."""
         frames = self.scaled(frames)
-        if self.multi_scale:
-            box = multi_scale_box(frames.shape[2], frames.shape[1], self.scale, rng)
-            frames = resize(crop(frames, box), self.scale, self.scale)
-        frames = crop(frames, random_box(frames.shape[2], frames.shape[1], self.size, rng))
-        return frames[:, :, ::-1] if rng.random() < self.flip else frames
+        return self.view(frames.shape[2], frames.shape[1], rng)(frames)
 
     def center(self, frames: Frames) -> Frames:
         """The middle (T, size, size, 3) of ``frames``."""

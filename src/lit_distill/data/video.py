@@ -14,6 +14,9 @@ VideoSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | io.IOBase
 Errors call a file object by its attribute ``name``, where it has one.
 """
 
+Rectangle: TypeAlias = tuple[float, float, float, float]
+"""Left, top, width and height, in pixels from the upper left corner."""
+
 
 class VideoError(Exception):
     """A video that can't be read: which one, and why.
