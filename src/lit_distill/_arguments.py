@@ -29,6 +29,16 @@ def _quoted(argument: str, paths: Collection[str]) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key not in paths or value in ("", "null") or value[0] in "'\"":
         return argument
+    return f"{key}={literal(value)}"
+
+
+def literal(text: str) -> str:
+    """A text in quotes, as Hydra takes it without reading anything into it.
+
+    Example:
+        >>> literal("a (1), b.mp4"), literal("it's")
+        ("'a (1), b.mp4'", "'it\\\\'s'")
+    """
     # backslashes are escapes only before a quote, the closing one too: there they are doubled
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"{key}='{escaped}'"
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"

@@ -15,7 +15,8 @@ COMMANDS = (
     ("export", "the student alone as ONNX, torch.export or safetensors, verified"),
     ("benchmark", "its latency, split into decode, preprocess and network"),
     ("doctor", "look at an experiment before it is trained"),
-    ("report", "compare runs"),
+    ("compare", "strategies with paired seeds: which is better, by how much, is it luck"),
+    ("report", "look into runs"),
     ("index", "look through the videos of a data set once, and find bad ones"),
     ("convert", "PaddleVideo's weights and configs into this library's"),
 )

@@ -123,7 +123,7 @@ def differing_keys(run: Path, config: DictConfig) -> list[str]:
     here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
     return [
         key
-        for key in sorted(_differing(there, here, ""))
+        for key in sorted(differing(there, here, ""))
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
     ]
 
@@ -194,13 +194,19 @@ def _is_finished(run: Path) -> bool:
     return path.is_file() and not json.loads(path.read_text()).get("interrupted")
 
 
-def _differing(one: Any, other: Any, place: str) -> set[str]:
+def differing(one: Any, other: Any, place: str = "") -> set[str]:
+    """The dotted names, below ``place``, in which two trees of plain values differ.
+
+    Example:
+        >>> sorted(differing({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3}))
+        ['a.b', 'c']
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         found: set[str] = set()
         for key in {**one, **other}:
             name = f"{place}.{key}" if place else str(key)
             if key in one and key in other:
-                found |= _differing(one[key], other[key], name)
+                found |= differing(one[key], other[key], name)
             else:
                 found.add(name)
         return found

@@ -25,8 +25,9 @@ References: TypeAlias = str | tuple[str, ...]
 class Reference:
     """One parsed signal reference.
 
-    ``Student`` is the model's output, ``Student.stages.2`` the output of that submodule, ``Student.fc:input`` its
-    input, ``GroundTruth`` the target of the batch and ``SampleIndex`` the positions of its samples in the data set.
+    ``Student`` is the model's output, ``Student.stages.2`` the output of that submodule, ``Student.stages.2.-1`` that
+    of the last block in it, ``Student.fc:input`` its input, ``GroundTruth`` the target of the batch and ``SampleIndex``
+    the positions of its samples in the data set.
 
     Example:
         >>> Reference.parse("Student.fc:input")
@@ -75,7 +76,7 @@ class Reference:
         if not self.path:
             return models[self.model]
         try:
-            return models[self.model].get_submodule(self.path)
+            return _submodule(models[self.model], self.path)
         except AttributeError:
             names = [name for name, _ in models[self.model].named_modules() if name]
             message = f"{self.text!r} names no submodule of {self.model}: {_closest(self.path, names)}"
@@ -243,6 +244,18 @@ class SignalCache(Protocol):
             compute: runs the model.
             output: whether what it returns is wanted too.
         """
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule of that name; a number below zero counts the children of a sequence from its end."""
+    for name in path.split("."):
+        if name[0] == "-" and name[1:].isdecimal() and isinstance(module, (nn.Sequential, nn.ModuleList)):
+            count = len(module)
+            if not 0 < int(name[1:]) <= count:
+                raise AttributeError(f"{name} of {count}")
+            name = list(module._modules)[int(name)]
+        module = module.get_submodule(name)
+    return module
 
 
 def _closest(name: str, names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Lightning callbacks that watch a run, keep its promises, or move its teacher."""
 
+from lit_distill.callbacks.account import Account
 from lit_distill.callbacks.ema_teacher import EMATeacher
 from lit_distill.callbacks.exact_resume import ExactResume
 from lit_distill.callbacks.last_checkpoint import LastCheckpoint
@@ -13,6 +14,7 @@ from lit_distill.callbacks.teacher_cache import CacheCounts, TeacherCache
 from lit_distill.callbacks.term_gradients import TermGradients
 
 __all__ = [
+    "Account",
     "CacheCounts",
     "EMATeacher",
     "ExactResume",

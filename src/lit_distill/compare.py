@@ -1,0 +1,206 @@
+"""`python -m lit_distill.compare experiments=[baseline,kd,…] seeds=5 data=…`: does it help, by how much, is it luck?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lit_distill import artifacts
+from lit_distill._arguments import literal
+from lit_distill._cli import command, conf_dir
+from lit_distill._files import write_text
+from lit_distill._screen import printable
+from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
+from lit_distill.comparison.plots import can_plot, write_plots
+from lit_distill.comparison.pool import Job, Pool, alone_in, places
+from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
+from lit_distill.comparison.table import HEAD, markdown, notes, rows
+
+JSON_FILE, TABLE_FILE = "compare.json", "compare.md"
+
+
+def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Train and test what is not yet, and write `compare.json`, `compare.md` and the plots.
+
+    Args:
+        config: the composed `compare.yaml`.
+        console: where progress and the table are shown; standard output by default.
+
+    Returns:
+        the content of `compare.json`.
+
+    Raises:
+        ValueError: the runs could not be compared, or the folder holds others. No run has begun then.
+        KeyboardInterrupt: a signal came; the runs are saved and what is done is written.
+    """
+    console = console or Console()
+    jobs, threads, devices = places(config.jobs)
+    plan = make_plan(config)
+    folder = Path(config.folder).expanduser().absolute()
+    output = folder if config.output is None else Path(config.output).expanduser().absolute()
+    about = {"command": str(config.command), "date": str(date.today())}
+    faults: dict[Path, str] = {}
+    with alone_in(folder) as lock:
+        pool = Pool(jobs, threads, devices, lock)
+        first = [] if plan.teacher is None else [plan.teacher]
+        for planned in (*first, *plan.runs):
+            require_its_own(planned)
+        left = [planned for planned in (*first, *plan.runs) if not is_done(planned)]
+        _announce(console, plan, left, jobs, threads)
+        if left:
+            _prepare(plan)
+        try:
+            for group in (first, plan.runs):
+                if not any(run in faults for run in (planned.folder for planned in first)):
+                    _train(console, pool, [planned for planned in group if planned in left], folder, faults)
+        finally:
+            record = collect(plan, folder, faults, about)
+            _write(console, record, output, plots=config.plots)
+    return record
+
+
+def _prepare(plan: Plan) -> None:
+    """Let the data be made or looked through once, before several runs at a time would want to."""
+    configs = [planned.config for planned in (*([plan.teacher] if plan.teacher else []), plan.runs[0])]
+    for config in configs:
+        instantiate(config.data, _convert_="all").prepare_data()
+
+
+def _train(console: Console, pool: Pool, runs: Sequence[PlannedRun], folder: Path, faults: dict[Path, str]) -> None:
+    jobs = {_job(planned): planned for planned in runs}
+    count = 0
+
+    def done(job: Job, fault: str) -> None:
+        nonlocal count
+        count += 1
+        planned = jobs[job]
+        if fault:
+            faults[planned.folder] = f"{fault} (all of it: {job.log})"
+            told = f"[red]failed[/red]: {escape(printable(fault))}; {escape(str(job.log))} has all of it"
+        else:
+            figures = run_record(planned, folder)
+            told = f"{figures['top1']:.2f} % in {figures['seconds'] / 60:.1f} min"
+        console.print(f"{count}/{len(jobs)}  {escape(job.name)}: {told}", soft_wrap=True, highlight=False)
+
+    pool.run(list(jobs), done=done)
+
+
+def _job(planned: PlannedRun) -> Job:
+    commands = [("lit_distill.train", *planned.arguments)] if not is_done(planned, tested=False) else []
+    on = ("trainer=cpu",) if planned.config.trainer.accelerator == "cpu" else ()
+    evaluate = ("lit_distill.test", f"run={literal(str(planned.folder))}", *on)
+    name = "teacher" if planned.name == "teacher" else f"{planned.name}, seed {planned.seed}"
+    return Job(name, (*commands, evaluate), planned.folder.with_name(f"{planned.folder.name}.log"))
+
+
+def _announce(console: Console, plan: Plan, left: Sequence[PlannedRun], jobs: int, threads: int) -> None:
+    total = len(plan.runs) + (plan.teacher is not None)
+    what = f"{len(plan.strategies)} strategies, {len(plan.seeds)} seeds" + (", one teacher" if plan.teacher else "")
+    done = f", {total - len(left)} done before" if len(left) < total else ""
+    console.print(f"{total} runs ({what}){done}; {jobs} at a time, {threads} threads each", highlight=False)
+
+
+def _write(console: Console, record: dict[str, Any], output: Path, *, plots: bool) -> None:
+    artifacts.write_json(output / JSON_FILE, record)
+    pictures: list[str] = []
+    if plots and can_plot():
+        pictures = write_plots(record, output)
+    elif plots:
+        console.print("no plots: they need matplotlib, pip install 'lit-distill\\[report]'", highlight=False)
+    write_text(output / TABLE_FILE, markdown(record, pictures))
+    shown = Table()
+    for name in HEAD:
+        shown.add_column(escape(name), overflow="fold", justify="left" if name in ("strategy", "teacher") else "right")
+    for row in rows(record):
+        shown.add_row(*(escape(cell.replace("**", "")) for cell in row))
+    console.print(shown)
+    for note in notes(record):
+        console.print(escape(printable(note.replace("**", ""))), highlight=False, soft_wrap=True)
+    console.print(f"written to {output / TABLE_FILE}", highlight=False, soft_wrap=True)
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Whether every run is done and every pair is one."""
+    strategies = record["strategies"].values()
+    return not any(strategy.get("unpaired") or any(run["fault"] for run in strategy["runs"]) for strategy in strategies)
+
+
+def own_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `compare` as Hydra takes them: those of `train` become one list, ``train``.
+
+    Args:
+        arguments: as they were typed, without the command's name.
+
+    Raises:
+        ValueError: an option that is none of compare's; a sweep.
+
+    Example:
+        >>> own_arguments(["experiments=[baseline,kd]", "data=moving_digits", "seeds=2", "trainer.max_epochs=3"])
+        ['experiments=[baseline,kd]', 'seeds=2', "train=['data=moving_digits','trainer.max_epochs=3']"]
+    """
+    keys = OmegaConf.load(conf_dir() / "compare.yaml").keys() - {"defaults"}
+    own: list[str] = []
+    passed: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        key = argument.lstrip("+~").partition("=")[0].partition(".")[0]
+        if argument.startswith("teacher=") and argument != "teacher=null":
+            raise ValueError(
+                f"the teacher is told by teacher.model=, teacher.epochs=, … or teacher=null, not {argument}"
+            )
+        if argument in ("-m", "--multirun"):
+            raise ValueError("compare is a sweep itself: give experiments=[…] and seeds=…")
+        if key == "hydra" and "run.dir" in argument:
+            raise ValueError(f"hydra.run.dir is what compare sets itself, for each run: give folder=…, not {argument}")
+        if argument.partition("=")[0] in ("--config-dir", "-cd"):
+            own.append(f"config_dir={literal(argument.partition('=')[2] or next(left, ''))}")
+        elif argument in ("--cfg", "-c"):
+            own += [argument, next(left, "")]
+        elif argument == "teacher=null":  # for Hydra that would be the group of train
+            own.append("teacher.experiment=null")
+        elif key in ("overrides", "variants"):  # Hydra would want the plus: their keys are the user's
+            own.append(f"++{argument.lstrip('+')}")
+        elif argument.startswith("-") or key in keys:
+            own.append(argument)
+        else:
+            passed.append(argument)
+    return [*own, f"train=[{','.join(map(literal, passed))}]"] if passed else own
+
+
+@command("compare")
+def main(config: DictConfig) -> None:
+    """Compare; exit code 3 where a run failed or a pair is none."""
+    try:
+        record = run(config)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    if not is_whole(record):
+        sys.exit(3)
+
+
+def start() -> None:
+    """The command line."""
+    typed = sys.argv[1:]
+    try:
+        sys.argv[1:] = own_arguments(typed)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    shown = " ".join(["python -m lit_distill.compare", *typed])
+    if not {"-h", "--help", "--hydra-help", "--cfg", "-c"} & set(typed):
+        sys.argv.append(f"command={literal(shown)}")
+    main()
+
+
+if __name__ == "__main__":
+    start()

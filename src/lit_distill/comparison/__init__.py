@@ -1,0 +1,1 @@
+"""What `python -m lit_distill.compare` is made of: the plan, the runs, the statistics, the table and the plots."""

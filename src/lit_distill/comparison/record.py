@@ -1,0 +1,237 @@
+"""What a comparison found, as plain data: compare.json's content, from the folders of its runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from lit_distill import artifacts
+from lit_distill.callbacks.account import ACCOUNT_FILE
+from lit_distill.comparison.paired import LEVEL, PairedGain, holm, paired_gain, verdict
+from lit_distill.comparison.plan import Plan, PlannedRun, network_name, plain
+from lit_distill.resume import CONFIG_FILE, differing_keys
+
+FORMAT = 1
+TEST_FILE = "test.json"
+
+
+def require_its_own(run: PlannedRun) -> None:
+    """Hold that no other run than the planned one has begun in its folder.
+
+    Raises:
+        ValueError: one has; the keys that differ are named.
+    """
+    if (run.folder / CONFIG_FILE).is_file() and (keys := differing_keys(run.folder, plain(run.config))):
+        raise ValueError(
+            f"{run.folder} holds another run, it differs in {', '.join(keys[:5])}: give the same command, or "
+            "folder=<another>"
+        )
+
+
+def is_done(run: PlannedRun, *, tested: bool = True) -> bool:
+    """Whether a run has been trained and, with ``tested``, the weights that it left have been tested."""
+    results = _read(run.folder / artifacts.RESULTS_FILE)
+    return (
+        bool(results)
+        and not results["interrupted"]
+        and (run.folder / ACCOUNT_FILE).is_file()
+        and (not tested or _tests_these_weights(run.folder))
+    )
+
+
+def _tests_these_weights(folder: Path) -> bool:
+    report, card = _read(folder / TEST_FILE), _read(folder / artifacts.CARD_FILE)
+    return bool(report) and report["sha256"] == card.get("sha256")
+
+
+def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that the table is made of.
+
+    Args:
+        plan: the comparison.
+        folder: of the comparison; those of the runs are told relative to it.
+        faults: what went wrong, by run folder.
+        about: further entries, such as the command.
+
+    Returns:
+        plain data; accuracies and gains in percent (points), times in seconds, memory in MiB.
+    """
+    strategies: dict[str, dict[str, Any]] = {
+        strategy.name: {
+            "experiment": strategy.experiment,
+            "overrides": list(strategy.own),
+            "teacher": strategy.teacher,
+            "weights": _weights(strategy.runs[0].config),
+            "runs": [run_record(run, folder, faults.get(run.folder, "")) for run in strategy.runs],
+        }
+        for strategy in plan.strategies
+    }
+    reference = strategies[plan.reference]["runs"]
+    for name, record in strategies.items():
+        done = [run for run in record["runs"] if run["top1"] is not None]
+        record |= summary(done)
+        if name != plan.reference:
+            record |= against(record["runs"], reference)
+    judge(strategies, plan.reference)
+    config = plan.strategies[0].runs[0].config
+    return {
+        "format": FORMAT,
+        **about,
+        "machine": machine(),
+        "versions": artifacts.versions(),
+        "figure": "top-1 in percent on the test split, of the weights of the epoch with the best validation top-1",
+        "student": network_name(config, config.student),
+        "data": OmegaConf.to_container(config.data, resolve=True),
+        "epochs": config.trainer.max_epochs,
+        "seeds": list(plan.seeds),
+        "reference": plan.reference,
+        "statistics": {
+            "gain": "test top-1 less the reference's of the same seed, in points",
+            "interval": "95 %, paired t over seeds",
+            "p": "two-sided paired t-test",
+            "p_adjusted": "Holm's, over all strategies of this table",
+            "verdict": f"better or worse where p_adjusted is below {LEVEL}, else not shown",
+        },
+        "teacher": None if plan.weights is None else _teacher(plan, folder, faults),
+        "strategies": strategies,
+    }
+
+
+def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]:
+    """The raw figures of one run, its folder relative to ``folder``; None for what there is not yet."""
+    place = run.folder.relative_to(folder).as_posix()
+    if fault or not is_done(run):
+        return {"seed": run.seed, "folder": place, "top1": None, "fault": fault or "not done yet"}
+    results, account = _read(run.folder / artifacts.RESULTS_FILE), _read(run.folder / ACCOUNT_FILE)
+    report = _read(run.folder / TEST_FILE)
+    metric = f"val/{run.config.student}/top1"
+    validation = results["best"].get(metric)
+    return {
+        "seed": run.seed,
+        "folder": place,
+        "top1": 100 * report["top1"],
+        "top5": 100 * report["top5"],
+        "val_top1": None if validation is None else 100 * validation,
+        "val_curve": [100 * value for value in _curve(run.folder, metric)],
+        "best_epoch": results["best"].get("epoch"),
+        "test_samples": report["samples"],
+        **{name: account[name] for name in ("steps", "epochs", "order", "pixels")},
+        **{name: account[name] for name in ("seconds", "cpu_seconds", "peak_mib", "peak_cuda_mib")},
+        "fault": "",
+    }
+
+
+def summary(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread over the runs that are done."""
+    tops = [run["top1"] for run in done]
+    gpu = [run["peak_cuda_mib"] for run in done if run["peak_cuda_mib"] is not None]
+    return {
+        "mean": statistics.fmean(tops) if tops else None,
+        "std": statistics.stdev(tops) if len(tops) > 1 else None,
+        **{
+            name: statistics.median(run[name] for run in done) if done else None
+            for name in ("seconds", "cpu_seconds", "peak_mib")
+        },
+        "peak_cuda_mib": statistics.median(gpu) if gpu else None,
+    }
+
+
+def against(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The paired gain over the seeds that both have, and why others are none.
+
+    A pair has had the same samples in the same order, the same pixels at the start of each epoch, and the same number
+    of updates; one that has not is left out and named.
+    """
+    others = {run["seed"]: run for run in reference}
+    gains, unpaired = {}, []
+    for run in runs:
+        other = others[run["seed"]]
+        if run["top1"] is None or other["top1"] is None:
+            continue
+        wrong = [
+            f"{what} differ"
+            for key, what in (("steps", "updates"), ("order", "samples"), ("pixels", "pixels"))
+            if run[key] != other[key]
+        ]
+        if wrong:
+            unpaired.append(f"seed {run['seed']}: {', '.join(wrong)}")
+        else:
+            gains[run["seed"]] = run["top1"] - other["top1"]
+    found = paired_gain(list(gains.values())) if gains else PairedGain((), 0.0, None, None)
+    return {
+        "gains": {str(seed): gain for seed, gain in gains.items()},
+        "gain": found.mean if gains else None,
+        "interval": found.interval,
+        "p": found.p,
+        "unpaired": unpaired,
+    }
+
+
+def judge(strategies: Mapping[str, dict[str, Any]], reference: str) -> None:
+    """Set ``p_adjusted`` and ``verdict`` of all but the reference."""
+    told = [record for name, record in strategies.items() if name != reference and record["p"] is not None]
+    adjusted = holm([record["p"] for record in told])
+    for name, record in strategies.items():
+        if name != reference:
+            record |= {"p_adjusted": None, "verdict": "not shown"}
+    for record, p in zip(told, adjusted, strict=True):
+        record |= {"p_adjusted": p, "verdict": verdict(record["gain"], p)}
+
+
+def _weights(config: DictConfig) -> dict[str, Any]:
+    """The weight of every training term: a number, or what a schedule is made of."""
+    losses = OmegaConf.to_container(config.losses, resolve=True)
+    assert isinstance(losses, dict)
+    return {str(name): term.get("weight", 1.0) for name, term in losses.items()}
+
+
+def _curve(folder: Path, metric: str) -> list[float]:
+    """A metric of a run's `metrics.csv`, a value an epoch; empty where there is none."""
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return []
+    with file.open() as rows:
+        return [float(row[metric]) for row in csv.DictReader(rows) if row.get(metric)]
+
+
+def _teacher(plan: Plan, folder: Path, faults: Mapping[Path, str]) -> dict[str, Any]:
+    if plan.teacher is None:
+        return {"weights": Path(str(plan.weights)).name}
+    config = plan.teacher.config
+    return {
+        "network": network_name(config, config.student),
+        "epochs_planned": config.trainer.max_epochs,
+        "overrides": list(plan.teacher.overrides),
+        **run_record(plan.teacher, folder, faults.get(plan.teacher.folder, "")),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the times and memories belong to."""
+    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return {"cores": os.cpu_count(), "processor": _processor(), "gpus": gpus, "system": platform.system()}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
