@@ -160,6 +160,12 @@ def test_later_generations_of_label_refinery_see_no_labels() -> None:
     assert [list(stage.config.losses) for stage in stages_of(config)] == [["ce"], ["refined"], ["refined"]]
 
 
+def test_a_teacher_cache_serves_the_stages_that_have_a_teacher() -> None:
+    stages = stages_of(born_again("teacher_cache=on", "teacher_cache.models=[Teacher]"))
+    assert [stage.config.teacher_cache is not None for stage in stages] == [False, True, True]
+    assert {stage.config.data.views_per_sample for stage in stages} == {4}, "the data is the same in all"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

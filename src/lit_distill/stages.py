@@ -176,6 +176,11 @@ def _derived(base: Mapping[str, Any], plan: Mapping[str, Any], number: int, name
     tree: dict[str, Any] = _merged(base, overrides)
     for kind in ("models", "losses", "val_losses"):
         tree[kind] = {key: node for key, node in (tree.get(kind) or {}).items() if node is not None}
+    if tree.get("teacher_cache"):  # it serves the stages that have something frozen
+        named = tree["teacher_cache"].get("models")
+        kept = tree["frozen"] if named is None else [name for name in named if name in tree["frozen"]]
+        shown = None if named is None else kept
+        tree["teacher_cache"] = {**tree["teacher_cache"], "models": shown} if kept else None
     if number > 1 and "seed" not in plan:
         tree["seed"] = seed_of(base["seed"], "stage", number) % 2**31
     tree |= {
