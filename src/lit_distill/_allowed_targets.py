@@ -123,6 +123,7 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.data.MovingDigits": Rule(patterns=_DATA.patterns, existing=_names("cache_dir root")),
         "lit_distill.data.VideoDataModule": _DATA,
         "lit_distill.data.VideoMix": _PLAIN,
+        "lit_distill.models.Ensemble": Rule(texts=_names("mode")),
         "lit_distill.models.PPTSMResNet": _PLAIN,
         "lit_distill.models.PPTSMv2": _PLAIN,
         "lit_distill.models.SimKDStudent": _PLAIN,

@@ -73,9 +73,26 @@ def teacher_card(models: Mapping[str, nn.Module], student: str) -> dict[str, Any
 
 
 def loaded_from(model: nn.Module) -> dict[str, Any]:
-    """Path and sha256 of the weights file that a model was initialised from, where there was one."""
-    report = getattr(model, "load_report", None)
-    return {} if report is None else {"loaded_from": str(report.path), "loaded_sha256": report.sha256}
+    """Path and sha256 of the weights file that a model was initialised from, where there was one.
+
+    Of a model whose parts came from files of their own, such as an ensemble's members, also each ``parts`` one's.
+    """
+    found = {
+        name: {"loaded_from": str(report.path), "loaded_sha256": str(report.sha256)}
+        for name, report in load_reports(model).items()
+    }
+    if not found or "" in found:
+        return dict(found.get("", {}))
+    files = ", ".join(f"{name} from {part['loaded_from']}" for name, part in found.items())
+    return {"loaded_from": files, "parts": found}
+
+
+def load_reports(model: nn.Module) -> dict[str, Any]:
+    """The report of the weights file that a model was loaded from, by '', else those of its parts by their names."""
+    reports = {name: getattr(module, "load_report", None) for name, module in model.named_modules()}
+    if reports[""] is not None:
+        return {"": reports[""]}
+    return {name: report for name, report in reports.items() if report is not None}
 
 
 def versions() -> dict[str, str]:

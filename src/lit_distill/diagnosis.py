@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_distill._preflight import check_classes, example_batch, size_of
+from lit_distill.artifacts import load_reports
 from lit_distill.gradients import gradients_of, norm_of
 from lit_distill.losses.base import class_indices
 from lit_distill.module import DistillModule
@@ -324,10 +325,12 @@ def _lower_bound(share: float, count: int, z: float = 1.96) -> float:
 
 def _lineage(module: DistillModule) -> Iterator[tuple[str, Preprocess]]:
     """For every model whose weights came from a run: what that run gave its networks."""
-    for name, model in module.models.items():
-        report = getattr(model, "load_report", None)
-        if report is None:
-            continue
+    reports = [
+        (f"{name}.{part}".rstrip("."), report)
+        for name, model in module.models.items()
+        for part, report in load_reports(model).items()
+    ]
+    for name, report in reports:
         path = Path(report.path)
         run = path if path.with_suffix(".json").is_file() else path.parent.parent
         if run == path or (run / "config.yaml").is_file():

@@ -113,7 +113,7 @@ def paddle_momentum(
         raise ValueError(f"paddle_momentum expects momentum in [0, 1), came {momentum}")
     if weight_decay < 0:
         raise ValueError(f"paddle_momentum expects weight_decay of at least 0, came {weight_decay}")
-    named = [(f"{name}/{group.name}", group) for name, model in models.items() for group in _groups_of(model)]
+    named = [(f"{name}/{group.name}", group) for name, model in models.items() for group in groups_of(model)]
     named.append(("losses", ParameterGroup("losses", tuple(extra_parameters))))
     seen: set[int] = set()
     groups: list[dict[str, Any]] = []
@@ -128,7 +128,8 @@ def paddle_momentum(
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
 
 
-def _groups_of(model: nn.Module) -> list[ParameterGroup]:
+def groups_of(model: nn.Module) -> list[ParameterGroup]:
+    """The groups that a model says, or all of its parameters as one."""
     if isinstance(model, GroupsParameters):
         return model.parameter_groups()
     return [ParameterGroup("all", tuple(model.parameters()))]

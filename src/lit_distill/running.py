@@ -24,6 +24,7 @@ from lit_distill._start import start_from
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.diagnosis import diagnose
+from lit_distill.models.weights import weights_files
 from lit_distill.module import DistillModule
 from lit_distill.resume import CONFIG_FILE, wait_for_first_process
 from lit_distill.stages import moved_models
@@ -136,28 +137,23 @@ def build_module(config: DictConfig) -> DistillModule:
     starts = config.get("start") or {}  # of a stage, see lit_distill.stages
     moved = moved_models(config.callbacks)
     for name, node in config.models.items():
-        if (
-            name in config.frozen
-            and name not in moved
-            and name not in starts
-            and "pretrained" in node
-            and not node.pretrained
-        ):
+        without = [key for key, file in weights_files(node).items() if not file]
+        if name in config.frozen and name not in moved and name not in starts and without:
+            wanted = " ".join(f"models.{f'{name}.{key}'.rstrip('.')}.pretrained=<file>" for key in without)
             raise ValueError(
-                f"{name} is frozen but has no weights: give models.{name}.pretrained=<file> (.safetensors, .ckpt, .pth "
-                f"or .pdparams), for example the student.safetensors of a run that trained it; "
-                "a random network teaches nothing"
+                f"{name} is frozen but has no weights: give {wanted} (.safetensors, .ckpt, .pth or .pdparams), "
+                "for example the student.safetensors of a run that trained it; a random network teaches nothing"
             )
         models[str(name)] = instantiate(node)
         if name in starts:
             models[str(name)].load_report = start_from(  # type: ignore[assignment]
                 models[str(name)], starts[name], name=str(name), folder=config.run_dir, fresh=config.fresh
             )
-        report = getattr(models[str(name)], "load_report", None)
-        if report is not None:
-            Console().print(f"{name}: {report}", highlight=False, soft_wrap=True)
-        if name in config.frozen and report is not None and not report.complete:
-            raise ValueError(f"{name} is frozen but its weights file does not fill it:\n{report}")
+        for part, report in artifacts.load_reports(models[str(name)]).items():
+            of = f"{name}.{part}".rstrip(".")
+            Console().print(f"{of}: {report}", highlight=False, soft_wrap=True)
+            if name in config.frozen and not report.complete:
+                raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
     return DistillModule(
         models=models,
         losses=_terms(config.losses),

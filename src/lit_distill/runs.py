@@ -20,7 +20,7 @@ from lit_distill.allow_list import check_allow, check_targets
 from lit_distill.artifacts import CARD_FILE, RESULTS_FILE, STUDENT_FILE, state_of, state_sha256
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.models.state_files import file_sha256
-from lit_distill.models.weights import load_weights
+from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.preprocess import Preprocess, Views
 from lit_distill.resume import CONFIG_FILE, STAGES, stage_folders
 
@@ -185,21 +185,23 @@ class Run:
         return instantiate(checked, _convert_="all")
 
     def _frozen(self, name: str, network: nn.Module, node: Mapping[str, Any]) -> nn.Module:
-        source, start = _pretrained(node), (self.config.get("start") or {}).get(name)
+        sources, start = weights_files(node), (self.config.get("start") or {}).get(name)
         if start is not None:  # as an earlier stage left it
-            source = os.path.normpath(self._trained_in / str(start))
-        if source is None:
+            sources = {"": os.path.normpath(self._trained_in / str(start))}
+        if not sources or None in sources.values():
             raise ValueError(f"{name} is in no checkpoint of {self.folder}, and its config names no weights of its own")
         try:
-            load_weights(network, source)
-        except ValueError as error:
+            for part, source in sources.items():
+                load_weights(network.get_submodule(part), str(source))
+        except (ValueError, AttributeError) as error:
             raise ValueError(
                 f"{name} was frozen, so its weights are in no checkpoint of {self.folder}; those that it was trained "
                 f"with can't be loaded: {error}"
             ) from error
         wanted = self.card.get("teachers", {}).get(name, {}).get("sha256")
         if wanted is not None and state_sha256(network.state_dict()) != wanted:
-            raise ValueError(f"{source} has changed since {self.folder} was trained: {name} is not what it was then")
+            files = " or ".join(map(str, sources.values()))
+            raise ValueError(f"{files} has changed since {self.folder} was trained: {name} is not what it was then")
         return network.eval()
 
 
@@ -368,14 +370,11 @@ def _optional(file: Path) -> dict[str, Any]:
 
 def _without_weights(node: Any) -> Any:
     """A model's config that loads no weights file: those of the run come after."""
+    if isinstance(node, (list, tuple)):
+        return [_without_weights(value) for value in node]
     if not isinstance(node, Mapping):
         return node
     return {key: None if key == "pretrained" else _without_weights(value) for key, value in node.items()}
-
-
-def _pretrained(node: Mapping[str, Any]) -> str | None:
-    found = node.get("pretrained")
-    return None if found is None else str(found)
 
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

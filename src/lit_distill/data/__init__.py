@@ -5,6 +5,7 @@ from lit_distill.data.datasets import VideoDataset
 from lit_distill.data.decode import count_frames, probe, read_frames, read_images, scan
 from lit_distill.data.encode import write_video
 from lit_distill.data.images import ImageDataset, ImageFolderDataModule
+from lit_distill.data.input_view import InputView
 from lit_distill.data.lists import read_class_names, read_list
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
 from lit_distill.data.moving_digits import MovingDigits
@@ -24,6 +25,7 @@ __all__ = [
     "FrameSampling",
     "ImageDataset",
     "ImageFolderDataModule",
+    "InputView",
     "Limits",
     "Mixup",
     "MovingDigits",

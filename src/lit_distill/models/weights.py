@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,24 @@ class LoadReport:
             lines.extend(f"  {label:<10}{len(keys):>3}  {few(keys)}  ({why})" for why, keys in keys_of.items())
         lines.extend(f"  {'cast':<10}{count:>3}  {change}" for change, count in self.casts.items())
         return "\n".join(lines)
+
+
+def weights_files(node: Any) -> dict[str, str | None]:
+    """The weights files that a model's config names, for itself ('') and for its parts, by their names in the model.
+
+    A part's place in the config, such as ``members.first``, is that of its submodule. None where none is given.
+
+    Example:
+        >>> weights_files({"members": {"first": {"pretrained": "a.pth"}, "second": {"pretrained": None}}})
+        {'members.first': 'a.pth', 'members.second': None}
+    """
+    if isinstance(node, Mapping):
+        if "pretrained" in node:
+            return {"": None if node["pretrained"] is None else str(node["pretrained"])}
+        items: Iterable[tuple[Any, Any]] = node.items()
+    else:
+        items = enumerate(node) if isinstance(node, Sequence) and not isinstance(node, str) else ()
+    return {f"{key}.{inner}".rstrip("."): file for key, value in items for inner, file in weights_files(value).items()}
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: bool = False) -> LoadReport:
