@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO_ARGS ?=
 FAULTS_REPORT ?= build/faults.jsonl
 
-.PHONY: demo test test-slow faults mutation lint types format benchmarks clean
+.PHONY: demo test test-slow faults mutation docs lint types format benchmarks clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,11 @@ faults: $(VENV)/.installed
 # Each protection taken out in turn: its test must turn red.
 mutation: $(VENV)/.installed
 	$(BIN)/python tests/faults/mutate.py
+
+# The site of docs/, API reference included: build/docs/index.html. Warnings are errors.
+docs: $(VENV)/.installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
