@@ -28,7 +28,11 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-_OUTSIDE = {"../SECURITY.md": "security.md", "../benchmarks/RESULTS.md": "results.md", "../CHANGELOG.md": "changelog.md"}
+_OUTSIDE = {
+    "../SECURITY.md": "security.md",
+    "../benchmarks/RESULTS.md": "results.md",
+    "../CHANGELOG.md": "changelog.md",
+}
 """Pages that stand outside of docs/, where a reader of the repository finds them, and what they are on the site."""
 
 _VERBATIM = re.compile(r"(``.*?``|:math:`.*?`)")
