@@ -140,7 +140,8 @@ def test_every_term_is_logged_with_the_mean_since_the_last_log() -> None:
     # A callback sees a batch's end before the module does, so the first two steps' means show after the third.
     assert [bool(row) for row in spy.rows] == [False, False, True, True]
     last = distill.last_terms
-    assert set(last) == {"train/loss", "train/ce", "train/mse", "train/mse_weighted"}
+    assert set(last) == {"train/loss", "train/ce", "train/mse", "train/mse_weighted", "train/mse_weight"}
+    assert last["train/mse_weight"] == pytest.approx((0.25 + 0.375) / 2)
     assert last["train/ce"] + last["train/mse_weighted"] == pytest.approx(last["train/loss"])
     assert 0.25 * last["train/mse"] < last["train/mse_weighted"] < 0.375 * last["train/mse"]  # steps 3 and 4
     logged = fit.callback_metrics

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
+from lit_distill.balance import Balancer
 from lit_distill.schedules import Schedule
 
 
@@ -137,6 +138,7 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
 # Public classes of these modules that are of that kind; what a class only imports or inherits from is not.
 _KINDS: Mapping[str, tuple[type, Rule]] = MappingProxyType(
     {
+        "lit_distill.balance": (Balancer, _PLAIN),
         "lit_distill.callbacks": (Callback, Rule(written=_PLACES)),
         "lit_distill.checkpoints": (CheckpointIO, Rule(written=_PLACES)),
         "lit_distill.loggers": (Logger, Rule(written=_PLACES)),

@@ -21,7 +21,7 @@ _FROZEN_HINT = (
 
 
 class RunningTerms:
-    """Sums of a stage's terms, unweighted and weighted, in one tensor (2, terms).
+    """Sums of a stage's terms, unweighted and weighted, and of their weights, in one tensor (3, terms).
 
     A ``self.log`` of every term in every step would cost half a millisecond each; so would waiting for their values.
     It is no module, since setting an attribute of one costs more than the addition. What was added counts once the
@@ -50,14 +50,15 @@ class RunningTerms:
         """Let what was added count."""
         for values, weights in self._pending:
             if self.sums is None:
-                self.sums = values.new_zeros(2, len(values))
+                self.sums = values.new_zeros(3, len(values))
             self.sums[0].add_(values)
             self.sums[1].addcmul_(values, weights)
+            self.sums[2].add_(weights)
             self.count += 1
         self._pending.clear()
 
     def state_dict(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The sums of every rank (ranks, 2, terms), for a checkpoint.
+        """The sums of every rank (ranks, 3, terms), for a checkpoint.
 
         Args:
             gather: brings the ranks' tensors together.
@@ -68,6 +69,9 @@ class RunningTerms:
         """Go on with this rank's sums, or with the ranks' mean where there were other ranks."""
         if state:
             sums: Tensor = state["sums"]
+            if sums.shape[1] == 2:  # of a release that logged no weights: the means by value, which constants are
+                weights = int(state["count"]) * (sums[:, 1:] / sums[:, :1]).nan_to_num(0.0, 0.0, 0.0)
+                sums = torch.cat([sums, weights], dim=1)
             self.sums = (sums[rank] if len(sums) == ranks else sums.mean(dim=0)).to(device, copy=True)
             self.count = int(state["count"])
 

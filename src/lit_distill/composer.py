@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lit_distill.balance import Balancer
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture, parse_references
 
@@ -75,6 +76,11 @@ class LossTerm:
         """The pair as text, for messages."""
         return f"{_join(self.first)} <- {_join(self.second)}"
 
+    @property
+    def has_fixed_weight(self) -> bool:
+        """Whether the weight is a number."""
+        return not callable(self.weight)
+
     def weight_at(self, epoch: float) -> float:
         """The weight at a fractional epoch."""
         return float(self.weight(epoch)) if callable(self.weight) else float(self.weight)
@@ -88,7 +94,7 @@ class ComposedLoss:
     """What one step's losses came to.
 
     Attributes:
-        total: the weighted sum; call ``backward`` on it.
+        total: the weighted sum, and what a balance adds to it; call ``backward`` on it.
         names: the terms, in order.
         terms: every term before its weight, each with its own graph.
         values: every term before its weight, detached, shape (terms,).
@@ -108,7 +114,7 @@ class ComposedLoss:
 
     @property
     def weighted(self) -> dict[str, Tensor]:
-        """Every term times its weight; they sum to the total."""
+        """Every term times its weight; they sum to the total, but for what a balance adds."""
         return dict(zip(self.names, self.values * self.weights, strict=True))
 
 
@@ -119,9 +125,12 @@ class LossComposer(nn.Module):
 
     Args:
         terms: a :class:`LossTerm` a name, or a mapping of its arguments.
+        balance: makes the weights of training steps from those that the terms are set to, such as
+            :class:`lit_distill.balance.Uncertainty`; one that measures gradients (``GradientNorm``) is given them by
+            DistillModule, or by you: ``balance.observe(result.terms, parameters)`` before ``backward``.
 
     Raises:
-        ValueError: no terms, or a term's name that cannot be a submodule's.
+        ValueError: no terms, a term's name that cannot be a submodule's, or a weight below 0 to be balanced.
 
     Example:
         >>> student, teacher = nn.Linear(4, 3), nn.Linear(4, 3)
@@ -140,7 +149,7 @@ class LossComposer(nn.Module):
 
     __call__: Callable[..., ComposedLoss]
 
-    def __init__(self, terms: Mapping[str, LossTerm | Mapping[str, Any]]) -> None:
+    def __init__(self, terms: Mapping[str, LossTerm | Mapping[str, Any]], *, balance: Balancer | None = None) -> None:
         super().__init__()
         if not terms:
             raise ValueError("a LossComposer needs at least one term, such as {'ce': LossTerm(…)}")
@@ -159,6 +168,9 @@ class LossComposer(nn.Module):
                 self.losses[name] = term.loss
         unique = {ref.text: ref for term in self.terms.values() for ref in term.references}
         self.references: tuple[Reference, ...] = tuple(unique.values())
+        self.balance = balance
+        if balance is not None:
+            balance.build(list(self.terms))
 
     @property
     def model_names(self) -> set[str]:
@@ -200,8 +212,11 @@ class LossComposer(nn.Module):
         """
         terms = tuple(self.values(signals, target, index=index, epoch=epoch).values())
         stacked = torch.stack(terms)
-        weights = self._weights_at(epoch, stacked)
-        return ComposedLoss(torch.dot(stacked, weights), tuple(self.terms), terms, stacked.detach(), weights)
+        weights, penalty = self._weights_at(epoch, stacked), None
+        if self.balance is not None and self.training:
+            weights, penalty = self.balance(weights)
+        total = torch.dot(stacked, weights) if penalty is None else torch.dot(stacked, weights) + penalty
+        return ComposedLoss(total, tuple(self.terms), terms, stacked.detach(), weights.detach())
 
     def values(
         self,
@@ -231,6 +246,9 @@ class LossComposer(nn.Module):
         if not all(map(math.isfinite, weights)):
             name, weight = next((n, w) for n, w in zip(self.terms, weights, strict=True) if not math.isfinite(w))
             raise ValueError(f"term {name!r}: its schedule gives the weight {weight} at epoch {epoch:g}")
+        if self.balance is not None and min(weights) < 0:
+            name = min(self.terms, key=lambda name: self.terms[name].weight_at(epoch))
+            raise ValueError(f"term {name!r}: its weight is {min(weights)}, but only weights from 0 can be balanced")
         if self._last_weights is None or self._last_weights[0] != (weights, like.device, like.dtype):
             self._last_weights = ((weights, like.device, like.dtype), like.new_tensor(weights))
         return self._last_weights[1]

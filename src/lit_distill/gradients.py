@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 
 _CHUNK = 1 << 20
@@ -39,13 +40,17 @@ def gradients_of(value: Tensor, of: Iterable[Tensor], *, scale: float = 1.0) -> 
 
 
 def norm_of(gradients: Iterable[Tensor | None], *, scale: float = 1.0) -> Tensor:
-    """The Euclidean norm over several gradients, at least in float32, divided by the scale that they were made with.
+    """The Euclidean norm over several gradients, in float64 where the device has it.
+
+    Args:
+        gradients: of any shapes; None is left out.
+        scale: that they were made with; the norm is divided by it.
 
     Example:
         >>> norm_of([torch.tensor([3.0]), None, torch.tensor([[4.0]])])
-        tensor(5.)
+        tensor(5., dtype=torch.float64)
     """
-    norms = [torch.linalg.vector_norm(g, dtype=_wide(g.dtype)) for g in gradients if g is not None]
+    norms = [torch.linalg.vector_norm(g, dtype=_widest(g.device)) for g in gradients if g is not None]
     return torch.stack(norms).norm() / scale if norms else torch.zeros(())
 
 
@@ -78,12 +83,22 @@ def gram_matrix(gradients: Sequence[Tensor]) -> Tensor:
         tensor([[25.,  0.],
                 [ 0., 25.]], dtype=torch.float64)
     """
-    dtype = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    dtype = _widest(gradients[0].device)
     total = torch.zeros(len(gradients), len(gradients), dtype=dtype, device=gradients[0].device)
     for start in range(0, gradients[0].numel(), _CHUNK):
         rows = torch.stack([gradient[start : start + _CHUNK] for gradient in gradients]).to(dtype)
         total += rows @ rows.T
     return total
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """What the loss is multiplied by before its backward pass: 1, but under fp16's gradient scaler."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else float(scaler.get_scale())
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -24,9 +24,11 @@ from lit_distill._preflight import BEST, check_classes, check_names, example_bat
 from lit_distill._step import RunningTerms, StepRecord
 from lit_distill._train_only import TrainOnly
 from lit_distill.artifacts import versions
+from lit_distill.balance import Balancer
 from lit_distill.checkpoints import FORMAT, check_record, read_checkpoint, refuse_instantiator
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
 from lit_distill.data.views import average_views
+from lit_distill.gradients import loss_scale
 from lit_distill.losses.base import class_indices
 from lit_distill.metrics import TermMeans, TopKAccuracy
 from lit_distill.schedules import Schedule
@@ -74,6 +76,8 @@ class DistillModule(LightningModule):
             (its normalisation layers). All else takes no gradient, and is in eval mode where nothing in it is trained.
         replaced_frozen: frozen models that may be others than those that a loaded checkpoint was trained with; any
             other must hash to what the checkpoint recorded.
+        balance: makes the weights of training steps from those that the terms are set to: see
+            :mod:`lit_distill.balance`.
 
     Batches are ``(inputs, target)`` or ``(inputs, target, index)``. In validation and test, inputs of six dimensions
     are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Override
@@ -113,6 +117,7 @@ class DistillModule(LightningModule):
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
         train_only: Collection[str] = (),
+        balance: Balancer | None = None,
     ) -> None:
         super().__init__()
         check_names(models, frozen)
@@ -127,7 +132,7 @@ class DistillModule(LightningModule):
         """Name of the deployed model; of the best candidate in the last validation, where there are several."""
         self.signal_cache: SignalCache | None = None
         """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
-        self.composer = LossComposer(losses)
+        self.composer = LossComposer(losses, balance=balance)
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
         self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
         self.composer.check(models)
@@ -266,6 +271,18 @@ class DistillModule(LightningModule):
         self._record = StepRecord(self.composer, result.values, index, inputs, signals, self.frozen)
         return result.total
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Let the balance look at the terms' gradients, where it wants to."""
+        balance, fit = self.composer.balance, self.trainer.fit_loop
+        if self.composed is None or balance is None or not balance.is_due(self.global_step) or fit._should_accumulate():
+            return
+        balance.observe(
+            self.composed.terms,
+            [p for p in self.models[self.student].parameters() if p.requires_grad],
+            scale=loss_scale(self.trainer),
+            mean_over_ranks=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),
+        )
+
     def on_after_backward(self) -> None:
         """Let go of the step's graph."""
         self.composed = None
@@ -348,10 +365,13 @@ class DistillModule(LightningModule):
             return
         means = self.trainer.strategy.reduce(local, reduce_op="mean").tolist()
         values = {"train/loss": sum(means[1])}
-        for (name, term), unweighted, weighted in zip(self.composer.terms.items(), *means, strict=True):
+        for (name, term), unweighted, weighted, weight in zip(self.composer.terms.items(), *means, strict=True):
             values[f"train/{name}"] = unweighted
-            if callable(term.weight) or term.weight != 1.0:
+            moves = not term.has_fixed_weight or self.composer.balance is not None
+            if moves or term.weight != 1.0:
                 values[f"train/{name}_weighted"] = weighted
+            if moves:
+                values[f"train/{name}_weight"] = weight
         self.last_terms = values
         optimizers = self.trainer.optimizers
         rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
@@ -429,11 +449,18 @@ class DistillModule(LightningModule):
         if self._optimizer_factory is None:
             raise ValueError("training needs optimizer=…, such as partial(torch.optim.SGD, lr=0.05, momentum=0.9)")
         trainable = {name: model for name, model in self.models.items() if name not in self.frozen}
-        extra = [p for p in _unique_parameters([self.composer, self.val_composer]) if p.requires_grad]
+        balance = [] if self.composer.balance is None else list(self.composer.balance.parameters())
+        own = {id(p) for p in balance}
+        losses = _unique_parameters([self.composer, self.val_composer])
+        extra = [p for p in losses if p.requires_grad and id(p) not in own]
         if getattr(getattr(self._optimizer_factory, "func", self._optimizer_factory), "takes_models", False):
-            return self._optimizer_factory(trainable, extra)
-        parameters = [p for p in _unique_parameters(trainable.values()) if p.requires_grad]
-        return self._optimizer_factory([*parameters, *extra])
+            optimizer = self._optimizer_factory(trainable, extra)
+        else:
+            parameters = [p for p in _unique_parameters(trainable.values()) if p.requires_grad]
+            optimizer = self._optimizer_factory([*parameters, *extra])
+        if balance:  # a log-variance of 0 is a weight as it is set: nothing should draw it there
+            optimizer.add_param_group({"params": balance, "weight_decay": 0.0, "name": "balance"})
+        return optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One optimizer over all trainable models and the losses' own parameters, and its schedule."""

@@ -165,6 +165,7 @@ def build_module(config: DictConfig) -> DistillModule:
         candidates=None if config.candidates is None else list(config.candidates),
         replaced_frozen=list(config.replaced_frozen),
         train_only=list(config.train_only),
+        balance=instantiate(config.get("balance")),
     )
 
 

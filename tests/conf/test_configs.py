@@ -60,6 +60,7 @@ def test_every_group_is_covered_here() -> None:
         "teacher_cache",
         "experiment",
         "weight",
+        "balance",
     }
     assert {path.parts[0] for path in FILES if len(path.parts) > 1} == covered
 
@@ -138,6 +139,14 @@ def test_callbacks_and_loggers(kind: str, name: str, tmp_path: Path) -> None:
     config = composed("experiment=baseline_pptsmv2", f"{kind}={name}", run_dir=tmp_path)
     for node in config[kind].values():
         assert instantiate(node) is not None
+
+
+@pytest.mark.parametrize("name", group("balance"))
+def test_balance(name: str, tmp_path: Path) -> None:
+    config = composed("experiment=dml_pptsmv2", f"balance={name}", f"data={DATA}", run_dir=tmp_path)
+    balance = build_module(config).composer.balance
+    assert balance is not None
+    assert balance.terms == ("ce_teacher", "ce", "dml")
 
 
 @pytest.mark.parametrize("name", group("weight"))

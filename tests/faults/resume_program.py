@@ -24,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from lit_distill import DistillModule, LossTerm, SafeCheckpointIO
+from lit_distill.balance import Balancer, GradientNorm, Uncertainty
 from lit_distill.callbacks import (
     EMATeacher,
     ExactResume,
@@ -33,6 +34,7 @@ from lit_distill.callbacks import (
     RankGuard,
     StepSeed,
     TeacherCache,
+    TermGradients,
 )
 from lit_distill.data import Mixup, SampleKey
 from lit_distill.data.datasets import Item
@@ -56,6 +58,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "cached teacher on two ranks": {"kind": "kd", "ranks": 2, "every_n_steps": 1, "views": 2, "cache": "float32"},
     "cached teacher, rounded": {"kind": "kd", "views": 2, "cache": "float16"},
     "checkpoints of epochs alone": {"kind": "kd", "every_n_steps": None},
+    "learned uncertainties, gradients watched": {"kind": "dml", "optimizer": "adam", "balance": Uncertainty},
+    "balanced gradient norms on two ranks": {"kind": "kd", "ranks": 2, "every_n_steps": 1, "balance": GradientNorm},
 }
 
 
@@ -190,7 +194,7 @@ def net() -> nn.Sequential:
     )  # fmt: skip
 
 
-def build(kind: str, optimizer: str) -> Distilled:
+def build(kind: str, optimizer: str, balance: Balancer | None = None) -> Distilled:
     """A module of one kind of distillation."""
     torch.manual_seed(11)
     losses = {"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))}
@@ -212,7 +216,7 @@ def build(kind: str, optimizer: str) -> Distilled:
     val_losses = {"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))}
     return Distilled(
         models={"Student": net(), "Teacher": net()}, losses=losses, val_losses=val_losses, frozen=frozen,
-        optimizer=make, scheduler=WarmupCosine(epochs=EPOCHS, warmup_epochs=1),
+        optimizer=make, scheduler=WarmupCosine(epochs=EPOCHS, warmup_epochs=1), balance=balance,
     )  # fmt: skip
 
 
@@ -220,7 +224,8 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
     """One run, or what is left of it."""
     torch.set_num_threads(1)
     ranks = scenario.get("ranks", 1)
-    module = build(scenario["kind"], scenario.get("optimizer", "sgd"))
+    balance = scenario["balance"]() if "balance" in scenario else None
+    module = build(scenario["kind"], scenario.get("optimizer", "sgd"), balance)
     module.folder = folder
     callbacks: list[Callback] = [
         LastCheckpoint(folder, every_n_steps=scenario.get("every_n_steps", 3)),
@@ -231,6 +236,8 @@ def train(folder: Path, scenario: dict[str, Any], workers: int, events: Events, 
         callbacks.append(EMATeacher(decay=0.9))
     if scenario.get("cache"):
         callbacks.append(TeacherCache(folder=folder / "teachers", dtype=scenario["cache"]))
+    if balance is not None:
+        callbacks.append(TermGradients(every_n_steps=3))
     trainer = Trainer(
         max_epochs=EPOCHS, accelerator="cpu", devices=ranks, precision=scenario.get("precision", "32-true"),
         strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto", logger=MetricsCSV(folder),

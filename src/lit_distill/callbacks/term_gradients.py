@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from lit_distill.gradients import flattened, gradients_of, gram_matrix
+from lit_distill.gradients import flattened, gradients_of, gram_matrix, loss_scale
 from lit_distill.module import DistillModule
 
 
@@ -66,6 +66,8 @@ class TermGradients(Callback):
         if name not in pl_module.models or name in pl_module.frozen:
             learning = [model for model in pl_module.models if model not in pl_module.frozen]
             raise ValueError(f"TermGradients: model={name!r} is none that learns; they are {learning}")
+        if not any(p.requires_grad for p in pl_module.models[name].parameters()):
+            raise ValueError(f"TermGradients: no parameter of {name} learns, so no term has a gradient there")
         self._due = False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
@@ -74,8 +76,7 @@ class TermGradients(Callback):
         composed = pl_module.composed
         if composed is None or (trainer.global_step + 1) % self.every_n_steps or trainer.fit_loop._should_accumulate():
             return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        scale = loss_scale(trainer)
         student = pl_module.models[self.model or pl_module.student]  # student=best: another one after a validation
         parameters = [p for p in student.parameters() if p.requires_grad]
         flat = [
