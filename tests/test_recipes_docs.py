@@ -30,7 +30,9 @@ def test_the_page_has_commands() -> None:
 def test_a_training_command_composes(command: str, tmp_path: Path) -> None:
     words = shlex.split(command)
     overrides = [word.split(",")[0] if words[0] == "-m" else word for word in words]
-    overrides = [word for word in overrides if word != "-m" and not word.startswith("hydra.")]
+    overrides = [
+        word.replace("=<file>", "=a.ckpt") for word in overrides if word != "-m" and not word.startswith("hydra.")
+    ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", [*overrides, f"run_dir={tmp_path}"])
     assert config.models.Student is not None
