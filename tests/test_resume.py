@@ -61,6 +61,34 @@ def test_no_checkpoint_yet_is_a_new_beginning(tmp_path: Path) -> None:
     assert "begins anew" in point.message
 
 
+@pytest.mark.parametrize(
+    ("stages", "done", "resumes", "message"),
+    [
+        ({"1_a": "interrupted"}, 0, "1_a", ", stage 1, from step 7"),
+        ({"1_a": "finished"}, 1, None, "behind stage 1"),
+        ({"1_a": "finished", "2_b": "begun"}, 1, None, "behind stage 1"),
+        ({"1_a": "finished", "2_b": "saved"}, 1, "2_b", ", stage 2, from step 7"),
+        ({"1_a": "finished", "2_b": "finished"}, 2, None, "behind stage 2"),
+        ({f"{n}_a": "finished" for n in range(1, 11)} | {"11_b": "saved"}, 10, "11_b", "stage 11, from step 7"),
+    ],
+)
+def test_a_run_of_stages_goes_on_in_the_first_that_is_not_finished(
+    tmp_path: Path, stages: dict[str, str], done: int, resumes: str | None, message: str
+) -> None:
+    run = begin(tmp_path / "2026-01-01", saved=False)
+    for name, state in stages.items():
+        ends: dict[str, dict[str, Any]] = {
+            "finished": {"interrupted": False},
+            "interrupted": {"interrupted": "SIGTERM"},
+        }
+        begin(run / "stages" / name, saved=state != "begun", results=ends.get(state))
+    for folder, siblings in ((run, False), (tmp_path / "2026-01-02", True)):
+        point = find_resume_point(CONFIG, folder, siblings=siblings)
+        wanted = None if resumes is None else run / "stages" / resumes / "checkpoints" / "last.ckpt"
+        assert (point.folder, point.stage, point.checkpoint, point.finished) == (run, done, wanted, False)
+        assert message in point.message
+
+
 def test_another_config_in_the_folder_is_refused_by_its_keys(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", seed=1, data__batch_size=4, extra=3)
     with pytest.raises(ValueError, match=r"differs in data\.batch_size, extra, seed: "):

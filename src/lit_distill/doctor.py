@@ -28,7 +28,7 @@ from lit_distill._cli import command, quiet_lightning
 from lit_distill.diagnosis import Diagnosis, diagnose
 from lit_distill.module import DistillModule
 from lit_distill.running import build_module
-from lit_distill.stages import first_stage
+from lit_distill.stages import stages_of
 
 FINDINGS = 3
 """Exit code where there is something to look at."""
@@ -171,7 +171,11 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
     """
     if config.steps < 0:
         raise ValueError(f"steps must be at least 0, came {config.steps}")
-    config = first_stage(config)
+    stages = stages_of(config)
+    if stages:
+        config = stages[0].config
+        if not config.as_json:
+            print(f"stage 1 of {len(stages)}, {stages[0].name}: the others begin as it ends, and are not looked at")
     seed_everything(config.seed, workers=True, verbose=False)
     data: LightningDataModule = instantiate(config.data, _convert_="all")
     module = build_module(config)

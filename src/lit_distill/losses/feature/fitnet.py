@@ -62,8 +62,8 @@ class FitNetLoss(SizedLoss):
         L = Σ_layers mean (r(s) - t)²,   r = ReLU(BatchNorm(conv(·))), BatchNorm(conv(·)), conv(·) or the identity
 
     Paper: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550. Regressors and scaling are
-        those of RepDistiller and mdistiller. The paper trains the hint first and the labels after; here both are
-        terms of one sum (a schedule as the term's weight gives stages).
+        those of RepDistiller and mdistiller. The paper trains the hint first and the labels after, as
+        ``experiment=fitnet_stages_pptsmv2`` does; as a term of one sum it is trained along with them.
 
     Use when: a simple, strong baseline for one layer in the middle, whatever the widths. With several layers
         OverhaulLoss and ReviewKDLoss use the features better.
