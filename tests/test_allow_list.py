@@ -16,7 +16,7 @@ from lit_distill._cli import conf_dir
 from lit_distill.allow_list import check_targets, read_config
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
-GROUPS = ("callbacks", "logger", "optimizer", "scheduler", "trainer", "loss", "model")
+GROUPS = ("callbacks", "teacher_cache", "logger", "optimizer", "scheduler", "trainer", "loss", "model")
 OTHERS = [(group, path.stem) for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
 
 

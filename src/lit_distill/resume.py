@@ -30,6 +30,7 @@ STAGES = "stages"
 MAY_DIFFER = (
     "run_dir", "ckpt_path", "resume", "doctor", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
     "data.num_workers", "data.prefetch", "logger", "student_from", "callbacks.progress", "callbacks.last.every_n_steps",
+    "teacher_cache.folder", "teacher_cache.max_gb",
 )  # fmt: skip
 """Keys that change where and how a run is made, not what it computes."""
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lit_distill.artifacts import state_sha256, versions
 from lit_distill.data._making import cache_root
-from lit_distill.data.digests import InputKeys, placed
+from lit_distill.data.digests import InputKeys, batch_keys
 from lit_distill.module import DistillModule
 from lit_distill.signals import SignalCapture
 from lit_distill.teacher_cache.codec import SignalCodec, Storage
@@ -66,7 +66,8 @@ class TeacherCache(Callback):
     the mixing (partner, weight, box) and normalisation with it; the inputs of any other loader are hashed themselves. A
     changed file, crop, flip, number of frames, partner or decoder so gives another key. Values are kept apart by all
     else that they depend on: the model's sha256, the signals, precision, autocast, device, versions, the size of the
-    batch (whose kernels differ in the last bits), and every bit that the model gives for a batch of fixed noise.
+    batch (whose kernels differ in the last bits), and every bit that the model gives for a batch of fixed noise. If
+    that noise shows that a sample's part depends on its place or its neighbours, keys are of whole batches.
 
     Either all samples of a batch are there, and the model does not run, or it runs on the whole batch as without a
     cache. In ``"float32"`` the values are those of the model to the bit, so that training is too. Rounded ones
@@ -199,6 +200,9 @@ class TeacherCache(Callback):
         """Let go of everything."""
         if isinstance(pl_module, DistillModule) and pl_module.signal_cache is self:
             pl_module.signal_cache = None
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(datamodule, "with_keys"):
+            datamodule.with_keys = False
         self._opened, self._module = {}, None
 
     def report(self, counts: Sequence[Mapping[str, CacheCounts]]) -> str:
@@ -257,9 +261,9 @@ class TeacherCache(Callback):
         opened = self._open(name, inputs, signals, compute, output)
         if opened is None:
             return compute(inputs)
-        keys = self._keys(inputs).rows
-        store = opened.store
-        found = store.read(keys if opened.probe.position_free else placed(keys))
+        store, rows = opened.store, self._keys(inputs).rows
+        keys = rows if opened.probe.row_wise else batch_keys(rows)
+        found = store.read(keys)
         counts.spent += time.perf_counter() - started
         if found is not None:
             counts.hits += len(inputs)
@@ -269,7 +273,7 @@ class TeacherCache(Callback):
             returned = compute(inputs)
             started = time.perf_counter()
             given = {c.text: returned if c.text == _RETURNED else signals[c.text] for c in store.codecs}
-            found = store.take(keys if opened.probe.position_free else placed(keys), given)
+            found = store.take(keys, given)
             counts.spent += time.perf_counter() - started
             if store.is_exact:
                 return returned
@@ -338,7 +342,7 @@ class TeacherCache(Callback):
             "device": inputs.device.type, "versions": {n: versions()[n] for n in ("lit_distill", "torch")},
             "matmul": torch.get_float32_matmul_precision(),
             "signals": {c.text: f"{c.described}, kept as {c.stored_dtype}, top_k={c.top_k}" for c in codecs},
-            "position_free": told.position_free, "probe": told.fingerprint,
+            "row_wise": told.row_wise, "probe": told.fingerprint,
         }  # fmt: skip
 
         def hold_still() -> None:
@@ -350,7 +354,8 @@ class TeacherCache(Callback):
 
         store = SignalStore(self.folder / sha256[:16], described, codecs, self._budget, hold_still)
         self._tell_size(store)
-        return _Opened(store, told)
+        same = (opened.store for opened in self._opened.values() if opened.store.folder == store.folder)
+        return _Opened(next(same, store), told)
 
     def _tell_size(self, store: SignalStore) -> None:
         """Warn where training will not fit, before it runs for days."""

@@ -106,6 +106,7 @@ class KeyedInputs:
         return self._keys if self._inputs() is inputs and inputs._version == self._version else None
 
 
-def placed(keys: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Keys that hold at their rows' places in the batch alone."""
-    return tuple(hashlib.sha256(key + str(place).encode()).digest()[:DIGEST_BYTES] for place, key in enumerate(keys))
+def batch_keys(keys: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Keys that hold for their rows of this very batch alone."""
+    whole = hashlib.sha256(b"".join(keys)).digest()
+    return tuple(hashlib.sha256(whole + str(row).encode()).digest()[:DIGEST_BYTES] for row in range(len(keys)))

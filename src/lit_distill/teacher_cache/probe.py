@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lit_distill.data.digests import row_digests
-
-_CLOSE = 0.02
-"""Of the largest magnitude: what may lie between a sample's signals at two places of a batch, in half precision too."""
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -27,19 +27,20 @@ class Probe:
         shapes: of one sample's part of each signal, by its reference.
         dtypes: of the signals.
         fingerprint: of every bit that the model gave; another network, code, kernel or precision gives another.
-        position_free: whether a sample's signals are the same to the bit at any place of the batch.
+        row_wise: whether a sample's part is the same to the bit at any place of the batch, beside any other samples;
+            else what the model gives is a function of the batch as a whole.
         seconds: that one run on such a batch takes.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     fingerprint: str
-    position_free: bool
+    row_wise: bool
     seconds: float
 
 
 def probe(name: str, inputs: Tensor, run: Run) -> Probe:
-    """Run a model twice on random inputs of the shape of a batch, the second time with the samples moved on by one.
+    """Run a model on a batch of fixed noise, and again with some of it moved to other places, beside other noise.
 
     Args:
         name: of the model, for messages.
@@ -47,14 +48,22 @@ def probe(name: str, inputs: Tensor, run: Run) -> Probe:
         run: gives the signals of a model by their references.
 
     Raises:
-        ValueError: the model draws random numbers; or a signal is not the samples' parts one after the other, or a
-            sample's part depends on the others of its batch.
+        ValueError: the model draws random numbers or gives other values when asked again; or a signal does not have
+            rows for each sample.
+
+    Example:
+        >>> told = probe("Teacher", torch.zeros(4, 3), lambda x: {"Teacher": x.sum(1, keepdim=True)})
+        >>> told.shapes, told.row_wise
+        ({'Teacher': (1, 1)}, True)
+        >>> probe("Teacher", torch.zeros(4, 3), lambda x: {"Teacher": x - x.mean(0)}).row_wise
+        False
     """
+    batch = len(inputs)
+    moved_by = max(1, batch // 2 - (batch // 2 + 1) % 2)  # odd: other places in a kernel's tiles too
     with isolate_rng():
-        noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))
-        noise = noise.to(inputs.device, inputs.dtype)
+        noise = _noise((batch + moved_by, *inputs.shape[1:]), inputs)
         drawn = _random_state(inputs.device)
-        first = run(noise)
+        first = run(noise[moved_by:])
         if _random_state(inputs.device) != drawn:
             raise ValueError(
                 f"{name} draws random numbers in eval mode, so what it gives is no function of its input: "
@@ -62,40 +71,47 @@ def probe(name: str, inputs: Tensor, run: Run) -> Probe:
             )
         _wait(inputs.device)
         started = time.perf_counter()
-        second = run(noise.roll(1, 0))
+        second = run(noise[:batch])
         _wait(inputs.device)
         seconds = time.perf_counter() - started
-    batch = len(inputs)
-    digest = hashlib.sha256()
-    shapes: dict[str, tuple[int, ...]] = {}
-    position_free = True
-    for text, signal in first.items():
-        parts = _parts(text, signal, batch)
-        moved = _parts(text, second[text], batch).roll(-1, 0)
-        digest.update(f"{text} {parts.shape} {parts.dtype}".encode() + row_digests(parts).numpy().tobytes())
-        shapes[text] = tuple(parts.shape[1:])
-        if torch.equal(row_digests(parts), row_digests(moved)):
-            if batch > 1 and parts.shape[1] > 1 and bool((parts[0] == parts[1]).all()):
-                raise ValueError(
-                    f"{text!r} of {name} is {tuple(signal.shape)} for a batch of {batch} and the same for any noise: "
-                    "which of it belongs to which sample cannot be told; set teacher_cache=off"
-                )
-        elif not _is_close(parts, moved):
-            raise ValueError(
-                f"{text!r} of {name} is {tuple(signal.shape)} for a batch of {batch}, and what should be a sample's "
-                "part of it changes with the sample's place in the batch: only signals that are the samples' parts, "
-                "one after the other, can be kept; set teacher_cache=off"
-            )
-        else:
-            position_free = False
-    dtypes = {text: signal.dtype for text, signal in first.items()}
-    return Probe(shapes, dtypes, digest.hexdigest(), position_free, seconds)
+        parts = {text: _parts(text, signal, batch) for text, signal in first.items()}
+        moved = {text: _parts(text, second[text], batch) for text in first}
+        digests = {text: row_digests(part) for text, part in parts.items()}
+        row_wise = batch == 1 or all(
+            torch.equal(digests[text][: batch - moved_by], row_digests(moved[text])[moved_by:])
+            and not (parts[text].shape[1] > 1 and torch.equal(digests[text][0], digests[text][1]))  # which is whose?
+            for text in first
+        )
+        if not row_wise:
+            again = run(noise[moved_by:])
+            for text, digest in digests.items():
+                if not torch.equal(digest, row_digests(_parts(text, again[text], batch))):
+                    raise ValueError(
+                        f"{text!r} of {name} is another one when the same batch is given again: set "
+                        "trainer.deterministic=true (+trainer.deterministic=true), or teacher_cache=off"
+                    )
+    whole = hashlib.sha256()
+    for text, part in parts.items():
+        whole.update(f"{text} {tuple(part.shape)} {part.dtype}".encode() + digests[text].numpy().tobytes())
+    return Probe(
+        {text: tuple(part.shape[1:]) for text, part in parts.items()},
+        {text: signal.dtype for text, signal in first.items()},
+        whole.hexdigest(),
+        row_wise,
+        seconds,
+    )
+
+
+def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Fixed noise in the form of a batch; zeros and ones for whole numbers, which may be places in a table."""
+    generator = torch.Generator().manual_seed(0)
+    if like.is_floating_point():
+        return torch.randn(shape, generator=generator).to(like.device, like.dtype)
+    return torch.randint(0, 2, shape, generator=generator).to(like.device, like.dtype)
 
 
 def _parts(text: str, signal: Tensor, batch: int) -> Tensor:
     """(B, rows, ...) of (B * rows, ...)."""
-    if batch == 1 and signal.ndim == 0:
-        return signal.detach().reshape(1, 1)
     if signal.ndim == 0 or not len(signal) or len(signal) % batch:
         raise ValueError(
             f"{text!r} is {tuple(signal.shape)} for a batch of {batch}: only signals with rows for each sample can be "
@@ -104,17 +120,10 @@ def _parts(text: str, signal: Tensor, batch: int) -> Tensor:
     return signal.detach().reshape(batch, len(signal) // batch, *signal.shape[1:])
 
 
-def _is_close(one: Tensor, other: Tensor) -> bool:
-    one, other = one.double(), other.double()
-    scale = float(one.nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return bool(torch.allclose(one, other, rtol=0.0, atol=_CLOSE * scale, equal_nan=True))
-
-
-def _random_state(device: torch.device) -> list[int]:
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return [value for state in states for value in state.tolist()]
+def _random_state(device: torch.device) -> tuple[object, ...]:
+    cuda = torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None
+    numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002 - the generator that users' code draws from
+    return torch.get_rng_state().tolist(), cuda, numpy, random.getstate()
 
 
 def _wait(device: torch.device) -> None:

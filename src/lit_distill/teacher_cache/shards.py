@@ -38,6 +38,11 @@ def shard_size(rows: int, row_bytes: int) -> int:
     return _HEAD.size + rows * (DIGEST_BYTES + 4 + row_bytes)
 
 
+def rows_within(size: int, row_bytes: int) -> int:
+    """How many rows a shard's file of so many bytes may have."""
+    return max(0, (size - _HEAD.size) // (DIGEST_BYTES + 4 + row_bytes))
+
+
 def write_shard(path: Path, keys: list[bytes], rows: Rows) -> None:
     """Write a file of rows (n, bytes) under their keys.
 
@@ -125,14 +130,14 @@ class Budget:
         return total
 
     @contextmanager
-    def room_for(self, size: int) -> Iterator[bool]:
-        """Whether so many bytes may be written within the block; other writers wait meanwhile."""
+    def room(self) -> Iterator[int]:
+        """How many bytes may be written within the block; other writers wait meanwhile."""
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if fcntl is not None:
                 with suppress(OSError):  # some network file systems have no locks
                     fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield self.used() + size <= self.limit
+            yield max(0, self.limit - self.used())
         finally:
             os.close(descriptor)
 

@@ -7,6 +7,7 @@ import json
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from lit_distill.teacher_cache.shards import (
     DamagedShardError,
     Shard,
     remove_abandoned,
-    shard_size,
+    rows_within,
     write_shard,
 )
 
@@ -138,23 +139,18 @@ class SignalStore:
         if not pending:
             return
         self._before_writing()
-        size = shard_size(len(pending), self.row_bytes)
         path = self.folder / f"{secrets.token_hex(8)}{ENDING}"
         try:
-            with self.budget.room_for(size) as fits:
-                if fits:
-                    write_shard(path, list(pending), np.stack(list(pending.values())))
+            with self.budget.room() as room:
+                fitting = dict(islice(pending.items(), rows_within(room, self.row_bytes)))
+                if fitting:
+                    write_shard(path, list(fitting), np.stack(list(fitting.values())))
         except OSError as error:  # no room on the disk, no permission: training goes on without
             self._tell_full(error.strerror or str(error))
             return
-        if fits:
-            self.refresh()
-        else:
+        self.refresh()
+        if len(fitting) < len(pending):
             self._tell_full(f"its limit of {self.budget.limit / 1e9:.3g} GB is reached")
-
-    def drop(self) -> None:
-        """Forget what waits."""
-        self._pending.clear()
 
     def _decode(self, rows: Rows) -> dict[str, Tensor]:
         found, start = {}, 0
