@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_distill import cli
-from lit_distill._arguments import as_overrides
+from lit_distill._arguments import as_overrides, quote_paths
 from run_folders import environment
 
 PATHS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1)
@@ -58,6 +58,18 @@ def test_any_path_is_taken_literally(path: str) -> None:
     if path[0] not in "'\"" and path != "null":
         (parsed,) = OverridesParser.create().parse_overrides([override])
         assert str(parsed.value()) == path
+
+
+def test_the_command_that_a_run_prints_at_its_end_is_taken() -> None:
+    """``kd_pptsmv2 models.Teacher.pretrained='…/best.ckpt#Teacher'``, as a shell hands it over."""
+    given = ["models.Teacher.pretrained=run (1)/best.ckpt#Teacher", "ckpt_path=a,b.ckpt", "+models.X.pretrained=x#y"]
+    parsed = OverridesParser.create().parse_overrides(quote_paths(given))
+    assert [str(override.value()) for override in parsed] == ["run (1)/best.ckpt#Teacher", "a,b.ckpt", "x#y"]
+    result = subprocess.run(
+        [sys.executable, "-m", "lit_distill.train", "experiment=kd_pptsmv2", given[0], "--cfg", "job"],
+        env=environment(), capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert "pretrained: run (1)/best.ckpt#Teacher" in result.stdout
 
 
 def test_sweeps_keep_their_lists() -> None:

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lit_distill import export, train
+from lit_distill import export, predict, train
 from lit_distill._cli import conf_dir
 from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
 from lit_distill.runs import load_run, load_student
@@ -81,6 +81,48 @@ def test_a_torch_export_program_runs_without_the_library(run: Path, tmp_path: Pa
         )
 
 
+def test_a_program_is_loaded_by_those_who_trust_it_only(run: Path, tmp_path: Path) -> None:
+    file = exported(run, "format=torch_export", f"output={tmp_path / 'student.pt2'}")
+    clip = next(run.parent.rglob("*.mp4"))
+    arguments = [f"weights={file}", f"input={clip}", f"output={tmp_path / 'p.jsonl'}", "num_workers=0", "topk=1"]
+    with pytest.raises(ValueError, match=r"can run what is hidden in it. .* --allow torch\.export\.load"):
+        predict.run(composed("predict", *arguments))
+    assert predict.run(composed("predict", *arguments, "allow=[torch.export.load]")) == 0
+    predict.run(composed("predict", f"run={run}", *arguments[1:2], f"output={tmp_path / 'r.jsonl'}", "topk=1"))
+    told, wanted = (json.loads((tmp_path / name).read_text())["top"][0] for name in ("p.jsonl", "r.jsonl"))
+    assert told["name"] == wanted["name"]
+    assert told["score"] == pytest.approx(wanted["score"], abs=1e-5)
+    (tmp_path / "student.pt2").write_bytes(b"no program")
+    with pytest.raises(ValueError, match=r"student\.pt2 is not the file that its card describes"):
+        predict.run(composed("predict", *arguments, "allow=[torch.export.load]"))
+    with pytest.raises(ValueError, match=r"student\.pt2 is no torch\.export program"):
+        export.load_program(tmp_path / "student.pt2")
+
+
+def test_formats_stand_side_by_side_and_another_checkpoint_is_told(run: Path) -> None:
+    fused = exported(run, "format=safetensors", "check_samples=3")
+    float_file, int8_file = (
+        exported(run, *more, "checkpoint=last", "check_samples=3", "calibration_samples=2", "max_drop=1")
+        for more in ([], ["int8=true"])
+    )
+    cards = {file: json.loads(file.with_suffix(".json").read_text()) for file in (fused, float_file, int8_file)}
+    assert len({file.with_suffix(".json") for file in cards} | {run / "student.json"}) == 4
+    assert [card["exported"]["from"] for card in cards.values()] == ["student.safetensors", "last.ckpt", "last.ckpt"]
+    assert ["figures" in card for card in cards.values()] == [True, False, False]
+
+
+def test_a_batch_of_one_is_checked_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counting(format: str, network: nn.Module, example: Tensor, file: Path) -> object:
+        file.write_bytes(b"written")
+        return lambda batch: (sizes.append(len(batch)), network(batch))[1]
+
+    monkeypatch.setattr(export, "_write", counting)
+    exported(run, f"output={tmp_path / 'student.onnx'}", "check_samples=4")
+    assert sizes == [1, 3]
+
+
 def test_int8_is_judged_beside_the_float_network(run: Path, tmp_path: Path) -> None:
     file = exported(run, "int8=true", f"output={tmp_path / 's.onnx'}", "calibration_samples=8", "max_drop=1")
     facts = json.loads((tmp_path / "s.json").read_text())["exported"]["int8"]
@@ -102,12 +144,12 @@ def test_files_of_ones_own_serve_where_the_data_is_not_at_hand(run: Path, tmp_pa
     assert json.loads((tmp_path / "student.json").read_text())["exported"]["check"]["samples"] == 3
 
 
-def off_by_one_percent(format: str, network: nn.Module, example: Tensor, file: Path, *rest: object) -> object:
+def off_by_one_percent(format: str, network: nn.Module, example: Tensor, file: Path) -> object:
     file.write_bytes(b"written")
     return lambda batch: network(batch) * 1.01
 
 
-def gives_nan(format: str, network: nn.Module, example: Tensor, file: Path, *rest: object) -> object:
+def gives_nan(format: str, network: nn.Module, example: Tensor, file: Path) -> object:
     file.write_bytes(b"written")
     return lambda batch: network(batch) * float("nan")
 

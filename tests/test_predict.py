@@ -134,6 +134,9 @@ def test_exit_codes_and_screen(
     ("overrides", "message"),
     [
         (["run={run}"], "give input="),
+        (["run={run}", "input="], "give input="),
+        (["run=", "input={root}"], "give run=<folder>, or weights=<file>"),
+        (["run={run}", "input={root}", "views=dens"], "views are center or dense, came 'dens'"),
         (["input=a.mp4"], "give run=<folder>, or weights=<file>"),
         (["run={run}", "input=/nowhere.mp4"], "no file or folder /nowhere.mp4"),
         (["run={run}", "input={run}"], "holds no videos"),

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 
-PATHS = ("run", "weights", "input", "output", "checkpoint", "data.root")
+PATHS = ("run", "weights", "input", "output", "checkpoint", "data.root", "ckpt_path", "*.pretrained")
+
+
+def quote_paths(arguments: Sequence[str], *, paths: Collection[str] = PATHS) -> list[str]:
+    """The arguments of a command with paths in quotes, so that Hydra takes them literally; twice changes nothing more.
+
+    Args:
+        arguments: as they were typed, without the command's name; those of sweeps (``-m``) stay: they may be lists.
+        paths: patterns of the keys whose values are paths; values in quotes already are left alone.
+
+    Example:
+        >>> quote_paths(["models.Teacher.pretrained=runs/x/best.ckpt#Teacher", "seed=1"])
+        ["models.Teacher.pretrained='runs/x/best.ckpt#Teacher'", 'seed=1']
+    """
+    literal = () if {"-m", "--multirun"} & set(arguments) else paths
+    return [_quoted(argument, literal) for argument in arguments]
 
 
 def as_overrides(arguments: Sequence[str], *, paths: Collection[str] = PATHS) -> list[str]:
     """The arguments of a command on a run as Hydra takes them: doing it twice changes nothing more.
 
     Args:
-        arguments: as they were typed, without the command's name. The values of ``paths`` are put in quotes, so that
-            they are taken literally; not in sweeps (``-m``), where they may be lists. ``model=Teacher``, one of the
-            run's models, becomes ``named=Teacher``: Hydra would look for a file conf/model/Teacher.yaml.
-        paths: keys whose values are paths; values in quotes already are left alone.
+        arguments: as they were typed, without the command's name. Paths are quoted, see :func:`quote_paths`.
+            ``model=Teacher``, one of the run's models, becomes ``named=Teacher``: Hydra would look for a file
+            conf/model/Teacher.yaml.
+        paths: as for :func:`quote_paths`.
 
     Example:
         >>> as_overrides(["input=a (1), b.mp4", "model=Teacher", "topk=3"])
         ["input='a (1), b.mp4'", 'named=Teacher', 'topk=3']
     """
-    literal = () if {"-m", "--multirun"} & set(arguments) else paths
-    return [re.sub(r"^model=", "named=", _quoted(argument, literal)) for argument in arguments]
+    return [re.sub(r"^model=", "named=", argument) for argument in quote_paths(arguments, paths=paths)]
 
 
 def _quoted(argument: str, paths: Collection[str]) -> str:
-    key, equals, value = argument.partition("=")
-    if not equals or key not in paths or value in ("", "null") or value[0] in "'\"":
+    key, _, value = argument.partition("=")
+    if not any(fnmatchcase(key.lstrip("+"), path) for path in paths) or value in ("", "null") or value[0] in "'\"":
         return argument
     return f"{key}={literal(value)}"
 

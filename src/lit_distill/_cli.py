@@ -19,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_distill._arguments import quote_paths
 from lit_distill._launch import share_start
 from lit_distill.data.decode import VideoError
 
@@ -145,6 +146,7 @@ def command(config_name: str, *, receives: bool = False) -> Callable[[Callable[[
             os.environ[_FULL_ERROR] = "1"
             try:
                 share_start()
+                sys.argv[1:] = quote_paths(sys.argv[1:])
                 if receives:
                     sys.argv[1:] = take_allow(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(task)()

@@ -25,7 +25,7 @@ from lit_distill._cli import command
 from lit_distill.artifacts import versions, write_json
 from lit_distill.export import fused
 from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.runs import load_run
+from lit_distill.runs import open_run
 
 Engine = Literal["eager", "compile", "onnx", "int8"]
 Network = Callable[[Tensor], Tensor]
@@ -121,7 +121,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         VideoError: the clip can't be read.
     """
     _validate(config)
-    source = load_run(config.run if config.run is not None else config.weights, allow=tuple(config.allow))
+    source = open_run(config)
     name = config.named or source.student
     preprocess = source.preprocess(views="center")
     clip = Path(config.input)
@@ -197,9 +197,7 @@ def show(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def _validate(config: DictConfig) -> None:
-    if (config.run is None) == (config.weights is None):
-        raise ValueError("benchmark needs run=<folder> or weights=<student.safetensors>, one of the two")
-    if config.input is None:
+    if not config.input:
         raise ValueError("benchmark needs input=<a video or an image>")
     if not config.engines or set(config.engines) - set(get_args(Engine)):
         raise ValueError(f"engines is a list of {', '.join(get_args(Engine))}, came {list(config.engines)}")

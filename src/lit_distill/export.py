@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import tempfile
@@ -25,10 +26,12 @@ from lit_distill.artifacts import write_json
 from lit_distill.models.state_files import file_sha256
 from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
 from lit_distill.preprocess import Preprocess
-from lit_distill.runs import Run, load_run
+from lit_distill.runs import Run, open_run
 
 Format = Literal["onnx", "torch_export", "safetensors"]
 _SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
+# No two share their card, and none that of the run's own student.safetensors.
+_ENDING = {"onnx": ".onnx", "torch_export": ".program.pt2", "safetensors": ".fused.safetensors"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,7 @@ def run(config: DictConfig) -> Path:
         ModuleNotFoundError: the extra ``onnx`` is not installed.
     """
     _validate(config)
-    source = load_run(config.run if config.run is not None else config.weights, allow=tuple(config.allow))
+    source = open_run(config)
     if source.weights is not None and source.weights.suffix != ".safetensors":
         raise ValueError(f"{source.weights} has been exported already: give the run folder or student.safetensors")
     name = config.named or source.student
@@ -116,16 +119,19 @@ def run(config: DictConfig) -> Path:
     preprocess = source.preprocess(views="center")
     samples = _Samples(source, preprocess, config)
     checked_on = list(samples.check(config.check_samples))
-    suffix = f".int8{_SUFFIX[config.format]}" if config.int8 else _SUFFIX[config.format]
-    path = Path(config.output or source.folder / "export" / f"{name.lower()}{suffix}")
+    if not checked_on:
+        raise ValueError("an export needs real samples to be checked on, came none")
+    ending = ".int8.onnx" if config.int8 else _ENDING[config.format]
+    path = Path(config.output or source.folder / "export" / f"{name.lower()}{ending}")
     if path.suffix != _SUFFIX[config.format]:
         raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, came {path}")
     _refuse_other_card(path)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"float{_SUFFIX[config.format]}"
-        exported = _write(config.format, network, checked_on[0], file, source, name)
-        check = compare(reference, exported, iter(checked_on))
+        exported = _write(config.format, network, checked_on[0], file)
+        first, *rest = checked_on  # one sample by itself: a batch of one is what is most often sent
+        check = compare(reference, exported, iter([first[:1], *([first[1:]] if len(first) > 1 else []), *rest]))
         if check.difference > config.tolerance:
             raise ValueError(
                 f"the exported network differs from the trained one: logits by {check.difference:.2e} of the largest "
@@ -141,14 +147,14 @@ def run(config: DictConfig) -> Path:
             file = narrow_file
         with atomic_file(path) as target:
             target.write(file.read_bytes())
+    weights = source.weights_file(name, config.checkpoint)
+    facts |= {"from": weights.name, "from_sha256": file_sha256(weights)}
     write_json(_card_of(path), _card(source, name, network, path, preprocess, facts))
     console.print(f"wrote {path} ({os.path.getsize(path) / 1e6:.2f} MB) and {_card_of(path).name}", soft_wrap=True)
     return path
 
 
 def _validate(config: DictConfig) -> None:
-    if (config.run is None) == (config.weights is None):
-        raise ValueError("export needs run=<folder> or weights=<student.safetensors>, one of the two")
     if config.format not in get_args(Format):
         raise ValueError(f"format is one of {', '.join(get_args(Format))}, came {config.format!r}")
     if config.int8 and config.format != "onnx":
@@ -191,9 +197,7 @@ class _Samples:
         return (inputs for inputs, _ in labelled_batches(self._data, split, count))
 
 
-def _write(
-    format: Format, network: nn.Module, example: Tensor, file: Path, source: Run, name: str
-) -> Callable[[Tensor], Tensor]:
+def _write(format: Format, network: nn.Module, example: Tensor, file: Path) -> Callable[[Tensor], Tensor]:
     """Write the network, and read it back as a callable."""
     example = example if len(example) > 1 else example.repeat(2, *[1] * (example.ndim - 1))
     if format == "onnx":
@@ -203,12 +207,32 @@ def _write(
         batch = torch.export.Dim("batch", min=1)
         program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
         torch.export.save(program, file)
-        loaded: Callable[[Tensor], Tensor] = torch.export.load(file).module()
-        return loaded
+        return load_program(file)
     save_file({key: tensor.contiguous().clone() for key, tensor in network.state_dict().items()}, file)
-    again = fused(source.model(name))
+    again = copy.deepcopy(network)
+    for tensor in again.state_dict().values():
+        tensor.zero_()  # what the file does not bring is not there
     again.load_state_dict(load_file(file))
     return again
+
+
+def load_program(file: Path) -> Callable[[Tensor], Tensor]:
+    """A ``.pt2`` file as a callable. Loading it can run code that is hidden in it: only those that are trusted.
+
+    Raises:
+        ValueError: it is no program that this PyTorch can load.
+    """
+    try:
+        loaded = torch.export.load(file).module()
+    except Exception as error:  # of no common class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{file} is no torch.export program that can be loaded here: {reason}") from error
+
+    def program(batch: Tensor) -> Tensor:
+        logits: Tensor = loaded(batch)
+        return logits
+
+    return program  # no module: it has its mode for good, and says so when it is asked for another
 
 
 def _quantise(
@@ -249,8 +273,10 @@ def _card(
     model = dict(source.config["models"][name])
     if path.suffix == ".safetensors" and hasattr(network, "reparameterize"):
         model["reparameterized"] = True
-    weights = source.weights_file(name)
-    kept = {key: value for key, value in source.card.items() if key not in ("weights", "sha256", "model")}
+    left_out = {"weights", "sha256", "model"}
+    if not facts["from"].endswith(".safetensors"):
+        left_out.add("figures")  # of the best student, and this is a network of a checkpoint
+    kept = {key: value for key, value in source.card.items() if key not in left_out}
     return {
         "weights": path.name,
         "sha256": file_sha256(path),
@@ -258,7 +284,7 @@ def _card(
         **kept,
         "data": source.config["data"],
         "input_shape": ["batch", *preprocess.input_shape],
-        "exported": {**facts, "from": weights.name, "from_sha256": file_sha256(weights)},
+        "exported": facts,
     }
 
 

@@ -21,6 +21,7 @@ from lit_distill._inputs import find_inputs
 from lit_distill._rows import RowFile
 from lit_distill._screen import percent, printable
 from lit_distill.classifiers import Classifier, NetworkClassifier
+from lit_distill.export import load_program
 from lit_distill.models.state_files import file_sha256
 from lit_distill.predictions import Prediction, default_workers, predict_files
 from lit_distill.preprocess import Preprocess
@@ -28,6 +29,9 @@ from lit_distill.runs import Run, open_run
 
 SOME_FAILED = 3
 """Exit code where some files could not be read."""
+
+LOADS_PROGRAMS = "torch.export.load"
+"""What ``allow`` has to name before a ``.pt2`` file is loaded."""
 
 _SHOWN_ERRORS = 20
 
@@ -45,7 +49,7 @@ def run(config: DictConfig) -> int:
         ValueError: the config asks for what there is not.
         FileNotFoundError: the run, its weights or the input are not there.
     """
-    if config.input is None:
+    if not config.input:
         raise ValueError("give input=<a file, a folder or a list>")
     if config.resume and config.output is None:
         raise ValueError("resume=true goes on with an output=<file>; none is given")
@@ -109,16 +113,24 @@ def open_classifier(
         preprocess: of the run.
         model: which of its models; None for its student.
         checkpoint: as for :meth:`lit_distill.runs.Run.model`.
-        device: where it runs; ``"auto"`` for CUDA where there is one. ONNX files run on the CPU.
+        device: where it runs; ``"auto"`` for CUDA where there is one. Exported files run on the CPU.
 
     Raises:
-        ValueError: the file is none that can be run, or there is no such device.
+        ValueError: the file is none that can be run, or a torch.export program that ``opened.allow`` does not admit;
+            there is no such device.
     """
     if opened.weights is not None and opened.weights.suffix == ".onnx":
         from lit_distill.onnx_files import OnnxNetwork  # its extra may be missing
 
         network: Callable[[Tensor], Tensor] = OnnxNetwork(opened.verified(opened.weights))
         return NetworkClassifier(network, preprocess)
+    if opened.weights is not None and opened.weights.suffix == ".pt2":
+        if LOADS_PROGRAMS not in opened.allow:
+            raise ValueError(
+                f"{opened.weights} is a torch.export program: loading one can run what is hidden in it. If you trust "
+                f"where it is from, --allow {LOADS_PROGRAMS}; its .onnx or .safetensors form runs nothing"
+            )
+        return NetworkClassifier(load_program(opened.verified(opened.weights)), preprocess)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

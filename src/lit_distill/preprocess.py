@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ class Preprocess:
     Called with a file, or with pixels that were decoded elsewhere, it gives a batch of one: the very tensor that
     evaluation gives the network. Another frame rate, length, size or rotation than in training is nothing special:
     frames are sampled over the whole video, turned upright and scaled.
+
+    Raises:
+        ValueError: there are no such views.
 
     Attributes:
         sampling: which frames make a clip; None for images.
@@ -70,6 +73,10 @@ class Preprocess:
     suffix: str = "img_{:05}.jpg"
     resize: Resize = "decoder"
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.views not in get_args(Views):
+            raise ValueError(f"views are {' or '.join(get_args(Views))}, came {self.views!r}")
 
     @classmethod
     def of(cls, data: Any, *, class_names: tuple[str, ...] = (), views: Views | None = None) -> Preprocess:

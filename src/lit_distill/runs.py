@@ -153,6 +153,13 @@ class Run:
             ValueError: an argument is unknown or out of its range; a target that is not admitted.
         """
         node = dict(self.config["data"])
+        root = overrides.get("root")
+        if (
+            isinstance(root, (str, os.PathLike))
+            and "://" not in os.fspath(root)
+            and not Path(root).expanduser().is_dir()
+        ):
+            raise FileNotFoundError(f"no folder {root} (data.root=…)")
         if views is not None and views != node.get("views", "center"):
             node["views"] = views
             node.pop("eval_batch_size", None)  # chosen for other views
@@ -262,11 +269,11 @@ def open_run(config: DictConfig) -> Run:
         ValueError: neither is given, or both; what is there is malformed.
         FileNotFoundError: it is not there.
     """
-    if (config.run is None) == (config.weights is None):
+    if bool(config.run) == bool(config.weights):
         raise ValueError("give run=<folder>, or weights=<file> with its card beside it: one of the two")
-    if config.weights is not None and Path(config.weights).is_dir():
+    if config.weights and Path(config.weights).is_dir():
         raise ValueError(f"weights={config.weights} is a folder: give it as run={config.weights}")
-    return load_run(config.run if config.weights is None else config.weights, allow=tuple(config.allow))
+    return load_run(config.weights or config.run, allow=tuple(config.allow))
 
 
 def load_student(path: str | os.PathLike[str], *, allow: Collection[str] = (), views: Views = "center") -> nn.Module:
