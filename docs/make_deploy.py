@@ -117,6 +117,8 @@ def typed(step: Step, *, tiny: bool) -> str:
 def answers(folder: Path, *, tiny: bool) -> Iterator[tuple[Step, str, str]]:
     """Every step with its command and what it printed, run one after the other in a folder.
 
+    Answers are kept there: a command that has one is not run again.
+
     Raises:
         RuntimeError: a command ended with another exit code than expected.
     """
@@ -125,6 +127,10 @@ def answers(folder: Path, *, tiny: bool) -> Iterator[tuple[Step, str, str]]:
         if CLIP in step.command:
             _place_clips(folder)
         command = typed(step, tiny=tiny)
+        kept = folder / "answers" / (re.sub(r"[^\w.=]+", "_", command)[-150:] + ".txt")
+        if kept.is_file():
+            yield step, command, kept.read_text(encoding="utf-8")
+            continue
         words = command.split()
         words[:1] = [sys.executable] if words[0] == "python" else words[:1]
         done = subprocess.run(
@@ -133,7 +139,9 @@ def answers(folder: Path, *, tiny: bool) -> Iterator[tuple[Step, str, str]]:
         if done.returncode != step.code:
             raise RuntimeError(f"{command} ended with {done.returncode}, expected {step.code}:\n{done.stdout}")
         print(f"{command}: done", file=sys.stderr)
-        yield step, command, done.stdout.replace(str(folder), ".")
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text(done.stdout.replace(str(folder), "."), encoding="utf-8")
+        yield step, command, kept.read_text(encoding="utf-8")
 
 
 def _place_clips(folder: Path) -> None:
@@ -171,8 +179,8 @@ def skeleton(command: str, text: str) -> list[str]:
     """What has to be equal between the page and a check: words and tables, whatever the figures are.
 
     Example:
-        >>> skeleton("python -m lit_distill.test run=x", "│ 1_left │ 2 │ 50.00 % │\\n│ 8_up │ 7 │ 0.00 % │\\nwritten 4.5 s")
-        ['$ python -m lit_distill.test run=x', '│ class │ # │ # % │', 'written # s']
+        >>> skeleton("python -m lit_distill.test run=x", "│ 1_left │ 2 │ 50.0 % │\\n│ 8_up │ 7 │ 0.0 % │\\nin 4.5 s")
+        ['$ python -m lit_distill.test run=x', '│ class │ # │ # % │', 'in # s']
     """
     masked = [f"$ {_masked_command(command)}"]
     for line in _without_progress(text):
@@ -213,13 +221,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Write or check the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="run on the tiny preset and compare; write nothing")
+    parser.add_argument("--folder", type=Path, help="work here and keep the answers, to go on from them")
     asked = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.folder.absolute() if asked.folder else Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         if asked.check:
-            difference = check(Path(folder))
+            difference = check(folder)
             print("\n".join(difference) or "docs/deploy.md is what the commands answer")
             return int(bool(difference))
-        PAGE.write_text(render(Path(folder)), encoding="utf-8")
+        PAGE.write_text(render(folder), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}: {len(STEPS)} commands")
     return 0
 

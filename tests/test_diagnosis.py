@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from functools import partial
 from pathlib import Path
 
@@ -148,9 +149,57 @@ def test_the_cost_adds_up() -> None:
     assert cost.hours == pytest.approx(cost.step_seconds * 20 / 3600)
     parameters = sum(p.numel() * 4 for p in Net().parameters())
     assert cost.bytes["parameters"] == cost.bytes["gradients"] == parameters
-    assert cost.bytes["activations"] >= 16 * 8 * 4
+    assert cost.bytes["activations"] == sum(cost.kept_bytes.values()) >= 16 * 8 * 4
+    assert list(cost.seconds) == ["data wait", "forward Student", "losses", "backward", "optimizer"]
+    assert cost.step_seconds == pytest.approx(2 * sum(cost.seconds.values()))
+    assert cost.validation_hours > 0
+    assert cost.folder_bytes == 2 * cost.checkpoint_bytes + parameters
     with pytest.raises(ValueError, match="at least 1, came 0, 1, 1"):
         doctor.measure(module(Net()), data(), steps=0, epochs=1)
+
+
+def tensors(count: int) -> tuple[Tensor, ...]:
+    dataset = data(count).train_dataloader().dataset
+    assert isinstance(dataset, TensorDataset)
+    return dataset.tensors
+
+
+class Slow(TensorDataset):
+    """Ten milliseconds a sample."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def test_a_step_waits_for_data_that_workers_make_slower_than_it_trains() -> None:
+    pairs = Slow(*tensors(64))
+    slow = LightningDataModule.from_datasets(pairs, pairs, batch_size=8, num_workers=1)
+    cost = doctor.measure(module(Net()), slow, steps=3, epochs=1)
+    rest = sum(seconds for part, seconds in cost.seconds.items() if part != "data wait")
+    assert cost.seconds["data wait"] > 0.06 - rest  # 8 samples take 80 ms, while the rest of a step is done
+
+
+def test_a_frozen_network_keeps_nothing_for_the_backward_pass() -> None:
+    cost = doctor.measure(module(Net(), trained(), kd=kd()), data(), steps=1, epochs=1)
+    assert cost.kept_bytes["forward Teacher"] == 0 < cost.kept_bytes["forward Student"]
+
+
+@pytest.mark.parametrize(("samples", "seen"), [(4, [0, 3, 6, 9]), (10, list(range(10))), (64, list(range(10)))])
+def test_the_short_validation_is_spread_over_all_samples(samples: int, seen: list[int]) -> None:
+    asked: list[int] = []
+
+    class Counting(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            asked.append(index)
+            return super().__getitem__(index)
+
+    val = Counting(*tensors(10))
+    source = LightningDataModule.from_datasets(TensorDataset(*tensors(12)), val, batch_size=4)
+    accuracy = diagnose(module(Net(), trained(), kd=kd()), source, validation_samples=samples).accuracy
+    assert asked == seen
+    assert accuracy is not None
+    assert accuracy.samples == len(seen)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +226,6 @@ def test_a_teacher_of_another_preprocessing_is_named(teacher_run: Path, capsys: 
     diagnosis, cost = doctor.run(config)
     assert cost is None
     assert any("Teacher was trained on inputs normalised by another mean" in f for f in diagnosis.findings)
-    said = capsys.readouterr().out
-    told = json.loads(said[said.index("{\n") :])
+    told = json.loads(capsys.readouterr().out)  # nothing else is said there
     assert told["findings"] == list(diagnosis.findings)
     assert told["models"]["Teacher"]["frozen"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import platform
 import statistics
@@ -62,6 +63,7 @@ def engine(name: Engine, network: nn.Module, example: Tensor, folder: Path, *, t
     if name == "eager":
         return network
     if name == "compile":
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # there is no GPU: that is known
         compiled = torch.compile(network)
 
         def frozen(inputs: Tensor) -> Tensor:
@@ -175,25 +177,31 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def show(console: Console, result: Mapping[str, Any]) -> None:
-    """Print one table: an engine a row, milliseconds as median (95th percentile)."""
-    shape = " x ".join(map(str, result["input_shape"]))
-    table = Table(title=f"{result['model']}: milliseconds a clip, median (p95), {result['threads']} threads, {shape}")
-    table.add_column("engine")
-    for column in ("decode", "preprocess", "network", "total", "speed-up"):
+    """Print one table, in milliseconds: a stage or an engine a row, what the whole clip takes with each engine."""
+    shape = "x".join(map(str, result["input_shape"]))
+    table = Table(title=f"{result['model']}: milliseconds a clip on {result['threads']} CPU threads, {shape}")
+    table.add_column("stage", no_wrap=True)
+    for column in ("median", "p95", "decoded to classified", "p95", "network's speed-up"):
         table.add_column(column, justify="right")
     times = result["milliseconds"]
+    for stage in ("decode", "preprocess"):
+        table.add_row(stage, *_both(times[stage]))
+    table.add_section()
     first = None
     for which in (name for name in times if name in _LABEL):
         network = times[which]["network"]
         first = first or network["median"]
-        cells = [times["decode"], times["preprocess"], network, times[which]["total"]]
-        shown = [f"{cell['median']:.1f} ({cell['p95']:.1f})" for cell in cells]
-        table.add_row(_LABEL[which], *shown, f"{first / network['median']:.2f}x")
+        speed = f"{first / network['median']:.2f}x"
+        table.add_row(_LABEL[which], *_both(network), *_both(times[which]["total"]), speed)
     console.print(table)
     console.print(
-        f"{result['parameters']:,} parameters ({result['parameters_fused']:,} fused), "
-        f"{result['multiply_adds'] / 1e9:.3f} G multiply-adds a clip"
-    )
+        f"{result['parameters']:,} parameters ({result['parameters_fused']:,} with branches fused), "
+        f"{result['multiply_adds'] / 1e6:,.1f} M multiply-adds a clip", soft_wrap=True
+    )  # fmt: skip
+
+
+def _both(times: Mapping[str, float]) -> tuple[str, str]:
+    return f"{times['median']:.1f}", f"{times['p95']:.1f}"
 
 
 def _validate(config: DictConfig) -> None:

@@ -275,7 +275,8 @@ def _short_validation(
     if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
         return None
     dataset, total = loader.dataset, len(loader.dataset)
-    chosen = sorted({round(place * (total - 1) / max(1, samples - 1)) for place in range(min(samples, total))})
+    wanted = min(samples, total)
+    chosen = [round(place * (total - 1) / max(1, wanted - 1)) for place in range(wanted)]
     right: dict[str, int] = {}
     count = classes = 0
     module.eval()
