@@ -261,8 +261,8 @@ def main() -> None:
     work = benchmark.multiply_adds(network(), torch.zeros(1, FRAMES, 3, SIDE, SIDE)) / 1e9
     lines = [
         f"PP-TSMv2, {FRAMES} x 3 x {SIDE} x {SIDE}, {CLASSES} classes, a batch of one; {work:.2f} G multiply-adds.",
-        f"Median of {asked.rounds} interleaved rounds (min-max); ratios within a round. CPU time is that of all threads: others",
-        "share the machine, and wall times are as much theirs. A clip: 10 s, 340 x 256, H.264, 25 frames/s, GOP 60.",
+        f"Median of {asked.rounds} interleaved rounds (min-max); ratios within a round. CPU time is of all threads:",
+        "others share the machine, wall times are as much theirs. A clip: 10 s, 340 x 256, H.264, 25 frames/s, GOP 60.",
         "`torch eager` is the trained form as the library runs it (channels last on a CPU). Weights are equal in all.",
     ]
     with tempfile.TemporaryDirectory() as folder:
