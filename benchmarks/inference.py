@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads OpenMP
 os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -74,7 +74,7 @@ class Paddle:
             if line.startswith("ANSWER "):
                 self.answer = json.loads(line.removeprefix("ANSWER "))
                 return torch.tensor(self.answer["logits"])
-        raise RuntimeError(f"Paddle's process ended with {self._process.wait()}: run {self._process.args} by hand")
+        raise RuntimeError(f"Paddle's process ended with {self._process.wait()}: run {self._process.args!r} by hand")
 
     def close(self) -> None:
         """End the process."""
@@ -93,7 +93,7 @@ def folded(convolution: ConvBN | nn.Conv2d) -> nn.Conv2d:
     """A convolution with the BatchNorm behind it in its weights."""
     if isinstance(convolution, nn.Conv2d):
         return convolution
-    whole: nn.Conv2d = torch.nn.utils.fuse_conv_bn_eval(convolution.conv, convolution.bn)  # type: ignore[type-var]
+    whole: nn.Conv2d = torch.nn.utils.fuse_conv_bn_eval(convolution.conv, convolution.bn)
     return whole
 
 
@@ -129,12 +129,8 @@ def paddle_weights(model: PPTSMv2) -> dict[str, np.ndarray]:
 @contextmanager
 def default_layout() -> Iterator[None]:
     """Frames as PyTorch lays them out by default, not channels last."""
-    before = pptsm_v2.frames_of
-    pptsm_v2.frames_of = lambda video, *_, **__: video.flatten(0, 1)
-    try:
+    with mock.patch.object(pptsm_v2, "frames_of", lambda video, *_, **__: video.flatten(0, 1)):
         yield
-    finally:
-        pptsm_v2.frames_of = before
 
 
 def engines(clip: Tensor, folder: Path, threads: int, paddle_python: str | None) -> dict[str, Run]:
@@ -290,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 from lit_distill import DistillModule, LossTerm, doctor, train
 from lit_distill._cli import conf_dir
 from lit_distill.artifacts import state_sha256
+from lit_distill.cost import measure
 from lit_distill.diagnosis import diagnose
 from lit_distill.losses import KDLoss
 
@@ -135,7 +136,7 @@ def test_training_after_a_diagnosis_is_what_it_would_have_been() -> None:
         net, source = module(Net(), trained(), kd=kd()), data()
         if looked_at:
             diagnose(net, source)
-            doctor.measure(net, source, steps=2, epochs=1)
+            measure(net, source, steps=2, epochs=1)
         Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
                 enable_model_summary=False, accelerator="cpu").fit(net, datamodule=source)  # fmt: skip
         return state_sha256(net.state_dict())
@@ -144,7 +145,7 @@ def test_training_after_a_diagnosis_is_what_it_would_have_been() -> None:
 
 
 def test_the_cost_adds_up() -> None:
-    cost = doctor.measure(module(Net()), data(), steps=2, epochs=10, accumulate=2)
+    cost = measure(module(Net()), data(), steps=2, epochs=10, accumulate=2)
     assert cost.steps == 20
     assert cost.hours == pytest.approx(cost.step_seconds * 20 / 3600)
     parameters = sum(p.numel() * 4 for p in Net().parameters())
@@ -155,7 +156,7 @@ def test_the_cost_adds_up() -> None:
     assert cost.validation_hours > 0
     assert cost.folder_bytes == 2 * cost.checkpoint_bytes + parameters
     with pytest.raises(ValueError, match="at least 1, came 0, 1, 1"):
-        doctor.measure(module(Net()), data(), steps=0, epochs=1)
+        measure(module(Net()), data(), steps=0, epochs=1)
 
 
 def tensors(count: int) -> tuple[Tensor, ...]:
@@ -169,19 +170,19 @@ class Slow(TensorDataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         time.sleep(0.01)
-        return super().__getitem__(index)
+        return tuple(tensor[index] for tensor in self.tensors)
 
 
 def test_a_step_waits_for_data_that_workers_make_slower_than_it_trains() -> None:
     pairs = Slow(*tensors(64))
     slow = LightningDataModule.from_datasets(pairs, pairs, batch_size=8, num_workers=1)
-    cost = doctor.measure(module(Net()), slow, steps=3, epochs=1)
+    cost = measure(module(Net()), slow, steps=3, epochs=1)
     rest = sum(seconds for part, seconds in cost.seconds.items() if part != "data wait")
     assert cost.seconds["data wait"] > 0.06 - rest  # 8 samples take 80 ms, while the rest of a step is done
 
 
 def test_a_frozen_network_keeps_nothing_for_the_backward_pass() -> None:
-    cost = doctor.measure(module(Net(), trained(), kd=kd()), data(), steps=1, epochs=1)
+    cost = measure(module(Net(), trained(), kd=kd()), data(), steps=1, epochs=1)
     assert cost.kept_bytes["forward Teacher"] == 0 < cost.kept_bytes["forward Student"]
 
 
@@ -192,7 +193,7 @@ def test_the_short_validation_is_spread_over_all_samples(samples: int, seen: lis
     class Counting(TensorDataset):
         def __getitem__(self, index: int) -> tuple[Tensor, ...]:
             asked.append(index)
-            return super().__getitem__(index)
+            return tuple(tensor[index] for tensor in self.tensors)
 
     val = Counting(*tensors(10))
     source = LightningDataModule.from_datasets(TensorDataset(*tensors(12)), val, batch_size=4)
