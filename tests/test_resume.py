@@ -89,6 +89,17 @@ def test_a_run_of_stages_goes_on_in_the_first_that_is_not_finished(
         assert message in point.message
 
 
+def test_stages_that_have_not_begun_may_be_changed(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", saved=False, stages={"a": {"x": 1}, "b": {"x": 1}})
+    begin(run / "stages" / "1_a")
+    later = changed(stages={"a": {"x": 1}, "b": {"x": 2}, "c": {}})
+    assert (
+        find_resume_point(later, run, siblings=False).checkpoint == run / "stages" / "1_a" / "checkpoints" / "last.ckpt"
+    )
+    with pytest.raises(ValueError, match=r"differs in stages\.a\.x: "):
+        find_resume_point(changed(stages={"a": {"x": 2}, "b": {"x": 1}}), run, siblings=False)
+
+
 def test_another_config_in_the_folder_is_refused_by_its_keys(tmp_path: Path) -> None:
     run = begin(tmp_path / "run", seed=1, data__batch_size=4, extra=3)
     with pytest.raises(ValueError, match=r"differs in data\.batch_size, extra, seed: "):

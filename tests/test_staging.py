@@ -202,8 +202,10 @@ def test_a_run_that_is_not_finished_says_so(fitnet: Path, tmp_path: Path) -> Non
 
 def test_other_frames_need_what_begins_anew_to_be_named(clips: Path, tmp_path: Path) -> None:
     few: dict[str, dict[str, Any]] = {"few": {"data": {"num_frames": 3}}, "all": {}}
-    with pytest.raises(ValueError, match=r"Student cannot begin as .*last.ckpt has it: .*fresh=\[Student.<part>\]"):
+    message = r"stage 2, all: Student cannot begin as .*last.ckpt has it: .*fresh=\[Student.<part>\]"
+    with pytest.raises(ValueError, match=message):
         train(clips, tmp_path / "run", "experiment=baseline_pptsmv2", stages=few)
+    assert not (tmp_path / "run" / "stages").exists(), "it is told before anything is trained"
     few["all"] = {"fresh": ["Student.temporal_attention"]}
     train(clips, tmp_path / "anew", "experiment=baseline_pptsmv2", stages=few)
     before = last_of(tmp_path / "anew" / "stages" / "1_few")

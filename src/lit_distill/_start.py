@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from lit_distill._frozen import check_keys
 from lit_distill.artifacts import state_of
@@ -19,8 +19,14 @@ from lit_distill.models.weights import LoadReport, is_counter
 
 
 def start_from(
-    model: nn.Module, source: str, *, name: str, folder: str | os.PathLike[str], fresh: Collection[str] = ()
-) -> LoadReport:
+    model: nn.Module,
+    source: str,
+    *,
+    name: str,
+    folder: str | os.PathLike[str],
+    fresh: Collection[str] = (),
+    expected: Mapping[str, Tensor] | None = None,
+) -> LoadReport | None:
     """Copy what an earlier stage left of a model into it; all of it must fit, but for what begins anew.
 
     Args:
@@ -30,9 +36,10 @@ def start_from(
         name: the model's name here.
         folder: what ``source`` is relative to.
         fresh: parts that stay as they are, such as ``Student.fc``; ``*`` stands for anything.
+        expected: what the earlier stage will leave there, by name and shape: it is checked, and nothing is read.
 
     Returns:
-        What was loaded, and what began anew.
+        What was loaded, and what began anew; nothing after a check.
 
     Raises:
         ValueError: a tensor is missing, superfluous or of another shape; ``fresh`` names no part of the model.
@@ -40,9 +47,12 @@ def start_from(
     """
     # without the .. of a folder that is not made yet
     file, there = split_name(os.path.normpath(Path(folder) / source))
-    if not file.is_file():
+    if expected is not None:
+        state = dict(expected)
+    elif not file.is_file():
         raise FileNotFoundError(f"{name} begins as an earlier stage left it, but there is no {file}")
-    state = load_file(file) if file.suffix == ".safetensors" else state_of(read_checkpoint(file), there)
+    else:
+        state = load_file(file) if file.suffix == ".safetensors" else state_of(read_checkpoint(file), there)
     if isinstance(model, SimKDStudent):
         model.size_like(state)
     own = model.state_dict()
@@ -60,6 +70,8 @@ def start_from(
         raise ValueError(
             f"{name} cannot begin as {file} has it: {error}; fresh=[{name}.<part>] lets a part begin anew{frames}"
         ) from error
+    if expected is not None:
+        return None
     model.load_state_dict({**{key: own[key] for key in begun}, **kept}, strict=True)
     anew = {key: "begins anew in this stage" for key in begun if not is_counter(key)}
     matched = [key for key in kept if not is_counter(key)]

@@ -122,10 +122,12 @@ def differing_keys(run: Path, config: DictConfig) -> list[str]:
     """The keys in which a run folder's config differs from one composed now, by their dotted names."""
     there = yaml.safe_load((run / CONFIG_FILE).read_text())
     here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
+    begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST).is_file()}
     return [
         key
         for key in sorted(differing(there, here, ""))
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
+        and not (key.startswith(f"{STAGES}.") and key.split(".")[1] not in begun)  # it may still be changed
     ]
 
 

@@ -16,7 +16,7 @@ from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from lit_distill import artifacts
 from lit_distill._files import write_text
@@ -125,8 +125,12 @@ def _reached(trainer: Trainer, checkpoint: ModelCheckpoint | None, started: floa
     }
 
 
-def build_module(config: DictConfig) -> DistillModule:
+def build_module(config: DictConfig, *, expected: Mapping[str, Mapping[str, Tensor]] | None = None) -> DistillModule:
     """The DistillModule of a composed config: its models, terms, optimizer and schedule.
+
+    Args:
+        config: the composed ``train.yaml``, or that of a stage.
+        expected: for a check of a stage before there is anything to begin from: what earlier ones will leave, by place.
 
     Raises:
         ValueError: a frozen model has no weights, or the module refuses what it is given.
@@ -147,11 +151,17 @@ def build_module(config: DictConfig) -> DistillModule:
         models[str(name)] = instantiate(node)
         if name in starts:
             models[str(name)].load_report = start_from(  # type: ignore[assignment]
-                models[str(name)], starts[name], name=str(name), folder=config.run_dir, fresh=config.fresh
+                models[str(name)],
+                starts[name],
+                name=str(name),
+                folder=config.run_dir,
+                fresh=config.fresh,
+                expected=None if expected is None else expected[starts[name]],
             )
         for part, report in artifacts.load_reports(models[str(name)]).items():
             of = f"{name}.{part}".rstrip(".")
-            Console().print(f"{of}: {report}", highlight=False, soft_wrap=True)
+            if expected is None:
+                Console().print(f"{of}: {report}", highlight=False, soft_wrap=True)
             if name in config.frozen and not report.complete:
                 raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
     return DistillModule(

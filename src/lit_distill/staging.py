@@ -10,15 +10,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 
 from lit_distill import artifacts
 from lit_distill._files import write_bytes, write_text
 from lit_distill.callbacks import Interrupted
 from lit_distill.resume import CONFIG_FILE, LAST, ResumePoint, stage_folders, tell
-from lit_distill.running import fit
+from lit_distill.running import build_module, fit
 from lit_distill.stages import Stage
 from lit_distill.summary import show_stages
 
@@ -44,6 +46,10 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
         ValueError: a stage cannot be trained.
         Interrupted: a signal ended it, with a checkpoint; ``results.json`` says so.
     """
+    check_stages(stages)
+    for stage in stages[: point.stage]:
+        if not stage.folder.is_dir():
+            raise ValueError(f"{point.folder} has other stages than this: there is no {stage.folder.name} in it")
     folder, started_at = point.folder, datetime.now(timezone.utc)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first:
@@ -88,6 +94,30 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
     show_stages(Console(), results, folder)
     return results
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Build all stages before the first is trained: what can't be told then costs all that comes before it.
+
+    Args:
+        stages: of a run.
+
+    Raises:
+        ValueError: a stage whose models, terms, data or optimizer can't be made, or do not fit what they begin from.
+    """
+    expected: dict[str, dict[str, Tensor]] = {}
+    for stage in stages:
+        try:
+            instantiate(stage.config.data, _convert_="all")
+            module = build_module(stage.config, expected=expected)
+            module.make_optimizer()
+        except ValueError as error:
+            raise ValueError(f"stage {stage.number}, {stage.name}: {error}") from error
+        for name, model in module.models.items():
+            state = {key: value.to("meta") for key, value in model.state_dict().items()}
+            for file in (f"{LAST}#{name}", f"{LAST.parent}/best.ckpt#{name}", artifacts.STUDENT_FILE):
+                if "#" in file or name == stage.config.student:
+                    expected[f"../{stage.folder.name}/{file}"] = state
 
 
 def _forget(folder: Path, stages: Sequence[Stage], keep: Path | None) -> None:
