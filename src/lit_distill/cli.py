@@ -16,6 +16,7 @@ COMMANDS = (
     ("benchmark", "its latency, split into decode, preprocess and network"),
     ("doctor", "look at an experiment before it is trained"),
     ("compare", "strategies with paired seeds: which is better, by how much, is it luck"),
+    ("search", "the best settings of an experiment by Optuna, pruned by validation"),
     ("report", "look into runs"),
     ("index", "look through the videos of a data set once, and find bad ones"),
     ("convert", "PaddleVideo's weights and configs into this library's"),

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from lit_distill._cli import conf_dir, help_text
 from lit_distill.callbacks import TeacherCache
 from lit_distill.running import build_module
+from lit_distill.search import axes_of
 from lit_distill.stages import stages_of
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
@@ -61,6 +62,7 @@ def test_every_group_is_covered_here() -> None:
         "experiment",
         "weight",
         "balance",
+        "sweep",
     }
     assert {path.parts[0] for path in FILES if len(path.parts) > 1} == covered
 
@@ -139,6 +141,15 @@ def test_callbacks_and_loggers(kind: str, name: str, tmp_path: Path) -> None:
     config = composed("experiment=baseline_pptsmv2", f"{kind}={name}", run_dir=tmp_path)
     for node in config[kind].values():
         assert instantiate(node) is not None
+
+
+@pytest.mark.parametrize("name", group("sweep"))
+def test_sweep(name: str) -> None:
+    experiment = {"layers": "fitnet"}.get(name, name)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("search", [f"sweep={name}", f"train=['experiment={experiment}_pptsmv2']"])
+        axes = axes_of(config)
+    assert {axis.key for axis in axes} == set(config.space)
 
 
 @pytest.mark.parametrize("name", group("balance"))
