@@ -10,7 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from results import write_section
 
 from lit_distill.data import read_frames, scan
+from lit_distill.data._bitstream import SPARE, inspector
 
 Frames = NDArray[np.uint8]
 Read = Callable[[], Frames]
@@ -37,23 +38,62 @@ CLIPS = {
 TOLERANCE = 3  # of 255, between conversions from YUV to RGB of different rounding
 
 
-def write(path: Path, width: int, height: int, gop: int) -> None:
-    """A smooth texture under a moving window, with a second one moving over it."""
+def hard(width: int, height: int) -> Iterator[Frames]:
+    """A fine texture under a window that moves fast, with a second one moving over it: few frames are left out."""
     rng = np.random.default_rng(0)
     grain = torch.from_numpy(rng.integers(0, 255, (1, 3, height + 400, width + 400)).astype(np.float32))
     smooth = torch.nn.functional.avg_pool2d(grain, 7, 1, 3)
     texture = ((smooth - smooth.mean()) * 3 + 128).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()
+    for number in range(COUNT):
+        x, y = int(100 + 90 * np.sin(number / 17)), int(100 + 80 * np.cos(number / 23))
+        image = texture[y : y + height, x : x + width].copy()
+        at = number * 3 % (width - 40)
+        image[height // 4 : height // 2, at : at + 40] = texture[: height // 2 - height // 4, :40]
+        yield image
+
+
+def film(width: int, height: int) -> Iterator[Frames]:
+    """Soft shapes under a camera that pans smoothly, an object that crosses, and the noise of a sensor."""
+    chance = torch.Generator().manual_seed(0)
+    side = (height + 200, width + 200)
+    scene = torch.zeros(1, 3, *side)
+    for scale, strength in ((64, 1.0), (16, 0.5), (4, 0.25)):
+        coarse = torch.rand(1, 3, side[0] // scale + 2, side[1] // scale + 2, generator=chance)
+        scene += strength * torch.nn.functional.interpolate(coarse, size=side, mode="bicubic")
+    scene = ((scene - scene.mean()) / scene.std() * 45 + 120).clamp(0, 255)[0]
+    for number in range(COUNT):
+        x, y = 50 + 30 * np.sin(number / 60), 60 + 15 * np.cos(number / 70)
+        left, top = int(x), int(y)
+        part = scene[:, top : top + height + 1, left : left + width + 1]
+        part = part[:, :, :-1] * (left + 1 - x) + part[:, :, 1:] * (x - left)
+        part = part[:, :-1] * (top + 1 - y) + part[:, 1:] * (y - top)
+        at = int(number * 1.2) % (width - 60)
+        part[:, height // 3 : height // 3 + 60, at : at + 50] = scene[:, :60, 150:200]
+        noisy = part + 4 * torch.randn(1, height, width, generator=chance)
+        yield noisy.clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+
+
+CONTENTS = {"hard": hard, "film": film}
+
+
+def write(path: Path, width: int, height: int, gop: int, content: str) -> None:
     with av.open(str(path), "w") as container:
         options = {"g": str(gop), "crf": "23", "preset": "medium", "threads": "1"}
         stream: Any = container.add_stream("libx264", rate=RATE, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(COUNT):
-            x, y = int(100 + 90 * np.sin(number / 17)), int(100 + 80 * np.cos(number / 23))
-            image = texture[y : y + height, x : x + width].copy()
-            at = number * 3 % (width - 40)
-            image[height // 4 : height // 2, at : at + 40] = texture[: height // 2 - height // 4, :40]
+        for image in CONTENTS[content](width, height):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
+
+
+def unneeded(path: Path) -> float:
+    """Share of the frames that no other frame refers to."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        inspect = inspector("h264", stream.codec_context.extradata)
+        assert inspect is not None
+        facts = [inspect(bytes(packet)) for packet in container.demux(stream) if packet.size]
+    return sum(bool((fact or 0) & SPARE) for fact in facts) / len(facts)
 
 
 def everything(path: str, indices: Sequence[int]) -> Frames:
@@ -146,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", default=["340x256", "1280x720"], help="width x height of the files")
+    parser.add_argument("--content", choices=CONTENTS, default="hard", help="what the files show")
     arguments = parser.parse_args()
     rounds = arguments.rounds
     absent = missing()
@@ -160,7 +201,8 @@ def main() -> None:
         for width, height in (map(int, size.split("x")) for size in arguments.sizes):
             for gop in (12, 60, 250):
                 path = str(Path(folder, f"{width}x{height}-{gop}.mp4"))
-                write(Path(path), width, height, gop)
+                write(Path(path), width, height, gop, arguments.content)
+                share = f"{100 * unneeded(Path(path)):.0f} %"
                 for clip, indices in CLIPS.items():
                     wanted = everything(path, indices)
                     for name, read in readers(path, indices, scan(path), None).items():
@@ -190,11 +232,11 @@ def main() -> None:
                                     cells.append("")
 
                             shape = f"{size[0]} x {size[1]}" if size else "kept"
-                            rows.append(
-                                f"| {width}x{height}, GOP {gop} | {clip} | {shape} | {workers} | {' | '.join(cells)} |"
-                            )
+                            file = f"{width}x{height}, GOP {gop}, {share}"
+                            rows.append(f"| {file} | {clip} | {shape} | {workers} | {' | '.join(cells)} |")
                             print(rows[-1], flush=True)
     lines = [
+        f"{' '.join((CONTENTS[arguments.content].__doc__ or '').split())} Beside each file: frames no other refers to.",
         "16 frames of H.264, 10 s at 30 frames/s: CPU ms a clip, and how many times longer others take; medians",
         f"(min-max) of {rounds} interleaved rounds a worker, one thread a reader, the file opened anew for each clip.",
         "`with layout` is what a data set with an index pays. torchcodec in its exact mode.",
@@ -213,7 +255,8 @@ def main() -> None:
         "",
         *rows,
     ]
-    write_section("decode", f"python benchmarks/decode.py --sizes {' '.join(arguments.sizes)}", lines)
+    given = f"--content {arguments.content} --rounds {rounds} --sizes {' '.join(arguments.sizes)}"
+    write_section(f"decode, {arguments.content}", f"python benchmarks/decode.py {given}", lines)
 
 
 def spread(times: Sequence[float]) -> str:

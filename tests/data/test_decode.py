@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from lit_distill.data import ShortVideoError, VideoError, count_frames, probe, read_frames, read_images, write_video
+from lit_distill.data import (
+    Limits,
+    ShortVideoError,
+    VideoError,
+    count_frames,
+    probe,
+    read_frames,
+    read_images,
+    write_video,
+)
 
 from .conftest import decode_all, moving_bars, write_images
 
@@ -108,6 +117,14 @@ def test_a_frame_past_the_end(encoded: Path) -> None:
     assert caught.value.path == str(encoded)
 
 
+def test_frames_are_written_to_what_is_given(encoded: Path) -> None:
+    out = np.zeros((3, 48, 64, 3), np.uint8)
+    assert read_frames(encoded, [9, 1, 9], out=out) is out
+    np.testing.assert_array_equal(out, read_frames(encoded, [9, 1, 9]))
+    with pytest.raises(ValueError, match=r"out is an array of uint8 \(2, 48, 64, 3\) for these frames, came uint8"):
+        read_frames(encoded, [9, 1], out=out)
+
+
 def audio_only(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -190,6 +207,36 @@ def test_images(tmp_path: Path) -> None:
     assert frames.shape == (3, 40, 56, 3)
     np.testing.assert_array_equal(frames[0], frames[2])
     assert np.abs(frames.astype(int) - video[[2, 0, 2]]).mean() < 6
+
+
+def test_a_folder_is_read_by_pattern_and_only_what_is_wanted(tmp_path: Path) -> None:
+    video = moving_bars(5, height=40, width=56)
+    write_images(tmp_path, list(video))
+    for number in (1, 2, 5):
+        (tmp_path / f"img_{number:05}.jpg").write_bytes(b"never looked at")
+    frames = read_frames(tmp_path, [3, 2, 3], suffix="img_{:05}.jpg")
+    np.testing.assert_array_equal(frames, read_images(tmp_path, "img_{:05}.jpg", [4, 3, 4]))
+    assert read_frames(tmp_path, [3], suffix="img_{:05}.jpg", size=(20, 30)).shape == (1, 20, 30, 3)
+    with pytest.raises(ValueError, match="expects the path of a folder, came bytes"):
+        read_frames(b"", [0], suffix="img_{:05}.jpg")
+
+
+def test_limits_of_images(tmp_path: Path) -> None:
+    write_images(tmp_path, [np.zeros((40, 50, 3), np.uint8)])
+    for limits, reason in (
+        (Limits(pixels=1999), r"img_00001\.jpg: 50 x 40 is more than 1999 pixels a frame, the limit"),
+        (Limits(seconds=1e-9), r"reading it took more than 1e-09 s, the limit"),
+    ):
+        with pytest.raises(VideoError, match=reason):
+            read_images(tmp_path, "img_{:05}.jpg", [1], limits=limits)
+        with pytest.raises(VideoError, match=reason):
+            read_frames(tmp_path, [0], suffix="img_{:05}.jpg", limits=limits)
+    huge = bytearray((tmp_path / "img_00001.jpg").read_bytes())
+    at = huge.index(b"\xff\xc0") + 5  # height and width of the frame header
+    huge[at : at + 4] = b"\xff\xff\xff\xff"
+    (tmp_path / "img_00001.jpg").write_bytes(huge)
+    with pytest.raises(VideoError, match=r"img_00001\.jpg: "):
+        read_frames(tmp_path, [0], suffix="img_{:05}.jpg")
 
 
 def test_images_that_fail(tmp_path: Path) -> None:

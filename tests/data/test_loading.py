@@ -87,6 +87,34 @@ def test_a_worker_stacks_into_shared_memory(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(torch.equal(a, b) for a, b in zip(plain, shared, strict=True))
 
 
+def test_a_worker_decodes_into_the_memory_that_it_hands_over(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(videos)
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    keys = [SampleKey(2, index) for index in (5, 0, 7)]
+    plain = cast("Batch", collate([dataset[key] for key in keys]))
+    monkeypatch.setattr(datasets_module, "get_worker_info", lambda: object())
+    monkeypatch.setattr(torch, "stack", None)  # nothing is left to stack
+    items = dataset.__getitems__(keys)
+    batch = cast("Batch", collate(items))
+    assert batch[0].untyped_storage().is_shared()
+    assert batch[0].data_ptr() == cast("Item", items[0])[0].data_ptr()
+    assert all(torch.equal(a, b) for a, b in zip(plain, batch, strict=True))
+
+
+def test_a_part_of_what_a_worker_decoded_is_stacked_anew(videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(videos)
+    data.setup("fit")
+    dataset = data.datasets["train"]
+    monkeypatch.setattr(datasets_module, "get_worker_info", lambda: object())
+    items = dataset.__getitems__(range(3))
+    for some in ([items[0], items[2]], [items[1], items[0], items[2]], [items[1], items[2]], items[:2]):
+        batch = cast("Batch", collate(some))
+        assert len(batch[0].untyped_storage()) == batch[0].numel()
+        for clip, item in zip(batch[0], some, strict=True):
+            assert torch.equal(clip, cast("Item", item)[0])
+
+
 def test_prefetch(videos: Path) -> None:
     assert make(videos, num_workers=2, prefetch=5).train_dataloader().prefetch_factor == 5
     assert make(videos, num_workers=0, prefetch=5).train_dataloader().prefetch_factor is None

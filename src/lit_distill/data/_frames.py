@@ -61,10 +61,11 @@ class Clip:
         name: of the video, for errors.
         indices: of the frames, repeated ones included.
         form: what of each frame is converted, and how.
+        out: what they are written to; None for an array of their own.
     """
 
-    def __init__(self, name: str, indices: Sequence[int], form: Form) -> None:
-        self._name, self._form = name, form
+    def __init__(self, name: str, indices: Sequence[int], form: Form, out: Frames | None = None) -> None:
+        self._name, self._form, self._out = name, form, out
         self._places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             self._places.setdefault(index, []).append(place)
@@ -98,15 +99,25 @@ class Clip:
         """Copy an image (H, W, 3) to the places that asked for it.
 
         Raises:
+            ValueError: the clip has no room in ``out``.
             VideoError: its size is not that of the frames before.
         """
         if self._frames is None:
-            self._frames = np.empty((self._count, *image.shape), np.uint8)
+            self._frames = self._room((self._count, *image.shape))
         if image.shape != self._frames.shape[1:]:
             sizes = " and ".join(f"{shape[1]} x {shape[0]}" for shape in (self._frames.shape[1:], image.shape))
             raise VideoError(self._name, f"its frames differ in size: {sizes}")
         for place in self._places[index]:
             self._frames[place] = image
+
+    def _room(self, shape: tuple[int, ...]) -> Frames:
+        if self._out is None:
+            return np.empty(shape, np.uint8)
+        if self._out.shape != shape or self._out.dtype != np.uint8:
+            raise ValueError(
+                f"out is an array of uint8 {shape} for these frames, came {self._out.dtype} {self._out.shape}"
+            )
+        return self._out
 
     @property
     def frames(self) -> Frames:

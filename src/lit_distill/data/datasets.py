@@ -127,17 +127,30 @@ class VideoDataset(Dataset[Item | BadVideo]):
         Raises:
             VideoError: the video can't be read and ``on_bad`` is ``"raise"``; it is never replaced by another.
         """
+        return self._item(key, None)
+
+    def __getitems__(self, keys: Sequence[SampleKey | int]) -> list[Item | BadVideo]:
+        """The items of a batch; a worker process decodes them right into the memory that it hands over."""
+        if type(self).__getitem__ is not VideoDataset.__getitem__:
+            return [self[key] for key in keys]  # a subclass has its own way
+        room = None
+        if self.in_one_pass and self.augment is None and get_worker_info() is not None:
+            frames, side = self.sampling.num_frames * self.sampling.segment_length, self.transform.size
+            room = _shared((len(keys), frames, side, side, 3))
+        return [self._item(key, None if room is None else room[place]) for place, key in enumerate(keys)]
+
+    def _item(self, key: SampleKey | int, room: Tensor | None) -> Item | BadVideo:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]
         try:
-            clip = self._clip(sample, epoch, index)
+            clip = self._clip(sample, epoch, index, room)
         except VideoError as error:
             if self.on_bad == "raise":
                 raise
             return BadVideo(index, sample.name, reason_for(sample.name, error.path, error.reason))
         return clip, sample.label, index
 
-    def _clip(self, sample: Sample, epoch: int, index: int) -> Tensor:
+    def _clip(self, sample: Sample, epoch: int, index: int, room: Tensor | None) -> Tensor:
         """The view or views of a sample, every frame decoded once."""
         source = self._source(sample)  # one for headers and frames: a member of an archive is fetched once
         layout = self._layout(sample, source) if sample.frames is None else None
@@ -149,7 +162,10 @@ class VideoDataset(Dataset[Item | BadVideo]):
             plan = self.sampling.evaluation(length, self.format, clips=DENSE_CLIPS if self.views == "dense" else 1)
         plan = [wrap(numbers, length, self.format) for numbers in plan]
         if self.in_one_pass and layout is not None:
-            return self._augmented(self._view(source, layout, plan[0], epoch, index), epoch, index)
+            if room is None or len(room) != len(plan[0]):
+                return self._augmented(self._view(source, layout, plan[0], epoch, index), epoch, index)
+            self._view(source, layout, plan[0], epoch, index, out=room.numpy())
+            return room.permute(0, 3, 1, 2)
         wanted = sorted({number for numbers in plan for number in numbers})
         frames = self._frames(sample, source, layout, length, wanted)
         if plan == [wanted]:
@@ -164,16 +180,25 @@ class VideoDataset(Dataset[Item | BadVideo]):
         Not with ``resize="exact"``; and not with a cache, which keeps whole frames: a clip is to be the same whether
         its video found room there or not.
         """
-        return self.views == "train" and self.resize == "decoder" and self.cache is None
+        videos = self.views == "train" and self.format == "video"
+        return videos and self.resize == "decoder" and self.cache is None
 
-    def _view(self, source: VideoSource, layout: VideoLayout, numbers: Sequence[int], epoch: int, index: int) -> Frames:
+    def _view(
+        self,
+        source: VideoSource,
+        layout: VideoLayout,
+        numbers: Sequence[int],
+        epoch: int,
+        index: int,
+        out: Frames | None = None,
+    ) -> Frames:
         """A training view, of which the reader converts what is seen."""
         width, height = layout.info.width, layout.info.height
         view = self.transform.view(*self.transform.scaled_size(width, height), seeded("view", self.seed, epoch, index))
         side = self.transform.size
         return read_frames(
             source, numbers, size=(side, side), crop=view.crop_of(width, height), flip=view.flip, limits=self.limits,
-            layout=layout,
+            layout=layout, out=out,
         )  # fmt: skip
 
     def _frames(
@@ -281,18 +306,34 @@ def collate(items: Sequence[Item | BadVideo]) -> Batch | PartialBatch:
 def _stacked(items: Sequence[Item]) -> Batch:
     clips, labels, indices = zip(*items, strict=True)
     packed = [clip.movedim(-3, -1) for clip in clips]
-    if all(clip.is_contiguous() for clip in packed):  # as they were decoded: stacked so, and only seen otherwise
-        return _stack(packed).movedim(-1, -3), torch.tensor(labels), torch.tensor(indices)
-    return _stack(clips), torch.tensor(labels), torch.tensor(indices)
+    if not all(clip.is_contiguous() for clip in packed):
+        return _stack(clips), torch.tensor(labels), torch.tensor(indices)
+    # as they were decoded: stacked so, and only seen otherwise
+    batch = _stack(packed) if (joined := _joined(packed)) is None else joined
+    return batch.movedim(-1, -3), torch.tensor(labels), torch.tensor(indices)
 
 
 def _stack(clips: Sequence[Tensor]) -> Tensor:
-    batch = None
-    if get_worker_info() is not None and not clips[0].is_cuda:
-        shape = (len(clips), *clips[0].shape)
-        storage = cast("Any", clips[0].untyped_storage())._new_shared(math.prod(shape) * clips[0].element_size())
-        batch = torch.empty(0, dtype=clips[0].dtype).set_(storage).view(shape)
+    shared = get_worker_info() is not None and not clips[0].is_cuda
+    batch = _shared((len(clips), *clips[0].shape)) if shared else None
     return torch.stack(list(clips), out=batch)
+
+
+def _joined(clips: Sequence[Tensor]) -> Tensor | None:
+    """The batch that the clips are the rows of already; None where they are not."""
+    first = clips[0]
+    ends = [clip.data_ptr() for clip in clips]
+    rows = range(first.data_ptr(), first.data_ptr() + len(clips) * first.numel(), first.numel() or 1)
+    owner = first.untyped_storage()
+    if ends != list(rows) or len(owner) != len(clips) * first.numel() or not owner.is_shared():
+        return None
+    return torch.empty(0, dtype=torch.uint8).set_(owner).view(len(clips), *first.shape)
+
+
+def _shared(shape: Sequence[int]) -> Tensor:
+    """Bytes in memory that is handed to another process without a copy."""
+    storage = cast("Any", torch.UntypedStorage(0))._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(*shape)
 
 
 def _channels_first(frames: Frames) -> Tensor:

@@ -155,6 +155,7 @@ def read_frames(
     limits: Limits = _LIMITS,
     layout: VideoLayout | None = None,
     suffix: str | None = None,
+    out: Frames | None = None,
 ) -> Frames:
     """Decode the wanted frames of a video, exactly those that decoding everything gives.
 
@@ -175,12 +176,13 @@ def read_frames(
             checked against what is read: one of another file changes nothing but the time.
         suffix: pattern of file names, such as ``"img_{:05}.jpg"``: the source is a folder of images, numbered from 1,
             of which only the wanted ones are read; frame 0 is image 1.
+        out: an array (T, H, W, 3) of uint8 that the frames are written to; none for a new one.
 
     Returns:
         RGB frames (T, H, W, 3), uint8, in the order of ``indices``.
 
     Raises:
-        ValueError: no index, or a negative one; a crop that no frame has.
+        ValueError: no index, or a negative one; a crop that no frame has; an ``out`` of another shape.
         ShortVideoError: the video ends before the last wanted frame.
         VideoError: it can't be read within the limits, is damaged, its frames change their size, or have no room for
             the crop.
@@ -205,12 +207,12 @@ def read_frames(
     if suffix is not None:
         if not isinstance(source, (str, os.PathLike)):
             raise ValueError(f"read_frames with a suffix expects the path of a folder, came {type(source).__name__}")
-        return _read_images(source, suffix, [index + 1 for index in indices], form, limits)
+        return _read_images(source, suffix, [index + 1 for index in indices], form, limits, out)
     way: _Way | None = _read_by_index if layout is None else partial(_read_by_layout, layout)
     while way is not None:
         try:
             with opened(source, limits, headers_only=way not in (_read_by_packets_probed, _read_everything)) as video:
-                clip = Clip(video.name, indices, form)
+                clip = Clip(video.name, indices, form, out)
                 way(video, frozenset(indices), clip)
                 return clip.frames
         except Distrust as doubt:
@@ -241,14 +243,19 @@ def read_images(
     Raises:
         VideoError: an image is missing, unreadable or beyond the limits, or the images' sizes differ.
     """
-    return _read_images(folder, suffix, numbers, Form(size), limits)
+    return _read_images(folder, suffix, numbers, Form(size), limits, None)
 
 
 def _read_images(
-    folder: str | os.PathLike[str], suffix: str, numbers: Sequence[int], form: Form, limits: Limits
+    folder: str | os.PathLike[str],
+    suffix: str,
+    numbers: Sequence[int],
+    form: Form,
+    limits: Limits,
+    out: Frames | None,
 ) -> Frames:
     until = time.thread_time() + limits.seconds
-    clip = Clip(os.fspath(folder), numbers, form)
+    clip = Clip(os.fspath(folder), numbers, form, out)
     for number in sorted(set(numbers)):
         image = read_image(Path(folder, suffix.format(number)), limits)
         if time.thread_time() > until:
