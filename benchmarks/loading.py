@@ -203,8 +203,8 @@ def main() -> None:
                 del whole, alone
     print("\n".join(lines))
     if not arguments.quick:
-        given = f"--rounds {rounds} --videos {videos}"
-        write_section("loading", f"python benchmarks/loading.py {given}", lines)
+        options = f"--rounds {rounds} --videos {videos}"
+        write_section("loading", f"python benchmarks/loading.py {options}", lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -332,8 +332,8 @@ def _joined(clips: Sequence[Tensor]) -> Tensor | None:
 
 def _shared(shape: Sequence[int]) -> Tensor:
     """Bytes in memory that is handed to another process without a copy."""
-    storage = cast("Any", torch.UntypedStorage(0))._new_shared(math.prod(shape))
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(*shape)
+    make: Any = torch.UntypedStorage._new_shared  # it has no types
+    return torch.empty(0, dtype=torch.uint8).set_(make(math.prod(shape))).view(*shape)
 
 
 def _channels_first(frames: Frames) -> Tensor:
