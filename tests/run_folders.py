@@ -83,6 +83,7 @@ def write_run(folder: Path, overrides: Sequence[str], *, class_names: Sequence[s
         models[name] = instantiate(config.models[name])
     card = {
         "model": OmegaConf.to_container(config.models.Student, resolve=True),
+        "input": OmegaConf.to_container(config.inputs, resolve=True).get("Student"),  # type: ignore[union-attr]
         "data": OmegaConf.to_container(config.data, resolve=True),
         "class_names": list(class_names),
         "teachers": artifacts.teacher_card(models, "Student"),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lit_distill.data.input_view import InputView
 from lit_distill.data.quarantine import BadVideo
 from lit_distill.signals import RESERVED
 
@@ -65,6 +66,19 @@ def student_candidates(
     if student not in models:
         raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
     return (student,)
+
+
+def input_views(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, InputView | Mapping[str, Any]] | None
+) -> dict[str, InputView]:
+    """What each model sees of a batch, where that is said.
+
+    Raises:
+        ValueError: there is no such model, or what is said is no view.
+    """
+    if unknown := sorted(set(inputs or {}) - set(models)):
+        raise ValueError(f"inputs names {unknown}, but the models are {sorted(models)}")
+    return {str(name): InputView.of(given) for name, given in (inputs or {}).items()}
 
 
 def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:

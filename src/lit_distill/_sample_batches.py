@@ -13,13 +13,14 @@ from lightning import LightningDataModule
 from torch import Tensor
 
 from lit_distill.data import ImageFolderDataModule, VideoDataModule, normalize
+from lit_distill.data.input_view import InputView
 from lit_distill.preprocess import Preprocess
 
 _BATCH = 8
 
 
 def labelled_batches(
-    data: LightningDataModule, split: Literal["train", "val"], count: int | None
+    data: LightningDataModule, split: Literal["train", "val"], count: int | None, *, view: InputView | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (inputs, class indices) of a data module, unmixed.
 
@@ -27,6 +28,7 @@ def labelled_batches(
         data: the videos or images.
         split: training samples come shuffled and augmented, validation samples as in evaluation.
         count: most samples; None for all.
+        view: what the network sees of them; None for all.
 
     Raises:
         FileNotFoundError: the data is not there.
@@ -40,7 +42,7 @@ def labelled_batches(
     left = count
     for clips, labels, *_ in loader:
         inputs = normalize(clips[:left], data.mean, data.std)
-        yield inputs, labels[:left]
+        yield inputs if view is None else view(inputs), labels[:left]
         if left is not None:
             left -= len(inputs)
             if left <= 0:

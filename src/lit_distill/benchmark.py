@@ -125,7 +125,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     _validate(config)
     source = open_run(config)
     name = config.named or source.student
-    preprocess = source.preprocess(views="center")
+    preprocess = source.preprocess(views="center", model=name)
     clip = Path(config.input)
     if not clip.exists():
         raise FileNotFoundError(f"no file {clip} (input=…)")

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lit_distill._align import aligned_in_time
 from lit_distill.balance import Balancer
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture, parse_references
@@ -17,6 +18,7 @@ from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCap
 Weight: TypeAlias = float | Callable[[float], float]
 """A number, or a schedule: a function of the fractional epoch."""
 
+_KEYS = "loss, pair, and optionally target, weight, detach, align_time"
 _WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
 
 
@@ -31,6 +33,8 @@ class LossTerm:
         weight: a number, or a function of the fractional epoch (:mod:`lit_distill.schedules`).
         detach: whether no gradient reaches the second signal. By default it is detached, unless the loss says by its
             attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does.
+        align_time: whether signals of frames (B * T, ...) of different T are compared: the longer one is averaged over
+            the time of each frame of the other.
 
     Raises:
         ValueError: a malformed pair, reference or weight.
@@ -49,6 +53,7 @@ class LossTerm:
         target: str | Iterable[str] | None = None,
         weight: Weight = 1.0,
         detach: bool | None = None,
+        align_time: bool = False,
     ) -> None:
         if not callable(loss):
             raise ValueError(f"loss must be a callable of two signals, got {loss!r}")
@@ -64,6 +69,7 @@ class LossTerm:
         self.target_is_list = target is not None and not isinstance(target, str)
         if all(ref.is_data for ref in self.first):
             raise ValueError(f"the first of a pair must learn, but {self.first[0].text} comes with the batch")
+        self.align_time = align_time
         self.detach = not getattr(loss, "teaches_both", False) if detach is None else detach
 
     @property
@@ -275,6 +281,8 @@ class LossComposer(nn.Module):
             second = signals.resolve(term.second, as_list=term.second_is_list)
             if term.detach:
                 second = _detach(second)
+            if term.align_time:
+                first, second = aligned_in_time(first, second, clips=_clips_of(signals))
             if not term.target:
                 return first, second
             return first, second, signals.resolve(term.target, as_list=term.target_is_list)
@@ -371,11 +379,11 @@ class LossComposer(nn.Module):
 
 
 def _term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
-    known = {"loss", "pair", "target", "weight", "detach"}
+    known = {"loss", "pair", "target", "weight", "detach", "align_time"}
     unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
     if unknown or missing:
         problem = f"unknown keys {sorted(unknown)}" if unknown else f"missing keys {sorted(missing)}"
-        raise ValueError(f"term {name!r}: {problem}; a term has loss, pair, and optionally target, weight, detach")
+        raise ValueError(f"term {name!r}: {problem}; a term has {_KEYS}")
     try:
         return LossTerm(**given)
     except ValueError as error:
@@ -387,6 +395,10 @@ def _put_data(signals: SignalCapture, target: Tensor | None, index: Tensor | Non
         signals.put(GROUND_TRUTH, target)
     if index is not None:
         signals.put(SAMPLE_INDEX, index)
+
+
+def _clips_of(signals: SignalCapture) -> int | None:
+    return len(signals[GROUND_TRUTH]) if GROUND_TRUTH in signals.captured() else None
 
 
 def _detach(signal: Signal) -> Signal:

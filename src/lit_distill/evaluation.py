@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_distill.classifiers import log_probabilities
+from lit_distill.data import InputView
 
 CALIBRATION_BINS = 15
 TOP = 5
@@ -149,11 +150,13 @@ class Evaluation(LightningModule):
     Args:
         network: gives logits.
         num_classes: C.
+        view: what the network sees of the data's clips; None for all.
     """
 
-    def __init__(self, network: nn.Module, *, num_classes: int) -> None:
+    def __init__(self, network: nn.Module, *, num_classes: int, view: InputView | None = None) -> None:
         super().__init__()
         self.network = network
+        self.view = view
         self.report = ClassificationReport(num_classes=num_classes)
         self.figures: dict[str, Any] = {}
         """What :meth:`ClassificationReport.compute` gave at the end."""
@@ -161,7 +164,8 @@ class Evaluation(LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count one batch (inputs, target, ...)."""
         inputs, target, *_ = batch
-        self.report.update(log_probabilities(self.network, inputs), target)
+        seen = inputs if self.view is None else self.view(inputs)
+        self.report.update(log_probabilities(self.network, seen), target)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The same on the validation data."""

@@ -116,7 +116,7 @@ def run(config: DictConfig) -> Path:
     name = config.named or source.student
     reference = source.model(name, checkpoint=config.checkpoint)
     network = fused(source.model(name, checkpoint=config.checkpoint))
-    preprocess = source.preprocess(views="center")
+    preprocess = source.preprocess(views="center", model=name)
     samples = _Samples(source, preprocess, config)
     checked_on = list(samples.check(config.check_samples))
     if not checked_on:
@@ -189,12 +189,12 @@ class _Samples:
         """Up to ``count`` labelled samples of the validation data; raises where only ``input`` was given."""
         if self._data is None:
             raise ValueError("int8's accuracy needs labelled data: leave input out, or give data.root=<folder>")
-        return labelled_batches(self._data, "val", count)
+        return labelled_batches(self._data, "val", count, view=self._preprocess.view)
 
     def _of(self, split: Literal["train", "val"], count: int) -> Iterator[Tensor]:
         if self._data is None:
             return batches_of(self._config.input, self._preprocess, count)
-        return (inputs for inputs, _ in labelled_batches(self._data, split, count))
+        return (inputs for inputs, _ in labelled_batches(self._data, split, count, view=self._preprocess.view))
 
 
 def _write(format: Format, network: nn.Module, example: Tensor, file: Path) -> Callable[[Tensor], Tensor]:
@@ -273,7 +273,7 @@ def _card(
     model = dict(source.config["models"][name])
     if path.suffix == ".safetensors" and hasattr(network, "reparameterize"):
         model["reparameterized"] = True
-    left_out = {"weights", "sha256", "model"}
+    left_out = {"weights", "sha256", "model", "input"}
     if not facts["from"].endswith(".safetensors"):
         left_out.add("figures")  # of the best student, and this is a network of a checkpoint
     kept = {key: value for key, value in source.card.items() if key not in left_out}
@@ -283,6 +283,7 @@ def _card(
         "model": model,
         **kept,
         "data": source.config["data"],
+        "input": None if preprocess.view is None else vars(preprocess.view),
         "input_shape": ["batch", *preprocess.input_shape],
         "exported": facts,
     }

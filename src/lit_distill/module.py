@@ -20,13 +20,22 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._frozen import FrozenRecord, check_keys
-from lit_distill._preflight import BEST, check_classes, check_names, example_batch, size_of, student_candidates
+from lit_distill._preflight import (
+    BEST,
+    check_classes,
+    check_names,
+    example_batch,
+    input_views,
+    size_of,
+    student_candidates,
+)
 from lit_distill._step import RunningTerms, StepRecord
 from lit_distill._train_only import TrainOnly
 from lit_distill.artifacts import versions
 from lit_distill.balance import Balancer
 from lit_distill.checkpoints import FORMAT, check_record, read_checkpoint, refuse_instantiator
 from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
+from lit_distill.data.input_view import InputView
 from lit_distill.data.views import average_views
 from lit_distill.gradients import loss_scale
 from lit_distill.losses.base import class_indices
@@ -70,6 +79,8 @@ class DistillModule(LightningModule):
             first is the student before a validation, and a tie goes to the earlier one.
         metrics: makes the validation metrics of one model, called ``metric(logits, class indices)``; by default top-1
             and top-5 where the outputs are logits (B, C). ``None`` for none.
+        inputs: what a model sees of the batch's clips, by its name, where it is less than all of them: a
+            :class:`lit_distill.data.InputView`, or its ``num_frames`` and ``size``.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
             losses with parameters need it.
         train_only: the parts that are trained, where not all are: ``Student.fc``, ``Student:norms``
@@ -114,6 +125,7 @@ class DistillModule(LightningModule):
         student: str | None = None,
         candidates: Collection[str] | None = None,
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
+        inputs: Mapping[str, InputView | Mapping[str, Any]] | None = None,
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
         train_only: Collection[str] = (),
@@ -142,6 +154,8 @@ class DistillModule(LightningModule):
             raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
         self._optimizer_factory = optimizer
         self._scheduler_factory = scheduler
+        self.inputs = input_views(models, inputs)
+        """What a model sees of a batch, by the names of those that see less than all."""
         self._preflight = preflight
         if unknown := set(replaced_frozen) - set(self.frozen):
             raise ValueError(f"replaced_frozen names {sorted(unknown)}, which are not in frozen={list(self.frozen)}")
@@ -189,7 +203,7 @@ class DistillModule(LightningModule):
 
     def forward(self, inputs: Any) -> Any:
         """The student's output."""
-        return self.run_model(self.student, inputs)
+        return self.run_model(self.student, self._seen_by(self.student, inputs))
 
     def run_model(self, name: str, inputs: Any) -> Any:
         """Run one named model; override it for models that take something else than the batch's inputs."""
@@ -202,7 +216,12 @@ class DistillModule(LightningModule):
         came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override unpack()")
 
+    def _seen_by(self, name: str, inputs: Any) -> Any:
+        view = self.inputs.get(name)
+        return inputs if view is None else view(inputs)
+
     def _run_frozen_or_not(self, name: str, inputs: Any) -> Any:
+        inputs = self._seen_by(name, inputs)
         if name not in self.frozen:
             return self.run_model(name, inputs)
         if self.models[name].training:  # someone called .train() on the model itself

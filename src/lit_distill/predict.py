@@ -54,7 +54,7 @@ def run(config: DictConfig) -> int:
     if config.resume and config.output is None:
         raise ValueError("resume=true goes on with an output=<file>; none is given")
     opened = open_run(config)
-    preprocess = opened.preprocess(views=config.views)
+    preprocess = opened.preprocess(views=config.views, model=config.named)
     inputs = find_inputs(config.input, preprocess)
     weights = opened.weights_file(config.named, config.checkpoint)
     classifier = open_classifier(

@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_distill.data import ImageDataset, ImageFolderDataModule, VideoDataModule, VideoDataset, normalize
 from lit_distill.data.datasets import Resize
 from lit_distill.data.images import Transform
+from lit_distill.data.input_view import InputView
 from lit_distill.data.quarantine import BadVideo
 from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
@@ -40,7 +41,7 @@ class Preprocess:
     Attributes:
         sampling: which frames make a clip; None for images.
         transform: the geometry: :class:`lit_distill.data.ClipTransform`, or a transform of images.
-        size: side of what the network sees, in pixels.
+        size: side of what is read, in pixels; ``input_shape`` is what the network sees.
         scale: shorter side before the crop, in pixels.
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
@@ -51,6 +52,7 @@ class Preprocess:
         resize: who scales the frames of a video file, see :class:`lit_distill.data.VideoDataset`. Pixels that were
             decoded elsewhere always are scaled by the published filter.
         limits: of what may be spent on one video.
+        view: what the network sees of such a clip, where that is less; None for all.
 
     Example:
         >>> from lit_distill.data import VideoDataModule
@@ -73,25 +75,36 @@ class Preprocess:
     suffix: str = "img_{:05}.jpg"
     resize: Resize = "decoder"
     limits: Limits = field(default_factory=Limits)
+    view: InputView | None = None
 
     def __post_init__(self) -> None:
         if self.views not in get_args(Views):
             raise ValueError(f"views are {' or '.join(get_args(Views))}, came {self.views!r}")
 
     @classmethod
-    def of(cls, data: Any, *, class_names: tuple[str, ...] = (), views: Views | None = None) -> Preprocess:
+    def of(
+        cls,
+        data: Any,
+        *,
+        class_names: tuple[str, ...] = (),
+        views: Views | None = None,
+        view: InputView | None = None,
+    ) -> Preprocess:
         """What a data module does in evaluation.
 
         Args:
             data: a :class:`lit_distill.data.VideoDataModule` or :class:`lit_distill.data.ImageFolderDataModule`.
             class_names: by class index; by default those that the data module has read.
             views: None for those of the data module.
+            view: what the network sees of the data module's clips; None for all.
 
         Raises:
             ValueError: a data module of another kind, or dense views of images.
         """
         names = class_names or tuple(getattr(data, "class_names", None) or ())
-        common: dict[str, Any] = {"mean": tuple(data.mean), "std": tuple(data.std), "class_names": names}
+        common: dict[str, Any] = {
+            "mean": tuple(data.mean), "std": tuple(data.std), "class_names": names, "view": view,
+        }  # fmt: skip
         if isinstance(data, VideoDataModule):
             return cls(
                 sampling=data.sampling,
@@ -115,16 +128,16 @@ class Preprocess:
 
     @property
     def frames(self) -> int | None:
-        """Frames of a clip; None for images."""
-        if self.sampling is None:
-            return None
-        return self.sampling.num_frames * self.sampling.segment_length
+        """Frames of a clip as the network sees it; None for images."""
+        return None if self.sampling is None else self.input_shape[0]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one clip (T, 3, H, W), or of one image (3, H, W)."""
-        image = (3, self.size, self.size)
-        return image if self.frames is None else (self.frames, *image)
+        """Shape of what the network sees: one clip (T, 3, H, W), or one image (3, H, W)."""
+        read: tuple[int, ...] = (3, self.size, self.size)
+        if self.sampling is not None:
+            read = (self.sampling.num_frames * self.sampling.segment_length, *read)
+        return read if self.view is None else self.view.shape(read)
 
     def with_views(self, views: Views) -> Preprocess:
         """The same with other views."""
@@ -133,7 +146,7 @@ class Preprocess:
         return replace(self, views=views)
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
-        """The bytes of a file as the network will see them, not yet normalised.
+        """The bytes of a file as data of the run, not yet normalised; :meth:`normalize` gives what the network sees.
 
         Args:
             path: a video, a folder of frames, or an image, as the network wants it.
@@ -202,8 +215,9 @@ class Preprocess:
         return self.normalize(read[None])
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """Bytes (..., 3, H, W) to normalised float32."""
-        return normalize(batch, self.mean, self.std)
+        """Bytes (..., 3, H, W) to normalised float32, and to what the network sees of them."""
+        floats = normalize(batch, self.mean, self.std)
+        return floats if self.view is None else self.view(floats)
 
     @property
     def _of_clip(self) -> ClipTransform:

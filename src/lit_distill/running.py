@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,7 @@ def build_module(config: DictConfig, *, expected: Mapping[str, Mapping[str, Tens
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
         student=config.student,
+        inputs={str(name): dict(view) for name, view in (config.get("inputs") or {}).items()},
         candidates=None if config.candidates is None else list(config.candidates),
         replaced_frozen=list(config.replaced_frozen),
         train_only=list(config.train_only),
@@ -201,6 +202,7 @@ def _card(
     return {
         "name": module.student,
         "model": OmegaConf.to_container(config.models[module.student], resolve=True),
+        "input": None if module.student not in module.inputs else asdict(module.inputs[module.student]),
         "initialised": artifacts.loaded_from(module.models[module.student]),
         "data": OmegaConf.to_container(config.data, resolve=True),
         "class_names": list(getattr(datamodule, "class_names", None) or []),

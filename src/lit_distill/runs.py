@@ -19,6 +19,7 @@ from lit_distill._received import read_plain, resolved
 from lit_distill.allow_list import check_allow, check_targets
 from lit_distill.artifacts import CARD_FILE, RESULTS_FILE, STUDENT_FILE, state_of, state_sha256
 from lit_distill.checkpoints import read_checkpoint
+from lit_distill.data.input_view import InputView
 from lit_distill.models.state_files import file_sha256
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.preprocess import Preprocess, Views
@@ -167,12 +168,28 @@ class Run:
         data: LightningDataModule = self._built("data", "", node)
         return data
 
-    def preprocess(self, *, views: Views | None = None) -> Preprocess:
-        """What the run's networks want of a sample; the data itself need not be there."""
+    def view(self, model: str | None = None) -> InputView | None:
+        """What a model sees of the data's clips, None for all.
+
+        Args:
+            model: a name; None for the student's.
+        """
+        given = (self.config.get("inputs") or {}).get(self._name(model))
+        return None if given is None else InputView.of(given)
+
+    def preprocess(self, *, views: Views | None = None, model: str | None = None) -> Preprocess:
+        """What a network of the run wants of a sample; the data itself need not be there.
+
+        Args:
+            views: of a video; None for those of the run.
+            model: a name; None for the student's.
+        """
         node = dict(self.config["data"])
         if "root" in node:
             node["root"] = "."  # nothing is looked for in it
-        return Preprocess.of(self._built("data", "", node), class_names=self.class_names, views=views)
+        return Preprocess.of(
+            self._built("data", "", node), class_names=self.class_names, views=views, view=self.view(model)
+        )
 
     @property
     def _trained_in(self) -> Path:
@@ -328,6 +345,8 @@ def _of_card(file: Path, allow: tuple[str, ...]) -> Run:
     if not isinstance(card.get("model"), Mapping) or not isinstance(card.get("data"), Mapping):
         raise ValueError(f"{beside} is no card of a student: it names no model or no data")
     config = {"models": {"Student": card["model"]}, "data": card["data"], "student": "Student"}
+    if card.get("input") is not None:
+        config["inputs"] = {"Student": card["input"]}
     run = Run(folder=file.parent, config=config, card=card, weights=file, allow=allow)
     _check_classes(run)
     return run

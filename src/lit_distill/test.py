@@ -52,7 +52,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     overrides = OmegaConf.to_container(config.data, resolve=True)
     assert isinstance(overrides, dict)
     data = opened.data(views=config.views, **{str(name): value for name, value in overrides.items()})
-    evaluation = Evaluation(network, num_classes=data.num_classes)  # type: ignore[attr-defined]
+    evaluation = Evaluation(network, num_classes=data.num_classes, view=opened.view(model))  # type: ignore[attr-defined]
     trainer: Trainer = instantiate(config.trainer, callbacks=[Progress(), Quarantine()])
     evaluate = trainer.test if config.split == "test" else trainer.validate
     evaluate(evaluation, datamodule=data, verbose=False)
