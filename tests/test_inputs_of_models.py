@@ -72,6 +72,7 @@ def test_teacher_features_are_averaged_over_the_time_of_each_student_frame() -> 
     teacher = torch.rand(2 * 8, 5, 3, 3)
     student, aligned = aligned_in_time(torch.zeros(2 * 2, 4, 3, 3), teacher)
     assert isinstance(aligned, Tensor)
+    assert isinstance(student, Tensor)
     assert student.shape == (4, 4, 3, 3)
     torch.testing.assert_close(aligned[1], teacher[4:8].mean(dim=0))
     torch.testing.assert_close(aligned[2], teacher[8:12].mean(dim=0))
@@ -121,7 +122,7 @@ def test_a_term_aligns_before_its_loss_is_sized_and_its_gradient_arrives() -> No
     wanted = composer.losses["hint"](ours, theirs.detach().unflatten(0, (6, 2)).mean(dim=1))  # type: ignore[no-untyped-call]
     torch.testing.assert_close(result.total, wanted)
     result.total.backward()  # type: ignore[no-untyped-call]
-    assert student.stages[1][0].pw_conv.conv.weight.grad.abs().sum() > 0  # type: ignore[index, union-attr]
+    assert student.stages[1][0].pw_conv.conv.weight.grad.abs().sum() > 0  # type: ignore[index]
     plain = LossComposer({"hint": LossTerm(FitNetLoss(), pair=pair)})
     with pytest.raises(ValueError, match=r"term 'hint' .*of one batch size"):
         plain.build(models, clips, target, run=run)
@@ -203,7 +204,7 @@ def test_the_card_and_the_exported_file_tell_and_take_what_the_student_sees(
     card = json.loads(file.with_suffix(".json").read_text())
     assert card["input_shape"] == ["batch", 3, 3, 20, 20]
     assert card["input"] == {"num_frames": 3, "size": 20}
-    rows = []
+    rows: list[list[float]] = []
     for weights in (f"weights={file}", f"run={stored}"):
         output = tmp_path / f"{len(rows)}.jsonl"
         overrides = [weights, f"input={root}/test.txt", f"output={output}", "num_workers=0"]

@@ -53,7 +53,7 @@ def test_the_shape_is_told_beforehand() -> None:
 
 def test_mixing_and_flips_agree_with_the_view() -> None:
     """All that is done to a clip is linear in its pixels, or a mirror: the view of it is it of the view."""
-    a, b = torch.rand(2, 8, 3, 16, 16).split(1)
+    a, b = torch.rand(2, 1, 8, 3, 16, 16)
     view = InputView(num_frames=2, size=8)
     torch.testing.assert_close(view(0.3 * a + 0.7 * b), 0.3 * view(a) + 0.7 * view(b))
     torch.testing.assert_close(view(a.flip(-1)), view(a).flip(-1))
