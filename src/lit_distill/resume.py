@@ -119,13 +119,20 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
 
 
 def differing_keys(run: Path, config: DictConfig) -> list[str]:
-    """The keys in which a run folder's config differs from one composed now, by their dotted names."""
+    """The keys in which a run folder's config differs from one composed now, by their dotted names.
+
+    Weights that the data's preset has for terms of other experiments count for nothing.
+    """
     there = yaml.safe_load((run / CONFIG_FILE).read_text())
     here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
+    for tree in (there, here):
+        weights = tree.get("preset", {}).get("weights")
+        if weights:
+            tree["preset"]["weights"] = {name: value for name, value in weights.items() if name in tree["losses"]}
     begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST).is_file()}
     return [
         key
-        for key in sorted(differing(there, here, ""))
+        for key in sorted(differing(there, here))
         if not any(key == free or key.startswith(f"{free}.") for free in MAY_DIFFER)
         and not (key.startswith(f"{STAGES}.") and key.split(".")[1] not in begun)  # it may still be changed
     ]
