@@ -17,6 +17,7 @@ from comparison.fakes import TINY, FakePool, config, leave, quiet, text
 from lit_distill import compare
 from lit_distill.comparison.plan import make_plan
 from lit_distill.comparison.plots import can_plot
+from lit_distill.comparison.record import require_its_own
 
 TWO = "experiments=[baseline,dml]"
 
@@ -279,6 +280,30 @@ def test_another_comparisons_folder_is_refused(tmp_path: Path, pool: Callable[..
     other = config(tmp_path, TWO, "seeds=1", "plots=false", train=[*TINY, "trainer.max_epochs=7"])
     with pytest.raises(ValueError, match=r"holds another run, it differs in trainer\.max_epochs.*folder=<another>"):
         compare.run(other, console=quiet())
+
+
+def test_a_presets_weight_counts_for_the_runs_that_have_the_term(tmp_path: Path) -> None:
+    two = ["experiments=[baseline,dkd]", "seeds=1", "teacher=null"]
+    for run in make_plan(config(tmp_path, *two)).runs:
+        leave(run, 50.0)
+    weighted = make_plan(config(tmp_path, *two, train=[*TINY, "+preset.weights.dkd=0.5"]))
+    baseline, dkd = weighted.runs
+    assert dkd.config.losses.dkd.weight == 0.5
+    require_its_own(baseline)
+    with pytest.raises(ValueError, match=r"it differs in preset\.weights\.dkd"):
+        require_its_own(dkd)
+
+
+def test_the_presets_weights_are_told(tmp_path: Path, pool: Callable[..., FakePool]) -> None:
+    ramp = "{_target_: lit_distill.schedules.Linear, start: 0.0, end: 1.0, epochs: 2}"
+    weighted = [*TINY, "+preset.weights.kd=3", f"+preset.weights.dml={ramp}"]
+    given = config(tmp_path, TWO, "seeds=1", "plots=false", train=weighted)
+    pool(given, gains_of_two)
+    record = compare.run(given, console=quiet())
+    assert record["strategies"]["dml"]["weights"]["dml"]["end"] == 1.0
+    assert record["strategies"]["baseline"]["weights"] == {"ce": 1.0}
+    told = "Weights that the data's preset has in place of the published: dml Linear(start=0.0, end=1.0, epochs=2)."
+    assert told in (tmp_path / "compare.md").read_text(), "that of kd is nobody's here"
 
 
 # ---------------------------------------------------------------- plots and the command

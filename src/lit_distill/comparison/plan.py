@@ -238,10 +238,15 @@ def plain(config: DictConfig) -> DictConfig:
 
 def _teacher_text(run: PlannedRun) -> str:
     config = run.config
-    others = [str(name) for name in config.models if name != config.student]
+    others = [str(name) for name in config.models if name != student_of(config)]
     return ", ".join(
         f"{network_name(config, name)}, {'frozen' if name in config.frozen else 'learns along'}" for name in others
     )
+
+
+def student_of(config: DictConfig) -> str:
+    """The name of the model that is trained and compared."""
+    return "Student" if config.student == "best" else str(config.student)
 
 
 def network_name(config: DictConfig, name: str) -> str:
@@ -258,7 +263,7 @@ def _require_pairs(plan: Plan) -> None:
         config = strategy.runs[0].config
         for what, why in (
             ("data", "its samples would be others"),
-            (f"models.{config.student}", "its Student would be another network"),
+            (f"models.{student_of(config)}", "its Student would be another network"),
             ("trainer", "its updates would be others"),
         ):
             one, other = (OmegaConf.to_container(OmegaConf.select(c, what), resolve=True) for c in (first, config))

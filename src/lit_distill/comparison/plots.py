@@ -65,7 +65,7 @@ def _gains(record: Mapping[str, Any]) -> Figure:
         axes.scatter([strategy["gain"]], [place], s=44, color=colour, zorder=3)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(strategies)), list(strategies))
-    axes.invert_yaxis()
+    axes.set_ylim(len(strategies) - 0.4, -0.6)  # the first on top
     axes.set_xlabel(f"test top-1 less that of {record['reference']}, points (seeds, mean, 95 % interval)")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_distill import artifacts
 from lit_distill.callbacks.account import ACCOUNT_FILE
 from lit_distill.comparison.paired import LEVEL, PairedGain, holm, paired_gain, verdict
-from lit_distill.comparison.plan import Plan, PlannedRun, network_name, plain
+from lit_distill.comparison.plan import Plan, PlannedRun, network_name, plain, student_of
 from lit_distill.resume import CONFIG_FILE, differing_keys
 
 FORMAT = 1
@@ -89,8 +89,9 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
         "machine": machine(),
         "versions": artifacts.versions(),
         "figure": "top-1 in percent on the test split, of the weights of the epoch with the best validation top-1",
-        "student": network_name(config, config.student),
+        "student": network_name(config, student_of(config)),
         "data": OmegaConf.to_container(config.data, resolve=True),
+        "preset_weights": OmegaConf.to_container(config.preset.weights, resolve=True),
         "epochs": config.trainer.max_epochs,
         "seeds": list(plan.seeds),
         "reference": plan.reference,
@@ -113,7 +114,7 @@ def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]
         return {"seed": run.seed, "folder": place, "top1": None, "fault": fault or "not done yet"}
     results, account = _read(run.folder / artifacts.RESULTS_FILE), _read(run.folder / ACCOUNT_FILE)
     report = _read(run.folder / TEST_FILE)
-    metric = f"val/{run.config.student}/top1"
+    metric = f"val/{student_of(run.config)}/top1"
     validation = results["best"].get(metric)
     return {
         "seed": run.seed,
@@ -208,7 +209,7 @@ def _teacher(plan: Plan, folder: Path, faults: Mapping[Path, str]) -> dict[str, 
         return {"weights": Path(str(plan.weights)).name}
     config = plan.teacher.config
     return {
-        "network": network_name(config, config.student),
+        "network": network_name(config, student_of(config)),
         "epochs_planned": config.trainer.max_epochs,
         "overrides": list(plan.teacher.overrides),
         **run_record(plan.teacher, folder, faults.get(plan.teacher.folder, "")),
