@@ -124,10 +124,11 @@ def test_tap_before_an_inplace_relu_is_detected_and_cloned_right() -> None:
 
 
 def test_a_number_below_zero_counts_a_sequence_from_its_end() -> None:
-    models = {"Net": nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.ModuleDict({"-1": nn.Tanh()}))}
-    assert Reference.parse("Net.0.-1").module(models) is models["Net"][0][1]
-    assert Reference.parse("Net.-2.-2:input").module(models) is models["Net"][0][0]
-    assert Reference.parse("Net.1.-1").module(models) is models["Net"][1]["-1"], "a name is a name"
+    first, last, named = nn.Linear(2, 2), nn.ReLU(), nn.Tanh()
+    models = {"Net": nn.Sequential(nn.Sequential(first, last), nn.ModuleDict({"-1": named}))}
+    assert Reference.parse("Net.0.-1").module(models) is last
+    assert Reference.parse("Net.-2.-2:input").module(models) is first
+    assert Reference.parse("Net.1.-1").module(models) is named, "a name is a name"
     with pytest.raises(ValueError, match=r"'Net.0.-3' names no submodule of Net"):
         Reference.parse("Net.0.-3").module(models)
     with pytest.raises(ValueError, match=r"names no submodule"):
