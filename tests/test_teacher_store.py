@@ -13,8 +13,10 @@ from hydra.utils import instantiate
 from safetensors.torch import save_file
 
 from lit_distill._cli import conf_dir
+from lit_distill.data.digests import memory_order
 from lit_distill.running import fit
 from lit_distill.teacher_cache.codec import SignalCodec
+from lit_distill.teacher_cache.probe import probe
 from lit_distill.teacher_cache.shards import Budget
 from lit_distill.teacher_cache.store import SignalStore
 from run_folders import lively
@@ -61,6 +63,16 @@ def test_any_rows_are_read_in_any_order_and_all_or_none(tmp_path: Path) -> None:
         assert now.read([*keys[:3], b"x" * 16]) is None
         assert now.read([b"\xff" * 16]) is None
         assert len(now) == 20
+
+
+def test_a_signal_comes_back_in_its_order_in_memory() -> None:
+    signal = torch.randn(4, 3, 5, 6).to(memory_format=torch.channels_last)
+    codec = SignalCodec(text="Teacher", dtype=torch.float32, shape=(2, 3, 5, 6), order=memory_order(signal))
+    again = codec.decode(codec.encode(signal))
+    assert torch.equal(again, signal)
+    assert again.stride() == signal.stride()
+    told = probe("Teacher", signal, lambda x: {"Teacher": x.relu()})
+    assert told.orders == {"Teacher": (0, 2, 3, 1)}, "the noise is in the order of the batch"
 
 
 def write(folder: Path, first: int) -> None:

@@ -117,7 +117,11 @@ def test_digests_are_of_type_shape_and_bytes() -> None:
     forms = [rows, rows.view(2, 2, 3), rows.view(torch.float32), rows.to(torch.int64), rows.bool(), rows.bfloat16()]
     digests = {row_digests(form)[0].numpy().tobytes() for form in forms}
     assert len(digests) == len(forms)
-    assert torch.equal(row_digests(rows.t().contiguous().t()), row_digests(rows))
+    channels_last = torch.arange(48).view(2, 3, 2, 4).to(memory_format=torch.channels_last)
+    assert not torch.equal(row_digests(channels_last), row_digests(channels_last.contiguous())), (
+        "kernels tell them apart"
+    )
+    assert torch.equal(row_digests(channels_last), row_digests(channels_last.clone()))
     assert row_digests(torch.arange(3)).shape == (3, 16)
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lit_distill.artifacts import state_sha256, versions
 from lit_distill.data._making import cache_root
-from lit_distill.data.digests import InputKeys, batch_keys
+from lit_distill.data.digests import InputKeys, batch_keys, memory_order
 from lit_distill.module import DistillModule
 from lit_distill.signals import SignalCapture
 from lit_distill.teacher_cache.codec import SignalCodec, Storage
@@ -295,7 +295,7 @@ class TeacherCache(Callback):
         device = inputs.device.type
         autocast = str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "off"
         texts = signals.texts_of(name)
-        how = (name, tuple(inputs.shape), inputs.dtype, inputs.device, autocast, texts, output)
+        how = (name, tuple(inputs.shape), memory_order(inputs), inputs.dtype, inputs.device, autocast, texts, output)
         if how not in self._opened:
             opened = self._make(name, inputs, signals, compute, output, autocast)
             if opened is None:
@@ -332,16 +332,17 @@ class TeacherCache(Callback):
         codecs = [
             SignalCodec(
                 text=text, dtype=told.dtypes[text], shape=shape, storage=self.dtype,
-                top_k=self.top_k if text in (name, _RETURNED) else None,
+                top_k=self.top_k if text in (name, _RETURNED) else None, order=told.orders[text],
             )
             for text, shape in told.shapes.items()
         ]  # fmt: skip
+        form = [list(inputs.shape), list(memory_order(inputs)), str(inputs.dtype)]
         described = {
             "format": _FORMAT, "model": name, "class": f"{type(model).__module__}.{type(model).__qualname__}",
-            "sha256": sha256, "inputs": [list(inputs.shape), str(inputs.dtype)], "autocast": auto,
+            "sha256": sha256, "inputs": form, "autocast": auto,
             "device": inputs.device.type, "versions": {n: versions()[n] for n in ("lit_distill", "torch")},
             "matmul": torch.get_float32_matmul_precision(),
-            "signals": {c.text: f"{c.described}, kept as {c.stored_dtype}, top_k={c.top_k}" for c in codecs},
+            "signals": {c.text: f"{c.described}, kept as {c.stored_dtype}, top_k={c.top_k}, {c.order}" for c in codecs},
             "row_wise": told.row_wise, "probe": told.fingerprint,
         }  # fmt: skip
 

@@ -31,6 +31,7 @@ class SignalCodec:
         shape: of one sample's part, (rows, ...): a batch of B gives (B * rows, ...).
         storage: see above.
         top_k: see above; None for all.
+        order: of the signal's dimensions in memory, which it comes back in; empty for their own.
 
     Raises:
         ValueError: ``top_k`` for something that is no logits (B, C) of more classes.
@@ -48,6 +49,7 @@ class SignalCodec:
     shape: tuple[int, ...]
     storage: Storage = "float32"
     top_k: int | None = None
+    order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.top_k is not None and not (len(self.shape) == 2 and self.shape[0] == 1 and self._is_float):
@@ -109,7 +111,11 @@ class SignalCodec:
             places = _from_bytes(rows[:, : 4 * self.top_k], torch.int32).long()
             values = _from_bytes(rows[:, 4 * self.top_k :], self.stored_dtype)
             flat = values[:, -1:].repeat(1, self.shape[1]).scatter(1, places, values[:, :-1])
-        return flat.to(self.dtype).reshape(count * self.shape[0], *self.shape[1:])
+        signal = flat.to(self.dtype).reshape(count * self.shape[0], *self.shape[1:])
+        if self.order in ((), tuple(range(signal.ndim))):
+            return signal
+        back = sorted(range(signal.ndim), key=self.order.__getitem__)
+        return signal.permute(self.order).contiguous().permute(back)
 
     def _narrowed(self, values: Tensor) -> Tensor:
         stored = values.to(self.stored_dtype)

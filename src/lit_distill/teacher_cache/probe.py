@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from lit_distill.data.digests import row_digests
+from lit_distill.data.digests import memory_order, row_digests
 
 Run = Callable[[Tensor], Mapping[str, Tensor]]
 
@@ -26,6 +26,7 @@ class Probe:
     Attributes:
         shapes: of one sample's part of each signal, by its reference.
         dtypes: of the signals.
+        orders: of their dimensions in memory.
         fingerprint: of every bit that the model gave; another network, code, kernel or precision gives another.
         row_wise: whether a sample's part is the same to the bit at any place of the batch, beside any other samples;
             else what the model gives is a function of the batch as a whole.
@@ -34,6 +35,7 @@ class Probe:
 
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
+    orders: Mapping[str, tuple[int, ...]]
     fingerprint: str
     row_wise: bool
     seconds: float
@@ -96,6 +98,7 @@ def probe(name: str, inputs: Tensor, run: Run) -> Probe:
     return Probe(
         {text: tuple(part.shape[1:]) for text, part in parts.items()},
         {text: signal.dtype for text, signal in first.items()},
+        {text: memory_order(signal) for text, signal in first.items()},
         whole.hexdigest(),
         row_wise,
         seconds,
@@ -103,11 +106,18 @@ def probe(name: str, inputs: Tensor, run: Run) -> Probe:
 
 
 def _noise(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Fixed noise in the form of a batch; zeros and ones for whole numbers, which may be places in a table."""
+    """Fixed noise in the form of a batch, in its order in memory.
+
+    Whole numbers are zeros and ones, which may be places in a table.
+    """
     generator = torch.Generator().manual_seed(0)
     if like.is_floating_point():
-        return torch.randn(shape, generator=generator).to(like.device, like.dtype)
-    return torch.randint(0, 2, shape, generator=generator).to(like.device, like.dtype)
+        noise = torch.randn(shape, generator=generator).to(like.device, like.dtype)
+    else:
+        noise = torch.randint(0, 2, shape, generator=generator).to(like.device, like.dtype)
+    order = memory_order(like)
+    back = sorted(range(like.ndim), key=order.__getitem__)
+    return noise.permute(order).contiguous().permute(back)
 
 
 def _parts(text: str, signal: Tensor, batch: int) -> Tensor:
