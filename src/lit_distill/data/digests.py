@@ -24,7 +24,8 @@ def memory_order(tensor: Tensor) -> tuple[int, ...]:
         >>> memory_order(torch.zeros(2, 3, 4, 5)), memory_order(torch.zeros(2, 4, 5, 3).permute(0, 3, 1, 2))
         ((0, 1, 2, 3), (0, 2, 3, 1))
     """
-    return tuple(sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim)))
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
 
 
 def row_digests(rows: Tensor) -> Tensor:
