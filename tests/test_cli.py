@@ -21,7 +21,7 @@ PATHS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", 
 def test_help_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     said = capsys.readouterr().out
-    for name in ("train", "test", "predict", "convert"):
+    for name in ("train", "test", "predict", "pack", "convert"):
         assert f"  {name} " in said
     for name, _ in cli.COMMANDS:
         assert (f"\n  {name} " in said) == (name in dict(cli.available()))

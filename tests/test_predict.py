@@ -134,6 +134,7 @@ def test_exit_codes_and_screen(
     ("overrides", "message"),
     [
         (["run={run}"], "give input="),
+        (["run={run}", "input={root}", "view=dense"], "there is no 'view'; did you mean views?"),
         (["run={run}", "input="], "give input="),
         (["run=", "input={root}"], "give run=<folder>, or weights=<file>"),
         (["run={run}", "input={root}", "views=dens"], "views are center or dense, came 'dens'"),

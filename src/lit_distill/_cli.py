@@ -52,13 +52,38 @@ def user_error_text(error: BaseException) -> str | None:
     return None
 
 
-def exit_with(error: Exception) -> NoReturn:
+def exit_with(error: Exception, config_name: str) -> NoReturn:
     """End the command with one line for an error that a user can mend; raise any other."""
     text = user_error_text(error)
     if text is None:
         raise error
-    print(f"error: {text} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
+    print(f"error: {closest_key(text, config_name)} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
     sys.exit(1)
+
+
+def closest_key(text: str, config_name: str) -> str:
+    """Hydra's message of a key that there is not, with the closest ones of the command's own config.
+
+    Example:
+        >>> closest_key("Could not override 'view'. To append to your config use +view=dense", "predict")
+        "there is no 'view'; did you mean views?"
+    """
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return text
+    known: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        for key, value in node.items():
+            known.append(f"{path}{key}")
+            if isinstance(value, dict):
+                walk(value, f"{path}{key}.")
+
+    content = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{config_name}.yaml"))
+    assert isinstance(content, dict)
+    walk({key: value for key, value in content.items() if key not in ("defaults", "hydra")}, "")
+    close = difflib.get_close_matches(unknown[1], known, n=1)
+    return f"there is no {unknown[1]!r}; did you mean {close[0]}?" if close else text
 
 
 def help_text(config_name: str) -> str:
@@ -134,7 +159,7 @@ def command(config_name: str, *, receives: bool = False) -> Callable[[Callable[[
             try:
                 return function(config)
             except Exception as error:
-                exit_with(error)
+                exit_with(error, config_name)
 
         def main() -> None:
             if {"-h", "--help"} & set(sys.argv[1:]):
@@ -153,7 +178,7 @@ def command(config_name: str, *, receives: bool = False) -> Callable[[Callable[[
             except Exception as error:
                 if wants_traceback:
                     raise
-                exit_with(error)
+                exit_with(error, config_name)
             finally:
                 if not wants_traceback:
                     del os.environ[_FULL_ERROR]

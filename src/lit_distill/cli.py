@@ -19,6 +19,7 @@ COMMANDS = (
     ("search", "the best settings of an experiment by Optuna, pruned by validation"),
     ("report", "look into runs"),
     ("index", "look through the videos of a data set once, and find bad ones"),
+    ("pack", "videos of a data set into tar shards"),
     ("convert", "PaddleVideo's weights and configs into this library's"),
 )
 """Names and one line each; those that this release has are listed."""
