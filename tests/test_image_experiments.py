@@ -47,7 +47,8 @@ def written(run_dir: Path) -> dict[str, Any]:
     state = load_file(run_dir / "student.safetensors")
     instantiate({**card["model"], "pretrained": None}).load_state_dict(state, strict=True)
     assert card["class_names"] == list(CLASSES)
-    assert {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()} == {
+    files = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*") if path.is_file()}
+    assert {file for file in files if not file.startswith("tensorboard/")} == {
         "checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv", "results.json", "student.json",
         "student.safetensors",
     }  # fmt: skip

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from lit_distill.artifacts import state_sha256
+from lit_distill.loggers import is_installed
 from lit_distill.models.state_files import file_sha256
 
 RUN_FILES = {
@@ -56,7 +57,10 @@ def run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 
 def test_a_run_leaves_exactly_what_is_promised(run: tuple[Path, str]) -> None:
     folder, _ = run
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} == RUN_FILES
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents.")}
+    assert files - events == RUN_FILES
+    assert len(events) == (1 if is_installed("tensorboard") else 0)
 
 
 def test_the_last_screen_says_accuracy_folder_and_next_command(run: tuple[Path, str]) -> None:

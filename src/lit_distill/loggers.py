@@ -1,4 +1,4 @@
-"""metrics.csv: one row a logged step, written as it comes, kept when a run is resumed."""
+"""Where figures go: metrics.csv, which is kept when a run is resumed, TensorBoard, W&B and MLflow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import csv
 import io
 import os
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 
 from lit_distill._files import append_text, write_text
 
@@ -127,6 +129,132 @@ class MetricsCSV(Logger):
         text = io.StringIO()
         csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
         return text.getvalue()
+
+
+class EventFiles(Logger):
+    """TensorBoard's event files in ``<folder>/tensorboard``, where TensorBoard is installed.
+
+    Where it is not, one line on the screen says so, and nothing is written. A resumed run adds a file beside those that
+    are there.
+
+    Args:
+        folder: the run folder.
+
+    Example:
+        >>> import tempfile
+        >>> logger = EventFiles(tempfile.mkdtemp())
+        >>> logger.log_metrics({"train/loss": 1.5}, step=10)
+        >>> logger.finalize("success")
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.folder = Path(folder) / "tensorboard"
+        self._logger: TensorBoardLogger | None = None
+        if is_installed("tensorboard"):
+            self._logger = TensorBoardLogger(self.folder.parent, name=self.folder.name, version="")
+        else:
+            _tell("TensorBoard is not installed, so there are no event files: pip install 'lit-distill[tensorboard]'")
+
+    @property
+    def name(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def experiment(self) -> Any:
+        """TensorBoard's ``SummaryWriter``; None without it."""
+        return None if self._logger is None else self._logger.experiment
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a point to each curve."""
+        if self._logger is not None:
+            self._logger.log_metrics(metrics, step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left, and close the file."""
+        if self._logger is not None:
+            self._logger.finalize("closed")  # on "success" it would write an empty hparams.yaml besides
+
+
+class WeightsAndBiases(WandbLogger):
+    """W&B, offline by default: ``<folder>/wandb`` holds the run, and ``wandb sync <its folder>`` uploads it.
+
+    Args:
+        folder: the run folder.
+        project: of W&B.
+        name: of the run; by default the folder's.
+        offline: False sends to W&B while training.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed (extra ``lit-distill[wandb]``).
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        project: str = "lit_distill",
+        name: str | None = None,
+        offline: bool = True,
+    ) -> None:
+        _require("wandb", "wandb")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            name=name or Path(folder).absolute().name, save_dir=Path(folder), project=project, offline=offline
+        )
+
+
+class MLflow(MLFlowLogger):
+    """MLflow, into a database of the run folder: ``mlflow ui --backend-store-uri sqlite:///<folder>/mlflow.db``.
+
+    A resumed run is another run of the same name in it.
+
+    Args:
+        folder: the run folder.
+        experiment: MLflow's name for what belongs together.
+        name: of the run; by default the folder's.
+
+    Raises:
+        ModuleNotFoundError: mlflow is not installed (extra ``lit-distill[mlflow]``).
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], *, experiment: str = "lit_distill", name: str | None = None
+    ) -> None:
+        _require("mlflow", "mlflow")
+        place = Path(folder).absolute()
+        place.mkdir(parents=True, exist_ok=True)
+        super().__init__(
+            experiment_name=experiment, run_name=name or place.name, tracking_uri=f"sqlite:///{place}/mlflow.db",
+            artifact_location=(place / "mlflow").as_uri(),
+        )  # fmt: skip
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return find_spec(package) is not None
+
+
+def _require(package: str, extra: str) -> None:
+    if not is_installed(package):
+        raise ModuleNotFoundError(f"logger={extra} needs {package}: pip install 'lit-distill[{extra}]'")
+
+
+@rank_zero_only
+def _tell(text: str) -> None:
+    Console().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _text(value: float) -> str:
