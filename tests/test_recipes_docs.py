@@ -16,7 +16,7 @@ from lit_distill._cli import conf_dir
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.partition("-m lit_distill.train ")[2]
-    for block in re.findall(r"```bash\n(.*?)```", PAGE.replace("\\\n", " "), re.DOTALL)
+    for block in re.findall(r"```bash\n(.*?)```", PAGE.replace("\\\n", " ").replace("$PWD", "/here"), re.DOTALL)
     for line in block.splitlines()
     if "lit_distill.train" in line
 ]

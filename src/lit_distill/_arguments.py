@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 
-PATHS = ("run", "weights", "input", "output", "checkpoint", "data.root", "ckpt_path", "*.pretrained")
+PATHS = ("run", "weights", "input", "unlabelled", "output", "checkpoint", "data.root", "ckpt_path", "*.pretrained")
 
 
 def quote_paths(arguments: Sequence[str], *, paths: Collection[str] = PATHS) -> list[str]:

@@ -12,6 +12,7 @@ COMMANDS = (
     ("train", "train an experiment: a method, models and data"),
     ("test", "accuracy, confusions and calibration of what a run trained"),
     ("predict", "classify videos or images with it"),
+    ("select", "the best of a pool without labels, for each class, by a trained teacher"),
     ("export", "the student alone as ONNX, torch.export or safetensors, verified"),
     ("benchmark", "its latency, split into decode, preprocess and network"),
     ("doctor", "look at an experiment before it is trained"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_distill._align import aligned_in_time
 from lit_distill.balance import Balancer
-from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture, parse_references
 
 Weight: TypeAlias = float | Callable[[float], float]
@@ -78,6 +78,11 @@ class LossTerm:
         return (*self.first, *self.second, *self.target)
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether it looks at the labels."""
+        return any(ref.text == GROUND_TRUTH for ref in self.references)
+
+    @property
     def pair_text(self) -> str:
         """The pair as text, for messages."""
         return f"{_join(self.first)} <- {_join(self.second)}"
@@ -134,6 +139,10 @@ class LossComposer(nn.Module):
         balance: makes the weights of training steps from those that the terms are set to, such as
             :class:`lit_distill.balance.Uncertainty`; one that measures gradients (``GradientNorm``) is given them by
             DistillModule, or by you: ``balance.observe(result.terms, parameters)`` before ``backward``.
+        unlabelled: whether samples of a batch may have no label: -1 among class indices, a row of zeros among class
+            probabilities. A term that names ``GroundTruth`` then is evaluated on the rows of the labelled ones alone,
+            its mean is over them, and where there is none it is 0 with gradients of 0; the other terms see all rows.
+            Not looked for otherwise, since that waits for the device once a step.
 
     Raises:
         ValueError: no terms, a term's name that cannot be a submodule's, or a weight below 0 to be balanced.
@@ -155,8 +164,15 @@ class LossComposer(nn.Module):
 
     __call__: Callable[..., ComposedLoss]
 
-    def __init__(self, terms: Mapping[str, LossTerm | Mapping[str, Any]], *, balance: Balancer | None = None) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, LossTerm | Mapping[str, Any]],
+        *,
+        balance: Balancer | None = None,
+        unlabelled: bool = False,
+    ) -> None:
         super().__init__()
+        self.unlabelled = unlabelled
         if not terms:
             raise ValueError("a LossComposer needs at least one term, such as {'ce': LossTerm(…)}")
         self.terms: dict[str, LossTerm] = {}
@@ -233,7 +249,7 @@ class LossComposer(nn.Module):
         epoch: float = 0.0,
     ) -> dict[str, Tensor]:
         """Every term before its weight, each with its own graph; arguments and errors are those of :meth:`forward`."""
-        _put_data(signals, target, index)
+        self._put_data(signals, target, index)
         return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
 
     def shapes(self, name: str, signals: SignalCapture) -> dict[str, tuple[int, ...]]:
@@ -245,6 +261,13 @@ class LossComposer(nn.Module):
             for references, given in zip((term.first, term.second, term.target), signal, strict=False)
             for ref, tensor in zip(references, _tensors(given), strict=True)
         }
+
+    def _put_data(self, signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
+        if target is not None:
+            signals.put(GROUND_TRUTH, target)
+            signals.labelled = labelled_rows(target) if self.unlabelled else None
+        if index is not None:
+            signals.put(SAMPLE_INDEX, index)
 
     def _weights_at(self, epoch: float, like: Tensor) -> Tensor:
         """The weights as a tensor, made anew only when one has changed: constants are moved to the device once."""
@@ -264,6 +287,8 @@ class LossComposer(nn.Module):
         set_epoch = getattr(term.loss, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
+        if term.needs_labels and signals.labelled is not None and not len(signals.labelled):
+            return _zero(term, arguments)
         try:
             value = term.loss(*arguments)
         except torch.OutOfMemoryError:
@@ -283,9 +308,13 @@ class LossComposer(nn.Module):
                 second = _detach(second)
             if term.align_time:
                 first, second = aligned_in_time(first, second, clips=_clips_of(signals))
-            if not term.target:
-                return first, second
-            return first, second, signals.resolve(term.target, as_list=term.target_is_list)
+            given: tuple[Signal, ...] = (first, second)
+            if term.target:
+                given = (first, second, signals.resolve(term.target, as_list=term.target_is_list))
+            if term.needs_labels and signals.labelled is not None:
+                samples = len(signals[GROUND_TRUTH])
+                given = tuple(_rows(signal, signals.labelled, samples) for signal in given)
+            return given
         except ValueError as error:
             raise ValueError(f"term {name!r}: {error}") from None
 
@@ -329,7 +358,7 @@ class LossComposer(nn.Module):
             if in_place:
                 self._clone |= in_place
                 signals = self._run(models, used, inputs, run)
-            _put_data(signals, target, index)
+            self._put_data(signals, target, index)
             for name, term in self.terms.items():
                 if isinstance(term.loss, SizedLoss):
                     self._build_term(name, term, signals, models, dataset_size)
@@ -390,11 +419,24 @@ def _term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
         raise ValueError(f"term {name!r}: {error}") from None
 
 
-def _put_data(signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
-    if target is not None:
-        signals.put(GROUND_TRUTH, target)
-    if index is not None:
-        signals.put(SAMPLE_INDEX, index)
+def _rows(signal: Signal, rows: Tensor, samples: int) -> Signal:
+    """The rows of the labelled samples."""
+    if not isinstance(signal, Tensor):
+        return [tensor for part in signal if isinstance(tensor := _rows(part, rows, samples), Tensor)]
+    if not signal.ndim or len(signal) != samples:
+        raise ValueError(
+            f"a term that names {GROUND_TRUTH} is evaluated on the labelled samples of a batch, so its signals must "
+            f"have a row for each of the {samples} samples, came {tuple(signal.shape)}: tap a signal that has (the "
+            "logits, the embedding before the classifier), or train this term without samples that have no label"
+        )
+    return signal[rows]
+
+
+def _zero(term: LossTerm, arguments: tuple[Signal, ...]) -> Tensor:
+    """0, with gradients of 0 to all that the loss would teach: DDP waits for each of them."""
+    own = list(term.loss.parameters()) if isinstance(term.loss, nn.Module) else []
+    taught = [*_tensors(arguments[0]), *_tensors(arguments[1]), *own]
+    return torch.stack([x.flatten()[:0].sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in taught]).sum()
 
 
 def _clips_of(signals: SignalCapture) -> int | None:

@@ -71,6 +71,7 @@ def measure(module: DistillModule, data: LightningDataModule, *, steps: int, epo
         data.setup("fit")
         loader = cast("DataLoader[Any]", data.train_dataloader())
         tried = copy.deepcopy(module)
+        tried.expect_labels_of(data)
         parts = _Parts()
         optimizer: Optimizer | None = None
         batches = iter(itertools.chain.from_iterable(itertools.repeat(loader)))

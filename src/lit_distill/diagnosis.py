@@ -169,6 +169,7 @@ def diagnose(
         data.setup("fit")
         loader = cast("DataLoader[Any]", data.train_dataloader())
         tried = copy.deepcopy(module).to(device)
+        tried.expect_labels_of(data)
         batch = _on_device(data, example_batch(loader, samples or loader.batch_size or 1), device)
         inputs, target, index = tried.unpack(batch)
         _check_class_count(tried, inputs, target, getattr(data, "num_classes", None))

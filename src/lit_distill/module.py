@@ -89,6 +89,8 @@ class DistillModule(LightningModule):
             other must hash to what the checkpoint recorded.
         balance: makes the weights of training steps from those that the terms are set to: see
             :mod:`lit_distill.balance`.
+        unlabelled: whether training samples may have no label, see :class:`LossComposer`; a data module says so itself,
+            by a true ``has_unlabelled``.
 
     Batches are ``(inputs, target)`` or ``(inputs, target, index)``. In validation and test, inputs of six dimensions
     are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Override
@@ -130,6 +132,7 @@ class DistillModule(LightningModule):
         replaced_frozen: Collection[str] = (),
         train_only: Collection[str] = (),
         balance: Balancer | None = None,
+        unlabelled: bool = False,
     ) -> None:
         super().__init__()
         check_names(models, frozen)
@@ -144,7 +147,7 @@ class DistillModule(LightningModule):
         """Name of the deployed model; of the best candidate in the last validation, where there are several."""
         self.signal_cache: SignalCache | None = None
         """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
-        self.composer = LossComposer(losses, balance=balance)
+        self.composer = LossComposer(losses, balance=balance, unlabelled=unlabelled)
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
         self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
         self.composer.check(models)
@@ -242,6 +245,7 @@ class DistillModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Try one example batch: errors show before training, and losses get their shapes before the optimizer."""
         self._record_frozen()  # before a precision or a device changes them
+        self.expect_labels_of(getattr(self.trainer, "datamodule", None))
         if stage != "fit" or not self._preflight:
             return
         trainer = self.trainer
@@ -255,6 +259,10 @@ class DistillModule(LightningModule):
         with isolate_rng(), precision.forward_context():
             batch = trainer.strategy.batch_to_device(precision.convert_input(example_batch(loader)), self.device)
             self.build(batch, dataset_size=size_of(loader))
+
+    def expect_labels_of(self, data: Any) -> None:
+        """Look for samples without labels in training batches if a data module says that it has some."""
+        self.composer.unlabelled |= bool(getattr(data, "has_unlabelled", False))
 
     def build(self, batch: Any, *, dataset_size: int | None = None) -> None:
         """Size the losses from an example batch and check that classes and shapes fit.

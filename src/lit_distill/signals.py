@@ -124,6 +124,8 @@ class SignalCapture:
         self._tensors: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._fired: dict[str, int] = {}
+        self.labelled: Tensor | None = None
+        """Positions of the samples that have a label; None where all have."""
 
     def __enter__(self) -> SignalCapture:
         for ref, module in self._taps.values():

@@ -95,6 +95,11 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         shuffle_window: samples a window.
         views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
             that a cached teacher can be read back; none draws new ones in every epoch.
+        unlabelled: list file of training videos without labels, lines ``path`` or ``dir frames``, relative to the root;
+            batches then hold both kinds, see :class:`lit_distill.data.pool.PoolSampler`. Not for shards.
+        unlabelled_share: of each training batch that has no labels, 0 to 1; none for that of all training videos.
+        labelled_share: of the training labels that are used, above 0 to 1: the others are hidden, see
+            :func:`lit_distill.data.pool.hide_labels`; with ``unlabelled_share=0`` their videos are left out.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -150,6 +155,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         shuffle: Literal["samples", "shards"] = "samples",
         shuffle_window: int = 1000,
         views_per_sample: int | None = None,
+        unlabelled: str | os.PathLike[str] | None = None,
+        unlabelled_share: float | None = None,
+        labelled_share: float = 1.0,
     ) -> None:
         if views not in ("center", "dense"):
             raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
@@ -159,6 +167,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size, eval_batch_size=eval_batch_size,
             num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
             views_per_sample=views_per_sample,
+            unlabelled=unlabelled, unlabelled_share=unlabelled_share, labelled_share=labelled_share,
         )  # fmt: skip
         if max_missing < 0:
             raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")
@@ -186,6 +195,10 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             raise ValueError(f"data.shuffle is 'samples' or 'shards', came {shuffle!r}")
         if shuffle == "shards" and format != "shards":
             raise ValueError(f"data.shuffle=shards goes with data.format=shards, not {format}")
+        if unlabelled is not None and format == "shards":
+            raise ValueError("data.unlabelled is a list of videos or folders of frames, not of data.format=shards")
+        if shuffle == "shards" and self.has_unlabelled:
+            raise ValueError("data.shuffle=shards has no order for samples without labels: set data.shuffle=samples")
         if shuffle_window < 1:
             raise ValueError(f"data.shuffle_window must be at least 1, came {shuffle_window}")
         if is_url(root) and format != "shards":
@@ -210,6 +223,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         if self.index is not None:
             self.index.load()  # before the workers, which then share it
         samples, stamps = self._shards(split) if self.archives is not None else (self._samples(split), None)
+        if split == "train":
+            samples = self._training_samples(samples)
         return VideoDataset(
             samples,
             sampling=self.sampling,
@@ -285,16 +300,26 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         splits: dict[str, Split] = {}
         for split in self.lists:
             splits.setdefault(os.fspath(self.lists[split]), cast("Split", split))
-        return {
+        found = {
             file: self._shards(split) if self.archives is not None else (self._listed(split), {})
             for file, split in splits.items()
         }
+        if self.unlabelled is not None:
+            found.setdefault(os.fspath(self.unlabelled), (self._listed_pool(), {}))
+        return found
 
     def _listed(self, split: Split) -> list[Sample]:
-        file = self._in_root(self.lists[split])
+        return self._read(self._in_root(self.lists[split]), f"data.{split}_list=<file>")
+
+    def _listed_pool(self) -> list[Sample]:
+        assert self.unlabelled is not None
+        return self._read(self._in_root(self.unlabelled), "data.unlabelled=<file>", labelled=False)
+
+    def _read(self, file: Path, key: str, *, labelled: bool = True) -> list[Sample]:
         if not file.is_file():
-            given = f"data.{split}_list=<file> or data.root=<folder>"
-            raise FileNotFoundError(f"no list {self._shown(file)}, set {given}; the root must hold {self.layout}")
+            raise FileNotFoundError(
+                f"no list {self._shown(file)}, set {key} or data.root=<folder>; the root must hold {self.layout}"
+            )
         return read_list(
             file,
             root=self.root,
@@ -303,21 +328,31 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             first_label=self.first_label,
             class_names=self.class_names or (),
             roots=self.roots,
+            labelled=labelled,
         )
 
     def _samples(self, split: Split) -> list[Sample]:
-        samples = self._listed(split)
+        return self._present(self._listed(split), self.lists[split])
+
+    def _listed_samples(self, split: Split) -> list[Sample]:
+        return self._samples(split) if self.archives is None else self._shards(split)[0]
+
+    def _pool(self) -> list[Sample]:
+        assert self.unlabelled is not None
+        return self._present(self._listed_pool(), self.unlabelled)
+
+    def _present(self, samples: list[Sample], listed: str | os.PathLike[str]) -> list[Sample]:
         missing = set(missing_samples(samples))
         if not missing:
             return samples
-        file = self._in_root(self.lists[split])
+        file = self._in_root(listed)
         named = ", ".join(sorted(sample.path for sample in missing)[:5]) + (", …" if len(missing) > 5 else "")
         said = f"{len(missing)} of the {len(samples)} entries of {file} are missing: {named}"
         if len(missing) > self.max_missing or len(missing) == len(samples):
             raise FileNotFoundError(
                 f"{said}; set data.root=<folder that they are in>, or data.max_missing to leave them out"
             )
-        warnings.warn(f"{said}; they are left out", stacklevel=2)
+        warnings.warn(f"{said}; they are left out", stacklevel=3)
         return [sample for sample in samples if sample not in missing]
 
     def _read_class_names(self) -> tuple[str, ...] | None:

@@ -13,15 +13,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import find_classes
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension
 from torchvision.transforms import v2
 
 from lit_distill.data.augment import Augment, augmentation, interpolation_mode, torch_seeded
 from lit_distill.data.datasets import Item
+from lit_distill.data.lists import read_list
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer, MixName
 from lit_distill.data.samplers import SampleKey
-from lit_distill.data.samples import Sample, SampleTable
+from lit_distill.data.samples import UNLABELLED, Sample, SampleTable
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]
@@ -182,7 +183,8 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
     Args:
         root: the folder.
         num_classes: how many classes there are; checked against the folders.
-        train: folder of the training images in the root.
+        train: folder of the training images in the root; or a list file of them, lines ``path label`` relative to the
+            root, such as :mod:`lit_distill.select` writes.
         val: folder of the validation images, with the same classes.
         test: folder of the test images, with the same classes; none for those of validation.
         size: side of the images that the networks see, in pixels.
@@ -206,6 +208,11 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         seed: of everything random here.
         views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
             that a cached teacher can be read back; none draws new ones in every epoch.
+        unlabelled: a folder of training images without labels, in folders of its own or none, or a file that lists
+            some, a path a line relative to the root; batches then hold both kinds, see
+            :class:`lit_distill.data.pool.PoolSampler`.
+        unlabelled_share: of each training batch that has no labels, 0 to 1; none for that of all training images.
+        labelled_share: of the training labels that are used, see :func:`lit_distill.data.pool.hide_labels`.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`, which raises where
@@ -245,12 +252,16 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         std: Sequence[float] = IMAGENET_STD,
         seed: int = 0,
         views_per_sample: int | None = None,
+        unlabelled: str | os.PathLike[str] | None = None,
+        unlabelled_share: float | None = None,
+        labelled_share: float = 1.0,
     ) -> None:
         super().__init__(
             root=root, num_classes=num_classes, mix=mix, batch_size=batch_size,
             eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
             num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
             views_per_sample=views_per_sample,
+            unlabelled=unlabelled, unlabelled_share=unlabelled_share, labelled_share=labelled_share,
         )  # fmt: skip
         self.size = size
         self.scale = size * 256 // 224 if scale is None else scale
@@ -268,16 +279,35 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         return f"{folders}, with the same classes"
 
     def _dataset(self, split: Split) -> ImageDataset:
+        samples = self._listed_samples(split)
+        if split == "train":
+            samples = self._training_samples(samples)
+        transform = self.train_transform if split == "train" else self.eval_transform
+        return ImageDataset([sample[:2] for sample in samples], transform=transform, seed=self.seed)
+
+    def _listed_samples(self, split: Split) -> list[Sample]:
         folder = self._in_root(self.folders[split])
+        if folder.is_file():
+            return read_list(folder, root=self.root, num_classes=self.num_classes)
         if not folder.is_dir():
             given = f"data.{split}=<its name> or data.root=<folder>"
             raise FileNotFoundError(f"no folder {self._shown(folder)}, set {given}; the root must hold {self.layout}")
         try:
-            samples = ImageFolder(folder).samples
+            return [Sample(*sample) for sample in ImageFolder(folder).samples]
         except FileNotFoundError as error:  # a class without images
             raise FileNotFoundError(f"{folder}: {error}; the root must hold {self.layout}") from error
-        transform = self.train_transform if split == "train" else self.eval_transform
-        return ImageDataset(samples, transform=transform, seed=self.seed)
+
+    def _pool(self) -> list[Sample]:
+        """The images without labels: of a folder in the order of their paths, or as a file lists them."""
+        assert self.unlabelled is not None
+        place = self._in_root(self.unlabelled)
+        if place.is_file():
+            return read_list(place, root=self.root, num_classes=self.num_classes, labelled=False)
+        found = sorted(path for path in place.rglob("*") if has_file_allowed_extension(path.name, IMG_EXTENSIONS))
+        if not found:
+            given = "set data.unlabelled=<folder or list file>"
+            raise FileNotFoundError(f"no images without labels in {self._shown(place)}, {given}")
+        return [Sample(str(path), UNLABELLED) for path in found]
 
     def _read_class_names(self) -> tuple[str, ...] | None:
         """The names of the class folders, which must be the same in every split that is there."""

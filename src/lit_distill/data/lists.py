@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from lit_distill.data.samples import Sample
+from lit_distill.data.samples import UNLABELLED, Sample
 
 Format: TypeAlias = Literal["video", "frames", "shards"]
 
@@ -20,6 +20,7 @@ _REMOTE = re.compile(
     r"rtp|rtsp|sctp|srt|subfile|tcp|tee|tls|udp|unix)[:,]",
     re.IGNORECASE,
 )
+_SCORE = re.compile(r"(?<=\d)[\s,]+\d+\.\d+$")
 _PLAYLISTS = (".m3u8", ".m3u", ".mpd", ".ffconcat", ".concat", ".pls", ".asx", ".xspf", ".sdp", ".ism", ".smil")
 
 
@@ -32,12 +33,14 @@ def read_list(
     first_label: int = 0,
     class_names: Sequence[str] = (),
     roots: Sequence[str | os.PathLike[str]] = (),
+    labelled: bool = True,
 ) -> list[Sample]:
     """Read a list file: ``path label`` a line for videos, ``dir frames label`` for folders of frames.
 
     The fields of a line are separated by commas if its last field then is a number, else by white space; a path may
     hold either. Empty lines are passed over. A line of a video list may leave its label out if the video's folder has
-    the name of a class, as in the official test lists of UCF-101.
+    the name of a class, as in the official test lists of UCF-101. A decimal number after the label, such as the score
+    of :mod:`lit_distill.select`, is passed over.
 
     A list is data: what it names must be local and inside the root, links followed; URLs, FFmpeg's protocols
     (``concat:…``) and playlists are refused.
@@ -50,6 +53,8 @@ def read_list(
         first_label: number of the first class in the file: 1 for lists that count from one.
         class_names: names of the classes, for lines without a label.
         roots: further folders that absolute paths, and links in the root, may lead to.
+        labelled: false for a list of videos without labels, lines ``path`` or ``dir frames``: samples then have the
+            label -1, and labels that a line has all the same are passed over.
 
     Returns:
         the samples in the order of the file.
@@ -76,16 +81,22 @@ def read_list(
             if not line.strip():
                 continue
             where = f"{os.fspath(file)}:{number}"
-            path, numbers = _fields(line.strip(), 2 if format == "frames" else 1)
-            if format == "video" and not numbers:
-                label = folder_labels.get(Path(path).parent.name)
-                if label is None:
+            path, numbers = _fields(_SCORE.sub("", line.strip()), 2 if format == "frames" else 1)
+            if not labelled:
+                label = UNLABELLED
+                if format == "frames" and not numbers:
+                    path, numbers = _fields(line.strip(), 1)
+                if format == "frames" and not numbers:
+                    raise ValueError(f"{where}: expected 'dir frames', came {line.strip()!r}")
+            elif format == "video" and not numbers:
+                label = folder_labels.get(Path(path).parent.name, UNLABELLED)
+                if label == UNLABELLED:
                     raise ValueError(f"{where}: expected 'path label', came {line.strip()!r}")
             else:
                 if len(numbers) != (2 if format == "frames" else 1):
                     raise ValueError(f"{where}: expected 'dir frames label', came {line.strip()!r}")
                 label = numbers[-1] - first_label
-            if not 0 <= label < num_classes:
+            if labelled and not 0 <= label < num_classes:
                 raise ValueError(
                     f"{where}: label {label + first_label} is out of range: num_classes={num_classes} and "
                     f"first_label={first_label} allow {first_label} to {num_classes - 1 + first_label}; "
@@ -97,7 +108,8 @@ def read_list(
             samples.append(Sample(_inside(path, base, roots, where), label, frames))
             numbers_of.append(number)
     if not samples:
-        raise ValueError(f"{os.fspath(file)}: the list is empty, expected a line 'path label' for each video")
+        line = "path label" if labelled else "path"
+        raise ValueError(f"{os.fspath(file)}: the list is empty, expected a line {line!r} for each video")
     outside = _linked_outside(samples, [base, *roots])
     if outside:
         first = min(outside)

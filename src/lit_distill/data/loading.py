@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.digests import InputKeys, KeyedInputs, collate_with_digests
 from lit_distill.data.mixing import Mix, Mixer, MixName, class_probabilities, mixer_of
+from lit_distill.data.pool import PoolSampler, batch_share, hide_labels, labelled_count, within_kinds
 from lit_distill.data.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.resumable import ResumableLoader
-from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey, seeded, view_of
+from lit_distill.data.samplers import EpochSampler, EvalSampler, Excluded, SampleKey, seeded, view_of
+from lit_distill.data.samples import Sample
 from lit_distill.data.transforms import normalize
 
 Split = Literal["train", "val", "test"]
@@ -57,6 +59,10 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
+        unlabelled: where training samples without labels are; none for none.
+        unlabelled_share: of each training batch, see :func:`lit_distill.data.pool.batch_share`; none for that of all
+            training samples.
+        labelled_share: of the labels that training uses, see :func:`lit_distill.data.pool.hide_labels`.
         label_smoothing: ε from 0 to below 1; above 0 training targets are class probabilities, smoothed, see
             :func:`lit_distill.data.mixing.class_probabilities`. Evaluation is on the labels as they are.
         views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
@@ -85,6 +91,9 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         prefetch: int = 2,
         label_smoothing: float = 0.0,
         views_per_sample: int | None = None,
+        unlabelled: str | os.PathLike[str] | None = None,
+        unlabelled_share: float | None = None,
+        labelled_share: float = 1.0,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -104,6 +113,16 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         self.root = Path(root).expanduser()
         self.num_classes, self.mix, self.seed = num_classes, mixer_of(mix), seed
         self.label_smoothing = label_smoothing
+        if unlabelled_share is not None and not 0.0 <= unlabelled_share <= 1.0:
+            raise ValueError(f"data.unlabelled_share is a share of a batch from 0 to 1, came {unlabelled_share}")
+        if not 0.0 < labelled_share <= 1.0:
+            raise ValueError(f"data.labelled_share must be above 0, to 1, came {labelled_share}")
+        if unlabelled_share and unlabelled is None and labelled_share == 1.0:
+            raise ValueError(
+                f"data.unlabelled_share={unlabelled_share}, but no sample is without a label: set "
+                "data.unlabelled=<list>, or data.labelled_share to hide labels"
+            )
+        self.unlabelled, self.unlabelled_share, self.labelled_share = unlabelled, unlabelled_share, labelled_share
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.prefetch = prefetch
         self.views_per_sample = views_per_sample
@@ -131,6 +150,49 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     @abstractmethod
     def _read_class_names(self) -> tuple[str, ...] | None:
         """The classes' names, where there are any."""
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether training batches hold samples without labels: -1 in a target, a row of zeros in probabilities."""
+        return self.unlabelled_share != 0 and (self.unlabelled is not None or self.labelled_share < 1)
+
+    def _listed_samples(self, split: Split) -> list[Sample]:
+        """What a split lists with labels; for what is without, and for :meth:`kinds`."""
+        raise NotImplementedError(f"{type(self).__name__} does not tell its samples")
+
+    def _pool(self) -> list[Sample]:
+        """The samples that ``unlabelled`` names."""
+        raise NotImplementedError(f"{type(self).__name__} reads no data.unlabelled")
+
+    def kinds(self) -> tuple[list[Sample], list[Sample]]:
+        """The training samples with a label that is used, and those without, whatever batches are made of.
+
+        Raises:
+            FileNotFoundError: the root or something in it is missing.
+            ValueError: what is found there is malformed.
+        """
+        self._require_root()
+        self.class_names = self._read_class_names()
+        return self._kinds(self._listed_samples("train"))
+
+    def evaluated(self) -> list[Sample]:
+        """The samples of validation and test; errors are those of :meth:`kinds`."""
+        self._require_root()
+        self.class_names = self._read_class_names()
+        return [*self._listed_samples("val"), *self._listed_samples("test")]
+
+    def _kinds(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+        kept = hide_labels(samples, self.labelled_share) if self.labelled_share < 1 else list(samples)
+        count = labelled_count(kept)
+        return kept[:count], [*kept[count:], *(self._pool() if self.unlabelled is not None else ())]
+
+    def _training_samples(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples of training: the labelled ones first, then those whose label is hidden, then the pool."""
+        if self.unlabelled_share == 0:  # a pool that is not used need not be there
+            samples = hide_labels(samples, self.labelled_share)
+            return samples[: labelled_count(samples)]
+        labelled, unlabelled = self._kinds(samples)
+        return [*labelled, *unlabelled]
 
     def _order(self, dataset: SampleDatasetT) -> Callable[[int], list[int]] | None:
         """The order of an epoch of training; None for all samples shuffled."""
@@ -178,16 +240,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         dataset = self._ready("train")
         replicas, rank = self._replicas()
         admission = self._admission("train")
-        excluded = None if admission is None else admission.excluded
-        sampler = EpochSampler(
-            dataset,
-            num_replicas=replicas,
-            rank=rank,
-            seed=self.seed,
-            excluded=excluded,
-            order=self._order(dataset),
-            views=self.views_per_sample,
-        )
+        sampler = self._sampler(dataset, replicas, rank, None if admission is None else admission.excluded)
         if len(sampler) < self.batch_size:
             raise ValueError(
                 f"{len(dataset)} training {self.things} on {replicas} processes give no batch of {self.batch_size} "
@@ -218,7 +271,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         if self.mix is not None and self.trainer is not None and self.trainer.training:
             view = view_of(self.trainer.current_epoch, self.views_per_sample)
             rng = seeded("mix", self.seed, view, int(index[0]))
-            mix = self.mix.draw(len(inputs), inputs.shape[-2], inputs.shape[-1], rng)
+            mix = within_kinds(self.mix.draw(len(inputs), inputs.shape[-2], inputs.shape[-1], rng), target)
             parts.append(mix)
         if digests:
             parts.append(InputKeys.of(digests[0], mix, self.mean, self.std))
@@ -248,6 +301,17 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         if split not in self.datasets:
             self.setup({"train": "fit", "val": "validate", "test": "test"}[split])
         return self.datasets[split]
+
+    def _sampler(self, dataset: SampleDatasetT, replicas: int, rank: int, excluded: Excluded | None) -> EpochSampler:
+        given: dict[str, Any] = {
+            "num_replicas": replicas, "rank": rank, "seed": self.seed, "excluded": excluded,
+            "views": self.views_per_sample,
+        }  # fmt: skip
+        if not self.has_unlabelled:
+            return EpochSampler(dataset, order=self._order(dataset), **given)
+        labelled = labelled_count(cast("Any", dataset).samples)
+        share = batch_share(self.batch_size, labelled, len(dataset) - labelled, self.unlabelled_share)
+        return PoolSampler(dataset, labelled=labelled, batch_size=self.batch_size, unlabelled=share, **given)
 
     def _evaluation(self, split: Split) -> DataLoader[Item]:
         dataset = self._ready(split)

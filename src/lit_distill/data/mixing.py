@@ -26,19 +26,20 @@ def class_probabilities(target: Tensor, num_classes: int, *, smoothing: float = 
     ``torch.nn.CrossEntropyLoss(label_smoothing=ε)`` on the indices.
 
     Args:
-        target: int64 (B,).
+        target: int64 (B,); -1 for a sample without a label.
         num_classes: C.
         smoothing: :math:`\varepsilon`, from 0 to below 1.
 
     Returns:
-        float32 (B, C), rows that sum to 1.
+        float32 (B, C), rows that sum to 1; a row of zeros for a sample without a label.
 
     Example:
         >>> class_probabilities(torch.tensor([1]), 4, smoothing=0.1)
         tensor([[0.0250, 0.9250, 0.0250, 0.0250]])
     """
-    sharp = F.one_hot(target, num_classes).to(torch.float32)
-    return sharp * (1 - smoothing) + smoothing / num_classes if smoothing else sharp
+    known = (target >= 0).to(torch.float32)[:, None]
+    sharp = F.one_hot(target.clamp_min(0), num_classes) * known
+    return sharp * (1 - smoothing) + known * (smoothing / num_classes) if smoothing else sharp
 
 
 class Mix(NamedTuple):

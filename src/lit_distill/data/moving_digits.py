@@ -29,6 +29,7 @@ class MovingDigits(VideoDataModule):
         side: width and height of the video, in pixels; even.
         making_seed: of the clips themselves; ``seed`` is that of their sampling in training.
         num_classes: number of digits times number of motions; given, it is checked.
+        train_list: another list of training clips than the set's own, such as :mod:`lit_distill.select` writes.
         spec: how the scenes look: ``digit_side`` ``speed`` ``radius`` ``octaves`` (fractions of the side, and octaves,
             a frame), ``contrast`` ``noise`` as ranges [low, high]; ``clutter`` ``fps`` ``crf`` as whole numbers.
         **loading: as for :class:`VideoDataModule`, but for its files, and for what would change labels: ``flip``, and
@@ -54,6 +55,7 @@ class MovingDigits(VideoDataModule):
         side: int = 64,
         making_seed: int = 0,
         num_classes: int | None = None,
+        train_list: str | os.PathLike[str] = "train.txt",
         spec: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> None:
@@ -86,7 +88,7 @@ class MovingDigits(VideoDataModule):
         self.making_root = cache_root() if root is None else Path(root).expanduser()
         super().__init__(
             root=set_folder(self.spec, self.making_root),
-            train_list="train.txt",
+            train_list=train_list,
             val_list="val.txt",
             test_list="test.txt",
             num_classes=classes,

@@ -8,6 +8,9 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+UNLABELLED = -1
+"""The label of a sample that has none."""
+
 
 class Member(NamedTuple):
     """A file inside an archive that stores it as it is.
@@ -28,7 +31,7 @@ class Sample(NamedTuple):
 
     Attributes:
         path: the video file, the folder of frames, or the archive.
-        label: class index, from 0.
+        label: class index, from 0; -1 (:data:`UNLABELLED`) for a sample that has none.
         frames: how many frames the folder holds; None for a video file, which says so itself.
         member: the video inside the archive; None where ``path`` is the video.
     """

@@ -69,3 +69,18 @@ class SizedLoss(nn.Module, ABC):
 def class_indices(target: Tensor) -> Tensor:
     """The class index of each sample: ``target`` itself when it holds indices (B,), else its argmax over (B, C)."""
     return target if target.ndim == 1 and not torch.is_floating_point(target) else target.argmax(dim=-1)
+
+
+def labelled_rows(target: Tensor) -> Tensor | None:
+    """Which samples have a label: their positions, or None where all have.
+
+    Args:
+        target: class indices (B,), -1 for none; or class probabilities (B, C), a row of zeros for none.
+
+    Example:
+        >>> labelled_rows(torch.tensor([2, -1, 0])), labelled_rows(torch.tensor([2, 0]))
+        (tensor([0, 2]), None)
+    """
+    known = target >= 0 if target.ndim == 1 else target.flatten(1).sum(dim=1) > 0
+    rows = known.nonzero().flatten()
+    return None if len(rows) == len(target) else rows
