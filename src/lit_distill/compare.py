@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -176,6 +178,16 @@ def own_arguments(arguments: Sequence[str]) -> list[str]:
     return [*own, f"train=[{','.join(map(literal, passed))}]"] if passed else own
 
 
+def shell_word(argument: str) -> str:
+    """An argument as it is typed; quotes only where a shell would read something into it.
+
+    Example:
+        >>> shell_word("experiments=[baseline,kd]"), shell_word("variants={hot: kd}")
+        ('experiments=[baseline,kd]', "'variants={hot: kd}'")
+    """
+    return argument if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument) else shlex.quote(argument)
+
+
 @command("compare")
 def main(config: DictConfig) -> None:
     """Compare; exit code 3 where a run failed or a pair is none."""
@@ -196,7 +208,7 @@ def start() -> None:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    shown = " ".join(["python -m lit_distill.compare", *typed])
+    shown = " ".join(["python -m lit_distill.compare", *map(shell_word, typed)])
     if not {"-h", "--help", "--hydra-help", "--cfg", "-c"} & set(typed):
         sys.argv.append(f"command={literal(shown)}")
     main()
