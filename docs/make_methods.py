@@ -182,11 +182,7 @@ def _taps() -> dict[str, list[Tap]]:
     """The training terms of all experiments by the loss config that makes them, the experiment of its name first."""
     found: dict[str, list[Tap]] = {}
     for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml")):
-        tree = OmegaConf.load(path)
-        content: Any = OmegaConf.to_container(tree)
-        for name, term in content.get("losses", {}).items():
-            if isinstance(term.get("weight"), str):  # the published one, where a data set's preset says no other
-                term["weight"] = OmegaConf.select(tree, f"losses.{name}.weight")
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
         for entry in content.get("defaults", ()):
             for key, stem in entry.items() if isinstance(entry, dict) else ():
                 named = re.search(r"/?loss@losses\.(\w+)\.loss$", key)

@@ -29,7 +29,8 @@ STAGES = "stages"
 """Folder of the stages in a run folder."""
 MAY_DIFFER = (
     "run_dir", "ckpt_path", "resume", "doctor", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
-    "data.num_workers", "data.prefetch", "logger", "student_from", "callbacks.progress", "callbacks.last.every_n_steps",
+    "data.num_workers", "data.prefetch", "preset.weights", "logger", "student_from", "callbacks.progress",
+    "callbacks.last.every_n_steps",
     "teacher_cache.folder", "teacher_cache.max_gb",
 )  # fmt: skip
 """Keys that change where and how a run is made, not what it computes."""
@@ -119,16 +120,9 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
 
 
 def differing_keys(run: Path, config: DictConfig) -> list[str]:
-    """The keys in which a run folder's config differs from one composed now, by their dotted names.
-
-    Weights that the data's preset has for terms of other experiments count for nothing.
-    """
+    """The keys in which a run folder's config differs from one composed now, by their dotted names."""
     there = yaml.safe_load((run / CONFIG_FILE).read_text())
     here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
-    for tree in (there, here):
-        weights = tree.get("preset", {}).get("weights")
-        if weights:
-            tree["preset"]["weights"] = {name: value for name, value in weights.items() if name in tree["losses"]}
     begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST).is_file()}
     return [
         key

@@ -282,15 +282,27 @@ def test_another_comparisons_folder_is_refused(tmp_path: Path, pool: Callable[..
         compare.run(other, console=quiet())
 
 
-def test_a_presets_weight_counts_for_the_runs_that_have_the_term(tmp_path: Path) -> None:
+def test_the_presets_weights_are_given_where_nothing_else_is_said(tmp_path: Path) -> None:
+    def weights(*overrides: str, train: tuple[str, ...] = ()) -> dict[str, Any]:
+        given = config(
+            tmp_path, "seeds=1", "teacher=null", *overrides, train=[*TINY, "+preset.weights.dml=0.5", *train]
+        )
+        return {run.name: run.config.losses.get("dml", {}).get("weight") for run in make_plan(given).runs}
+
+    assert weights(TWO) == {"baseline": None, "dml": 0.5}
+    assert weights(TWO, "overrides={dml: ['+losses.dml.weight=2']}")["dml"] == 2
+    assert weights(TWO, "overrides={dml: ['+weight@losses.dml.weight=step']}")["dml"].schedule._target_.endswith("Step")
+    own = weights("experiments=[baseline,dml_ramp]")["dml_ramp"]
+    assert own.schedule._target_ == "lit_distill.schedules.RampUp", "an experiment's own schedule stands"
+
+
+def test_a_presets_weights_do_not_make_other_runs_of_what_has_been_trained(tmp_path: Path) -> None:
     two = ["experiments=[baseline,dkd]", "seeds=1", "teacher=null"]
     for run in make_plan(config(tmp_path, *two)).runs:
         leave(run, 50.0)
-    weighted = make_plan(config(tmp_path, *two, train=[*TINY, "+preset.weights.dkd=0.5"]))
-    baseline, dkd = weighted.runs
-    assert dkd.config.losses.dkd.weight == 0.5
+    baseline, dkd = make_plan(config(tmp_path, *two, train=[*TINY, "+preset.weights.dkd=0.5"])).runs
     require_its_own(baseline)
-    with pytest.raises(ValueError, match=r"it differs in preset\.weights\.dkd"):
+    with pytest.raises(ValueError, match=r"it differs in losses\.dkd\.weight"):
         require_its_own(dkd)
 
 
@@ -302,7 +314,7 @@ def test_the_presets_weights_are_told(tmp_path: Path, pool: Callable[..., FakePo
     record = compare.run(given, console=quiet())
     assert record["strategies"]["dml"]["weights"]["dml"]["end"] == 1.0
     assert record["strategies"]["baseline"]["weights"] == {"ce": 1.0}
-    told = "Weights that the data's preset has in place of the published: dml Linear(start=0.0, end=1.0, epochs=2)."
+    told = "Weights that the data's preset has in place of the published: dml Linear(start=0, end=1, epochs=2)."
     assert told in (tmp_path / "compare.md").read_text(), "that of kd is nobody's here"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -122,20 +123,21 @@ def make_plan(config: DictConfig) -> Plan:
     with _configs():
         known = _experiments(configs)
         found = {name: _experiment(str(config.variants.get(name, name)), config.suffix, known) for name in names}
-        learns = {
-            name: _needs_weights(config, name, found[name], given, tuple(config.overrides.get(name) or ()))
-            for name in names
+        owns = {name: tuple(str(override) for override in config.overrides.get(name) or ()) for name in names}
+        looks = {
+            name: _planned(name, seeds[0], folder / name, found[name], (*given, *owns[name])).config for name in names
         }
+        learns = {name: _needs_weights(config, name, found[name], looks[name]) for name in names}
         teacher, weights = None, None
         if any(learns.values()):
             teacher, weights = _teacher(config, folder, given, known)
         strategies = []
         for name in names:
-            own = tuple(str(override) for override in config.overrides.get(name) or ())
+            own = (*preset_weights(looks[name], (*given, *owns[name])), *owns[name])
             taught = ("teacher=frozen", f"models.Teacher.pretrained={literal(str(weights))}") if learns[name] else ()
             first = _planned(name, seeds[0], folder / name / f"seed{seeds[0]}", found[name], (*given, *taught, *own))
             runs = (first, *(_of_seed(first, seed) for seed in seeds[1:]))
-            strategies.append(Strategy(name, found[name], own, _teacher_text(runs[0]), runs))
+            strategies.append(Strategy(name, found[name], owns[name], _teacher_text(runs[0]), runs))
     plan = Plan(teacher, weights, tuple(strategies), reference, seeds)
     _require_pairs(plan)
     return plan
@@ -183,17 +185,40 @@ def _experiment(name: str, suffix: str, known: Sequence[str]) -> str:
     raise ValueError(f"there is no experiment {name}_{suffix} or {name}; there are {', '.join(short)}")
 
 
-def _needs_weights(config: DictConfig, name: str, experiment: str, given: Sequence[str], own: Sequence[str]) -> bool:
+def _needs_weights(config: DictConfig, name: str, experiment: str, look: DictConfig) -> bool:
     """Whether a strategy learns from a trained Teacher: it has one that is no peer and has no weights yet."""
-    if (
-        not (config.teacher.experiment or config.teacher.weights)
-        or name in config.peers
-        or experiment.removesuffix(f"_{config.suffix}") in config.peers
-    ):
+    if not (config.teacher.experiment or config.teacher.weights) or name in config.peers:
         return False
-    composed = _planned(name, 0, Path(name), experiment, (*given, *own)).config
-    teacher = composed.models.get("Teacher")
-    return teacher is not None and composed.student != "Teacher" and not teacher.get("pretrained")
+    teacher = look.models.get("Teacher")
+    is_peer = experiment.removesuffix(f"_{config.suffix}") in config.peers
+    return not is_peer and teacher is not None and look.student != "Teacher" and not teacher.get("pretrained")
+
+
+def preset_weights(look: DictConfig, given: Sequence[str]) -> list[str]:
+    """Overrides by which the terms of an experiment get the weights that the data's preset has for them.
+
+    What the command line says stands, and so does a schedule that the experiment has of its own.
+
+    Args:
+        look: the composed experiment.
+        given: its overrides.
+    """
+    keys = {override.lstrip("+~").partition("=")[0] for override in given}
+    said = {key.split(".")[1] for key in keys if re.match(r"losses\.[^.]+\.weight\b", key.partition("@")[2] or key)}
+    weights = OmegaConf.to_container(look.preset.weights, resolve=True)
+    assert isinstance(weights, dict)
+    return [
+        f"++losses.{term}.weight={_as_value(weights[term])}"
+        for term, node in look.losses.items()
+        if term in weights and term not in said and not OmegaConf.is_dict(node.get("weight"))
+    ]
+
+
+def _as_value(value: Any) -> str:
+    """A plain value as Hydra's overrides have it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_as_value(part)}" for key, part in value.items()) + "}"
+    return str(value)
 
 
 def _teacher(

@@ -84,7 +84,7 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         )
     if record["teacher"] is not None:
         told.append(_teacher(record["teacher"]))
-    used = {name: value for name, value in record["preset_weights"].items() if _is_used(name, record)}
+    used = {name: value for name, value in record["preset_weights"].items() if _is_used(name, value, record)}
     if used:
         told.append(f"Weights that the data's preset has in place of the published: {_weights(used)}.")
     told += [
@@ -114,15 +114,15 @@ def p_text(p: float) -> str:
     return f"{p:.4f}".rstrip("0") if p < 1e-3 else f"{p:.3f}".rstrip("0").rstrip(".")
 
 
-def _is_used(term: str, record: Mapping[str, Any]) -> bool:
-    return any(term in strategy["weights"] for strategy in record["strategies"].values())
+def _is_used(term: str, weight: Any, record: Mapping[str, Any]) -> bool:
+    return any(strategy["weights"].get(term) == weight for strategy in record["strategies"].values())
 
 
 def _weights(weights: Mapping[str, Any]) -> str:
     def text(value: Any) -> str:
         if not isinstance(value, Mapping):
             return f"{value:g}"
-        rest = ", ".join(f"{key}={part}" for key, part in value.items() if key != "_target_")
+        rest = ", ".join(f"{key}={text(part)}" for key, part in value.items() if key != "_target_")
         return f"{str(value['_target_']).rpartition('.')[2]}({rest})"
 
     return ", ".join(f"{name} {text(value)}" for name, value in weights.items())
