@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from lit_distill._cli import conf_dir, help_text
+from lit_distill._received import resolved
 from lit_distill.callbacks import TeacherCache
 from lit_distill.running import build_module
 from lit_distill.search import axes_of
@@ -202,6 +204,8 @@ def test_teacher_cache(name: str, data: str, tmp_path: Path) -> None:
 def test_experiment(name: str, tmp_path: Path) -> None:
     data = IMAGES if has_images(name) else [f"data={DATA}"]
     config = composed(f"experiment={name}", *data, run_dir=tmp_path)
+    stored = resolved(yaml.safe_load(OmegaConf.to_yaml(config)))  # as the commands after training read config.yaml back
+    assert stored["losses"] == OmegaConf.to_container(config.losses, resolve=True)
     stages = stages_of(config)
     for stage in stages[1:]:
         for model in stage.config.start:  # what earlier stages leave is there once they are trained
