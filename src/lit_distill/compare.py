@@ -108,7 +108,8 @@ def _announce(console: Console, plan: Plan, left: Sequence[PlannedRun], jobs: in
     total = len(plan.runs) + (plan.teacher is not None)
     what = f"{len(plan.strategies)} strategies, {len(plan.seeds)} seeds" + (", one teacher" if plan.teacher else "")
     done = f", {total - len(left)} done before" if len(left) < total else ""
-    console.print(f"{total} runs ({what}){done}; {jobs} at a time, {threads} threads each", highlight=False)
+    told = f"{total} runs ({what}){done}; {jobs} at a time, threads of each: {threads}"
+    console.print(told, highlight=False, soft_wrap=True)
 
 
 def _write(console: Console, record: dict[str, Any], output: Path, *, plots: bool) -> None:
@@ -182,10 +183,12 @@ def shell_word(argument: str) -> str:
     """An argument as it is typed; quotes only where a shell would read something into it.
 
     Example:
-        >>> shell_word("experiments=[baseline,kd]"), shell_word("variants={hot: kd}")
-        ('experiments=[baseline,kd]', "'variants={hot: kd}'")
+        >>> print(shell_word("experiments=[baseline,kd]"), shell_word("overrides={kd: ['a=1']}"), shell_word("a b"))
+        experiments=[baseline,kd] "overrides={kd: ['a=1']}" 'a b'
     """
-    return argument if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument) else shlex.quote(argument)
+    if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument):
+        return argument
+    return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
 
 
 @command("compare")
