@@ -85,6 +85,18 @@ def test_a_resumed_run_adds_up(tmp_path: Path) -> None:
     assert resumed["peak_mib"] >= begun["peak_mib"]
 
 
+def test_every_batch_counts_and_its_place(tmp_path: Path) -> None:
+    def digest(*places: int) -> str:
+        callback = Account(folder=tmp_path)
+        for number, place in enumerate(places):
+            batch = (torch.zeros(1), torch.zeros(1), torch.tensor([place]))
+            callback.on_train_batch_start(Trainer(logger=False, accelerator="cpu"), LightningModule(), batch, number)
+        return str(callback.state_dict()["order"])
+
+    assert digest(1, 2, 3) == digest(1, 2, 3)
+    assert len({digest(*places) for places in [(1, 2, 3), (2, 1, 3), (4, 2, 3), (2, 3), (1, 2, 3, 3)]}) == 5
+
+
 @pytest.mark.parametrize("batch", [{"b": torch.ones(2), "a": (torch.zeros(1), "text")}, torch.ones(2)])
 def test_inputs_of_any_form_are_taken_in(batch: Any, tmp_path: Path) -> None:
     callback = Account(folder=tmp_path)
