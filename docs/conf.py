@@ -28,20 +28,23 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
-_OUTSIDE = {
+_INCLUDED = {
     "../SECURITY.md": "security.md",
     "../benchmarks/RESULTS.md": "results.md",
     "../CHANGELOG.md": "changelog.md",
 }
 """Pages that stand outside of docs/, where a reader of the repository finds them, and what they are on the site."""
 
+_LINKED = {**_INCLUDED, "../README.md": "quickstart.md"}
+
 _VERBATIM = re.compile(r"(``.*?``|:math:`.*?`)")
 
 
 def _link_inside(app: Any, docname: str, source: list[str]) -> None:
-    for outside, inside in _OUTSIDE.items():
+    for outside, inside in _INCLUDED.items():
         if inside == f"{docname}.md":
             source[0] = (Path(app.srcdir) / outside).read_text(encoding="utf-8").replace("](docs/", "](")
+    for outside, inside in _LINKED.items():
         source[0] = source[0].replace(f"]({outside}", f"]({inside}")
 
 
