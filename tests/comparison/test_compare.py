@@ -78,6 +78,20 @@ def test_without_a_teacher_experiments_run_as_they_stand(tmp_path: Path) -> None
     assert list(plan.strategies[1].runs[0].config.frozen) == []
 
 
+def test_experiments_of_the_users_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    lines = ["# @package _global_", "defaults: [dml_pptsmv2, _self_]", "losses: {dml: {weight: 0.25}}"]
+    (tmp_path / "conf/experiment/mine.yaml").write_text("\n".join(lines))
+    plan = make_plan(
+        config(tmp_path / "runs", "experiments=[baseline,mine]", "teacher=null", "--config-dir", f"{tmp_path}/conf")
+    )
+    mine = plan.strategies[1].runs[0]
+    assert mine.config.losses.dml.weight == 0.25
+    assert f"hydra.searchpath=['file://{tmp_path}/conf']" in mine.arguments, "the run finds it too"
+    with pytest.raises(ValueError, match="--config-dir /nowhere is no folder"):
+        make_plan(config(tmp_path / "runs", TWO, "--config-dir=/nowhere"))
+
+
 def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
     (tmp_path / "t.safetensors").touch()
     plan = make_plan(config(tmp_path, "experiments=[baseline,kd]", f"teacher.weights={tmp_path}/t.safetensors"))

@@ -93,12 +93,12 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         if strategy["overrides"]
     ]
     told += [f"**{name} is not paired**: {text}" for name, s in record["strategies"].items() for text in _unpaired(s)]
-    told += [
-        f"**{name}, seed {run['seed']}**: {run['fault']}"
-        for name, strategy in record["strategies"].items()
-        for run in strategy["runs"]
-        if run["fault"]
-    ]
+    for name, strategy in record["strategies"].items():
+        seeds: dict[str, list[int]] = {}
+        for run in strategy["runs"]:
+            if run["fault"]:
+                seeds.setdefault(run["fault"], []).append(run["seed"])
+        told += [f"**{name}, seed {', '.join(map(str, these))}**: {fault}" for fault, these in seeds.items()]
     return told
 
 
@@ -135,6 +135,8 @@ def _mean(strategy: Mapping[str, Any]) -> str:
 
 
 def _verdict(strategy: Mapping[str, Any]) -> str:
+    if strategy["gain"] is None:
+        return "-"
     text = str(strategy["verdict"])
     return text if text == "not shown" else f"**{text}**"
 
