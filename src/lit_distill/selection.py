@@ -104,6 +104,7 @@ def without_twins(pool: Sequence[str], against: Iterable[str] = ()) -> tuple[lis
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name, text in (("a", "x"), ("b", "y"), ("c", "y"), ("val", "x")):
         ...     _ = (folder / name).write_text(text)
