@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -269,7 +272,7 @@ def test_a_composer_of_its_own_is_balanced_by_hand() -> None:
 
     result = step()
     assert composer.balance is not None
-    composer.balance.observe(result.terms, list(student.parameters()))
+    composer.balance.observe(result.terms, list(student.parameters()), weights=result.weights)
     assert step().weights.tolist() == pytest.approx([4.0, 0.25])
     composer.eval()
     assert step().weights.tolist() == [1.0, 1.0]
@@ -282,3 +285,91 @@ def test_weights_below_zero_cannot_be_balanced() -> None:
         student(torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"term 'a': its weight is -2\.0, but only weights from 0 can be balanced"):
         composer(signals, torch.zeros(2, 1), epoch=2.0)
+
+
+# ---------------------------------------------------------------- half precision, and several candidates
+
+
+def test_half_precision_holds_the_norm_of_a_term_of_small_weight() -> None:
+    balance, place = built(GradientNorm(), 2), torch.zeros(1, requires_grad=True)
+    terms = [500 * place.half().float().sum(), 2 * place.half().float().sum()]  # half at 65536 times: infinite
+    balance.observe(terms, [place], weights=torch.tensor([1e-3, 0.125]), scale=65536.0)
+    torch.testing.assert_close(balance.get_buffer("log_norm").exp(), torch.tensor([500.0, 2.0]) ** 0.1)
+
+
+def test_buffers_of_half_precision_hold_what_was_measured_in_single() -> None:
+    balance = built(GradientNorm(), 2).half()
+    place = torch.zeros(1, requires_grad=True)
+    balance.observe([1e5 * place.sum(), 10 * place.sum()], [place], mean_over_ranks=lambda squares: squares)
+    found = balance(torch.ones(2, dtype=torch.float16))[0]
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, torch.tensor([0.01, 100.0], dtype=torch.float16), rtol=0.02, atol=0)
+
+
+def test_a_term_that_was_never_usable_is_told_once() -> None:
+    balance, weights = built(GradientNorm(), 4), torch.ones(4)
+    place, other = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+    factors = [math.nan, 2.0, 0.0]
+
+    def measure(times: int) -> None:
+        for _ in range(times):
+            balance.observe([*(factor * place.sum() for factor in factors), other.sum()], [place])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(9)
+    with pytest.warns(UserWarning, match=r"gradients of \['term0', 'term2'\] .* first 10 measurements"):
+        measure(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        measure(20)
+    assert balance(weights)[0].tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+def test_the_module_gives_what_half_precision_holds(tmp_path: Path) -> None:
+    class HalfPlace(Place):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).half()
+
+    class WideSlope(Slope):
+        def forward(self, student: Tensor, target: Tensor) -> Tensor:
+            return super().forward(student.float(), target)
+
+    terms = {
+        "large": LossTerm(WideSlope(100.0), pair=("Student", "GroundTruth"), weight=1e-3),
+        "small": LossTerm(WideSlope(0.25), pair=("Student", "GroundTruth"), weight=1e-3),
+    }
+    balance = GradientNorm(every_n_steps=100)
+    module = DistillModule(
+        {"Student": HalfPlace()}, terms, metrics=None, balance=balance, optimizer=partial(torch.optim.SGD, lr=1e-3)
+    )
+    fit(
+        module,
+        tmp_path,
+        plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))],
+        limit_train_batches=1,
+    )
+    torch.testing.assert_close(balance.log_norm, 0.1 * torch.tensor([100.0, 0.25]).log(), rtol=1e-3, atol=0)
+
+
+def test_with_several_candidates_it_measures_all_of_them(tmp_path: Path) -> None:
+    terms = {name: LossTerm(Slope(norm), pair=(name, "GroundTruth")) for name, norm in (("A", 3.0), ("B", 48.0))}
+    balance = GradientNorm(every_n_steps=100)
+    module = DistillModule(
+        {"A": Place(), "B": Place()}, terms, student="best", balance=balance,
+        optimizer=partial(torch.optim.SGD, lr=1e-3),
+    )  # fmt: skip
+    fit(module, tmp_path, limit_train_batches=1, limit_val_batches=0)
+    torch.testing.assert_close(balance.log_norm, 0.1 * torch.tensor([3.0, 48.0]).log())
+
+
+def test_strategies_that_shard_parameters_are_refused_before_training() -> None:
+    class Sharded:
+        strategy = FSDPStrategy()
+        datamodule = None
+
+    module = slopes(GradientNorm())
+    module._trainer = Sharded()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="GradientNorm needs whole parameters on each device, FSDPStrategy shards"):
+        module.setup("fit")
+    Uncertainty().check(Sharded())  # type: ignore[arg-type]

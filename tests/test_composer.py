@@ -193,3 +193,19 @@ def test_check_names_the_term_of_a_wrong_reference(models: dict[str, nn.Module])
     composer = LossComposer({"mse": LossTerm(nn.MSELoss(), pair=("Student.7", "Teacher"))})
     with pytest.raises(ValueError, match=r"term 'mse': 'Student\.7' names no submodule of Student"):
         composer.check(models)
+
+
+def test_what_was_evaluated_in_inference_mode_can_be_trained() -> None:
+    student, x = nn.Linear(4, 3), torch.randn(8, 4)
+    composer = LossComposer({"mse": LossTerm(nn.MSELoss(), pair=("Student", "GroundTruth"), weight=0.5)})
+
+    def total() -> Tensor:
+        with composer.capture({"Student": student}) as signals:
+            student(x)
+        return composer(signals, torch.zeros(8, 3)).total
+
+    with torch.inference_mode():
+        evaluated = total()
+    trained = total()
+    trained.backward()  # type: ignore[no-untyped-call]
+    assert trained.item() == evaluated.item()

@@ -358,3 +358,33 @@ def test_it_can_be_validated_alone_in_inference_mode() -> None:
     fit.fit(distill, loader(), loader())
     within = {name: float(value) for name, value in fit.callback_metrics.items() if name.startswith("val/")}
     assert trainer(inference_mode=True).validate(distill, loader(), verbose=False) == [pytest.approx(within)]
+
+
+def test_evaluation_and_training_may_follow_each_other_in_any_order() -> None:
+    distill, plain = module(), module()
+    first = trainer(max_epochs=1)
+    first.validate(distill, loader(), verbose=False)
+    first.fit(distill, loader(), loader())
+    first.test(distill, loader(), verbose=False)
+    again = trainer(max_epochs=1, num_sanity_val_steps=2)
+    again.fit(distill, loader(), loader())
+    trained = again.callback_metrics["val/Student/top1"].item()
+    (after,) = again.validate(distill, loader(), verbose=False)
+    assert after["val/Student/top1"] == trained
+    for _ in range(2):
+        trainer(max_epochs=1).fit(plain, loader(), loader())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, distill.state_dict()[name]), name
+
+
+def test_figures_of_an_evaluation_that_broke_off_are_forgotten() -> None:
+    class Stop(Callback):
+        def on_validation_batch_end(self, *args: Any) -> None:
+            raise RuntimeError("stop")
+
+    distill = module()
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer(callbacks=[Stop()]).validate(distill, loader(), verbose=False)
+    (found,) = trainer().validate(distill, loader(), verbose=False)
+    (wanted,) = trainer().validate(module(), loader(), verbose=False)
+    assert found == wanted

@@ -94,3 +94,26 @@ def test_what_stands_still_gives_the_same_answers_in_training() -> None:
 def test_a_name_that_means_nothing_is_told(names: list[str], frozen: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         module(names, frozen=frozen)
+
+
+def parts_in_training(distill: DistillModule, name: str) -> set[str]:
+    return {path for path, part in distill.models[name].named_modules() if part.training}
+
+
+def test_what_has_no_parameters_goes_with_what_is_around_it() -> None:
+    distill = module(["Student", "Teacher.1"], frozen=[])
+    everything = {path for path, _ in distill.models["Student"].named_modules()}
+    assert parts_in_training(distill, "Student") == everything, "all of it is trained: its dropout is on"
+    assert parts_in_training(distill, "Teacher") == {"", "1"}
+    assert parts_in_training(module(["Student.0.4"]), "Student") == {"", "0", "0.1", "0.3", "0.4"}
+
+
+def test_statistics_without_parameters_stand_still_beside_what_does() -> None:
+    def training(*names: str) -> bool:
+        models = {"Student": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 3))}
+        losses = {"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))}
+        distill = DistillModule(models, losses, optimizer=partial(torch.optim.SGD, lr=0.1), train_only=names)
+        return "1" in parts_in_training(distill, "Student")
+
+    assert training("Student.0", "Student.2")
+    assert not training("Student.2")

@@ -17,7 +17,9 @@ class TrainOnly:
     """The parts of models that are trained, where not all of them are.
 
     What is not named takes no gradient and is in no optimizer; modules without anything that is trained are in eval
-    mode, so that their statistics stand still and their dropout is off.
+    mode, so that their statistics stand still and their dropout is off. A module without parameters goes with the
+    nearest module around it that has some: a dropout is on where any of those are trained, a normalisation layer takes
+    in statistics where all of them are.
 
     Args:
         models: the models that are trained, by name.
@@ -62,9 +64,18 @@ class TrainOnly:
             for parameter in model.parameters():
                 if id(parameter) not in trained:
                     parameter.requires_grad_(False)
-            self._still += [m for m in model.modules() if not any(id(p) in trained for p in m.parameters())]
+            self._still += [part for path, part in model.named_modules() if _stands_still(model, path, trained)]
 
     def hold(self) -> None:
         """Put what stands still into eval mode."""
         for module in self._still:
             module.eval()
+
+
+def _stands_still(model: nn.Module, path: str, trained: Collection[int]) -> bool:
+    """Whether nothing is trained in a part of a model or, where it has no parameters, around it."""
+    part = model.get_submodule(path)
+    while not (learns := [id(p) in trained for p in model.get_submodule(path).parameters()]):
+        path = path.rpartition(".")[0]  # ends at the model, which has some
+    only_statistics = isinstance(part, _NormBase) and next(part.parameters(), None) is None
+    return not (all(learns) if only_statistics else any(learns))

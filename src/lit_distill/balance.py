@@ -7,9 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_distill.gradients import gradients_of, norm_of
+from lit_distill.gradients import gradients_of, norm_of, require_whole_parameters
+
+_PATIENCE = 10  # measurements: the loss scale of fp16 has come down to what the total bears by then
 
 
 class Balancer(nn.Module, ABC):
@@ -60,6 +64,9 @@ class Balancer(nn.Module, ABC):
             The balanced weights (terms,), and what the total gets besides: a scalar, or None.
         """
 
+    def check(self, trainer: Trainer) -> None:
+        """Raise ValueError if it cannot work under this trainer; DistillModule asks before training."""
+
     def is_due(self, step: int) -> bool:
         """Whether it wants to :meth:`observe` the gradients of this optimizer step, counted from 0."""
         return False
@@ -69,6 +76,7 @@ class Balancer(nn.Module, ABC):
         terms: Sequence[Tensor],
         parameters: Sequence[Tensor],
         *,
+        weights: Tensor | None = None,
         scale: float = 1.0,
         mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -76,7 +84,9 @@ class Balancer(nn.Module, ABC):
 
         Args:
             terms: every term before its weight, with its graph.
-            parameters: of the student, which the terms share.
+            parameters: of the student, which the terms share; of all candidates, where the student is one of several.
+            weights: (terms,) that the total multiplies the terms by, so that half precision holds their gradients as
+                it holds the total's; 1 where not given.
             scale: the loss scale of fp16 training.
             mean_over_ranks: gives all ranks the same tensor.
         """
@@ -141,8 +151,9 @@ class GradientNorm(Balancer):
 
     Measured at every ``every_n_steps``-th optimizer step, on its last batch where gradients are accumulated; over ranks
     as the root of the mean square. The weights that follow are those from the next step on, the first step has the set
-    ones. A term that does not reach the student, or whose gradient is 0 or not finite, keeps what it has. It costs a
-    backward pass a term at the measured steps.
+    ones. A term that does not reach the student, or whose gradient is 0 or not finite, keeps what it has; a warning
+    names one that reaches the student and was like that in all of the first 10 measurements. It costs a backward pass
+    a term at the measured steps. With ``student="best"`` the parameters are those of all candidates.
 
     Args:
         every_n_steps: optimizer steps between two measurements, at least 1.
@@ -172,10 +183,16 @@ class GradientNorm(Balancer):
             raise ValueError(f"GradientNorm: momentum is from 0 to below 1, got {momentum!r}")
         self.every_n_steps = every_n_steps
         self.momentum = momentum
+        self._measured = 0
+        self._reached: set[str] = set()
 
     def _build(self, count: int) -> None:
         self.register_buffer("log_norm", torch.zeros(count))  # the moving average, which begins at 0,
         self.register_buffer("seen", torch.zeros(count))  # and the sum of its coefficients, by which it is divided
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise ValueError if the strategy shards parameters."""
+        require_whole_parameters(trainer, type(self).__name__)
 
     def is_due(self, step: int) -> bool:
         """Every ``every_n_steps``, from the first step on."""
@@ -185,9 +202,10 @@ class GradientNorm(Balancer):
     def forward(self, weights: Tensor) -> tuple[Tensor, Tensor | None]:
         """The balanced weights, from what was observed so far; no penalty."""
         seen = (self.seen > 0) & (weights > 0)
-        log_norm = self.log_norm / self.seen.where(seen, 1.0)
-        shares = weights.float() * seen
-        mean = torch.dot(shares, log_norm.float()) / shares.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        dtype = torch.promote_types(self.log_norm.dtype, torch.float32)
+        log_norm = self.log_norm.to(dtype) / self.seen.to(dtype).where(seen, 1.0)
+        shares = weights.to(dtype) * seen
+        mean = torch.dot(shares, log_norm) / shares.sum().clamp_min(torch.finfo(torch.float32).tiny)
         limit = math.log(self.max_change)
         change = (mean - log_norm).clamp(-limit, limit).exp().where(seen, 1.0)
         return weights * change.to(weights.dtype), None
@@ -197,20 +215,39 @@ class GradientNorm(Balancer):
         terms: Sequence[Tensor],
         parameters: Sequence[Tensor],
         *,
+        weights: Tensor | None = None,
         scale: float = 1.0,
         mean_over_ranks: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Take the terms' gradient norms into the moving average."""
-        norms = torch.stack([
-            norm_of(gradients_of(term, parameters, scale=scale), scale=scale).to(self.log_norm) for term in terms
-        ])  # fmt: skip
+        dtype = torch.promote_types(self.log_norm.dtype, torch.float32)  # the buffers of precision=16-true are half
+        found = []
+        factors = [1.0] * len(terms) if weights is None else [weight or 1.0 for weight in weights.tolist()]
+        for name, term, factor in zip(self.terms, terms, factors, strict=True):
+            gradients = gradients_of(term, parameters, scale=scale * factor)
+            found.append(norm_of(gradients, scale=abs(scale * factor)).to(self.log_norm.device, dtype))
+            if any(gradient is not None for gradient in gradients):
+                self._reached.add(name)
+        norms = torch.stack(found)
         if mean_over_ranks is not None:
             norms = mean_over_ranks(norms.square()).sqrt()
         log_norm = norms.log()
         usable = log_norm.isfinite()  # not of 0, NaN or infinity
         keep = self.momentum
-        self.log_norm.copy_((keep * self.log_norm + (1 - keep) * log_norm).where(usable, self.log_norm))
-        self.seen.copy_((keep * self.seen + (1 - keep)).where(usable, self.seen))
+        self.log_norm.copy_((keep * self.log_norm.to(dtype) + (1 - keep) * log_norm).where(usable, self.log_norm))
+        self.seen.copy_((keep * self.seen.to(dtype) + (1 - keep)).where(usable, self.seen))
+        self._measured += 1
+        if self._measured == _PATIENCE:
+            self._tell_of_idle()
+
+    def _tell_of_idle(self) -> None:
+        seen = dict(zip(self.terms, self.seen.tolist(), strict=True))
+        if idle := [name for name in self.terms if name in self._reached and not seen[name]]:
+            rank_zero_warn(
+                f"GradientNorm: the gradients of {idle} over the student were 0 or not finite in all of the first "
+                f"{_PATIENCE} measurements, so these terms have the weights that they are set to: look at their losses "
+                "and signals, or train in precision=bf16-mixed or 32-true where half precision overflows"
+            )
 
     def extra_repr(self) -> str:
         """Its settings."""

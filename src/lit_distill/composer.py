@@ -138,7 +138,8 @@ class LossComposer(nn.Module):
         terms: a :class:`LossTerm` a name, or a mapping of its arguments.
         balance: makes the weights of training steps from those that the terms are set to, such as
             :class:`lit_distill.balance.Uncertainty`; one that measures gradients (``GradientNorm``) is given them by
-            DistillModule, or by you: ``balance.observe(result.terms, parameters)`` before ``backward``.
+            DistillModule, or by you: ``balance.observe(result.terms, parameters, weights=result.weights)`` before
+            ``backward``.
         unlabelled: whether samples of a batch may have no label: -1 among class indices, a row of zeros among class
             probabilities. A term that names ``GroundTruth`` then is evaluated on the rows of the labelled ones alone,
             its mean is over them, and where there is none it is 0 with gradients of 0; the other terms see all rows.
@@ -279,7 +280,9 @@ class LossComposer(nn.Module):
             name = min(self.terms, key=lambda name: self.terms[name].weight_at(epoch))
             raise ValueError(f"term {name!r}: its weight is {min(weights)}, but only weights from 0 can be balanced")
         if self._last_weights is None or self._last_weights[0] != (weights, like.device, like.dtype):
-            self._last_weights = ((weights, like.device, like.dtype), like.new_tensor(weights))
+            with torch.inference_mode(False):  # a validation may make it for the training that follows
+                tensor = torch.tensor(weights, device=like.device, dtype=like.dtype)
+            self._last_weights = ((weights, like.device, like.dtype), tensor)
         return self._last_weights[1]
 
     def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 _CHUNK = 1 << 20
@@ -19,7 +20,8 @@ def gradients_of(value: Tensor, of: Iterable[Tensor], *, scale: float = 1.0) -> 
     Args:
         value: a scalar.
         of: tensors that it may depend on.
-        scale: the value is multiplied by it first, against underflow in half precision; so are the gradients.
+        scale: the value is multiplied by it first, against underflow and overflow in half precision; so are the
+            gradients.
 
     Returns:
         One a tensor, None where the value does not depend on it.
@@ -89,6 +91,23 @@ def gram_matrix(gradients: Sequence[Tensor]) -> Tensor:
         rows = torch.stack([gradient[start : start + _CHUNK] for gradient in gradients]).to(dtype)
         total += rows @ rows.T
     return total
+
+
+def require_whole_parameters(trainer: Trainer, who: str) -> None:
+    """Raise where each device has a part of the parameters alone, so that no gradient by itself is whole.
+
+    Args:
+        trainer: whose strategy is looked at.
+        who: wants the gradients, for the message.
+
+    Raises:
+        ValueError: a strategy that shards parameters.
+    """
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ValueError(
+            f"{who} needs whole parameters on each device, {type(trainer.strategy).__name__} shards them: use a single "
+            "device or DDP, or leave it out"
+        )
 
 
 def loss_scale(trainer: Trainer) -> float:

@@ -243,6 +243,8 @@ class DistillModule(CheckpointedModule):
         """Try one example batch: errors show before training, and losses get their shapes before the optimizer."""
         self._record_frozen()  # before a precision or a device changes them
         self.expect_labels_of(getattr(self.trainer, "datamodule", None))
+        if stage == "fit" and self.composer.balance is not None:
+            self.composer.balance.check(self.trainer)
         if stage != "fit" or not self._preflight:
             return
         trainer = self.trainer
@@ -302,7 +304,8 @@ class DistillModule(CheckpointedModule):
             return
         balance.observe(
             self.composed.terms,
-            [p for p in self.models[self.student].parameters() if p.requires_grad],
+            [p for p in _unique_parameters(self.models[name] for name in self.candidates) if p.requires_grad],
+            weights=self.composed.weights,
             scale=loss_scale(self.trainer),
             mean_over_ranks=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),
         )
@@ -402,7 +405,8 @@ class DistillModule(CheckpointedModule):
         self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)
 
     def on_validation_start(self) -> None:
-        """Let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
+        """Begin the figures anew; let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
+        self._reset_figures()
         ddp = self.trainer.strategy.model
         if isinstance(ddp, DistributedDataParallel):
             for name, buffer in self.named_buffers():
@@ -434,7 +438,6 @@ class DistillModule(CheckpointedModule):
 
     def _log_evaluation(self, stage: str) -> None:
         means = self.val_terms.compute().tolist()
-        self.val_terms.reset()
         values = {f"{stage}/loss": means[0]}
         values |= {f"{stage}/{name}": value for name, value in zip(self.val_composer.terms, means[1:], strict=True)}
         for model, metric in self._named_metrics():
@@ -442,10 +445,17 @@ class DistillModule(CheckpointedModule):
                 computed = metric.compute()
                 results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
                 values |= {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
-            metric.reset()
+        self._reset_figures()
         values |= self._judge_candidates(stage, values)
         # Metrics are already reduced over ranks; Lightning would average the equal values once more.
         self.log_dict(values, on_epoch=True, sync_dist=False)
+
+    def _reset_figures(self) -> None:
+        """Forget what was evaluated. Lightning evaluates in inference mode, whose tensors no later step may add to."""
+        with torch.inference_mode(False):
+            self.val_terms.reset()
+            for _, metric in self._named_metrics():
+                metric.reset()
 
     def _judge_candidates(self, stage: str, values: Mapping[str, float]) -> dict[str, float]:
         """Make the candidate of the highest validation top-1 the student; its figures once more, under ``best``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -208,3 +210,55 @@ def test_sharded_parameters_are_refused() -> None:
 
     with pytest.raises(ValueError, match="FSDPStrategy shards them"):
         TermGradients().on_train_start(Sharded(), module())  # type: ignore[arg-type]
+
+
+class Edge(nn.Module):
+    """0, with a gradient that is NaN."""
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return (0 * student).sum().sqrt()
+
+
+def one_batch(distilled: DistillModule, callback: TermGradients, **more: Any) -> dict[str, float]:
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=False, callbacks=[callback], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **more,
+    )  # fmt: skip
+    trainer.fit(distilled, DataLoader(TensorDataset(torch.zeros(2, 2), torch.zeros(2, 2)), batch_size=2))
+    return callback.last
+
+
+def test_a_gradient_that_is_not_finite_has_no_cosine() -> None:
+    terms = {
+        "edge": LossTerm(Edge(), pair=("Student", "GroundTruth")),
+        "a": LossTerm(Slope(3.0, 4.0), pair=("Student", "GroundTruth")),
+        "b": LossTerm(Slope(6.0, 8.0), pair=("Student", "GroundTruth"), weight=-1.0),
+    }
+    distilled = DistillModule({"Student": Point()}, terms, optimizer=partial(torch.optim.SGD, lr=0.1), metrics=None)
+    found = one_batch(distilled, TermGradients(every_n_steps=1))
+    assert found == pytest.approx({"grad/edge": math.nan, "grad/a": 5, "grad/b": 10, "grad_cos/a/b": -1}, nan_ok=True)
+
+
+class HalfPoint(Point):
+    """Its gradients pass through half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).half()
+
+
+class WideSlope(Slope):
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return (student.float().mean(0) * self.direction).sum()
+
+
+def test_half_precision_holds_the_gradients_of_a_small_weight() -> None:
+    terms = {
+        "a": LossTerm(WideSlope(300.0, 400.0), pair=("Student", "GroundTruth"), weight=1e-3),
+        "b": LossTerm(WideSlope(0.4, -0.3), pair=("Student", "GroundTruth")),
+        "off": LossTerm(WideSlope(1e6, 1e6), pair=("Student", "GroundTruth"), weight=0.0),
+    }
+    distilled = DistillModule({"Student": HalfPoint()}, terms, optimizer=partial(torch.optim.SGD, lr=0.1), metrics=None)
+    scaled = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=65536.0))
+    found = one_batch(distilled, TermGradients(every_n_steps=1), plugins=[scaled])
+    wanted = {"grad/a": 0.5, "grad/b": 0.5, "grad/off": 0, "grad_cos/a/b": 0}
+    assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3)

@@ -8,10 +8,9 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-from lit_distill.gradients import flattened, gradients_of, gram_matrix, loss_scale
+from lit_distill.gradients import flattened, gradients_of, gram_matrix, loss_scale, require_whole_parameters
 from lit_distill.module import DistillModule
 
 
@@ -23,8 +22,9 @@ class TermGradients(Callback):
     .. math:: \text{grad/}i = \lVert g_i \rVert, \qquad
               \text{grad\_cos/}i\text{/}j = \frac{g_i \cdot g_j}{\lVert g_i \rVert \lVert g_j \rVert}
 
-    Weighted as they enter the total, before clipping. A term that does not reach the model has norm 0, and no cosine. A
-    cosine below 0 says that two terms work against each other on this batch. Under DDP gradients are the averages over
+    Weighted as they enter the total, before clipping. A term that does not reach the model has norm 0, and no cosine;
+    nor has one whose gradient is not finite. A cosine below 0 says that two terms work against each other on this
+    batch. Under DDP gradients are the averages over
     the ranks, as the optimizer gets them; where gradients are accumulated they are those of the window's last batch.
 
     Training is the same bit for bit with and without it: the graph of the step is walked once more for each term,
@@ -57,11 +57,7 @@ class TermGradients(Callback):
         """Check that there is something to measure."""
         if not isinstance(pl_module, DistillModule):
             raise ValueError(f"TermGradients looks at the terms of a DistillModule, got a {type(pl_module).__name__}")
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise ValueError(
-                f"TermGradients needs whole parameters on each device, {type(trainer.strategy).__name__} shards them: "
-                "use a single device or DDP, or leave it out"
-            )
+        require_whole_parameters(trainer, "TermGradients")
         name = self.model or pl_module.student
         if name not in pl_module.models or name in pl_module.frozen:
             learning = [model for model in pl_module.models if model not in pl_module.frozen]
@@ -79,20 +75,19 @@ class TermGradients(Callback):
         scale = loss_scale(trainer)
         student = pl_module.models[self.model or pl_module.student]  # student=best: another one after a validation
         parameters = [p for p in student.parameters() if p.requires_grad]
+        names, none = composed.names, [None] * len(parameters)
+        # Times their weights before the backward pass: half precision then holds what it holds in the step's own one.
         flat = [
-            trainer.strategy.reduce(
-                flattened(gradients_of(term, parameters, scale=scale), parameters), reduce_op="mean"
-            )
-            for term in composed.terms
+            flattened(gradients_of(term, parameters, scale=scale * weight) if weight else none, parameters)
+            for term, weight in zip(composed.terms, composed.weights.tolist(), strict=True)
         ]
-        weights, names = composed.weights.tolist(), composed.names
+        flat = [trainer.strategy.reduce(gradient, reduce_op="mean") for gradient in flat]
         gram = (gram_matrix(flat) / scale**2).tolist()
         norms = [math.sqrt(gram[i][i]) for i in range(len(flat))]
-        self.last = {f"grad/{name}": abs(w) * norm for name, w, norm in zip(names, weights, norms, strict=True)}
+        self.last = {f"grad/{name}": norm for name, norm in zip(names, norms, strict=True)}
         for (i, one), (j, other) in combinations(enumerate(names), 2):
-            if weights[i] * weights[j] and norms[i] * norms[j]:
-                cosine = gram[i][j] / (norms[i] * norms[j]) * math.copysign(1.0, weights[i] * weights[j])
-                self.last[f"grad_cos/{one}/{other}"] = max(-1.0, min(1.0, cosine))
+            if 0 < norms[i] * norms[j] < math.inf:  # not of NaN, which min and max would make a number of
+                self.last[f"grad_cos/{one}/{other}"] = max(-1.0, min(1.0, gram[i][j] / (norms[i] * norms[j])))
         self._due = True
 
     def on_train_batch_end(
