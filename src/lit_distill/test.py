@@ -59,7 +59,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     if not trainer.is_global_zero:
         return {}
 
-    names = _class_names(opened, data)
+    names = class_names_of(opened, data)
     figures = dict(evaluation.figures)
     confusion = figures.pop("confusion")
     views = getattr(data, "views", "center")
@@ -135,7 +135,7 @@ def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     console.print(f"written {file} and {_confusion_file(file).name}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _class_names(opened: Run, data: LightningDataModule) -> tuple[str, ...]:
+def class_names_of(opened: Run, data: LightningDataModule) -> tuple[str, ...]:
     """The data's names, which must be those that the run was trained on, in that order."""
     found = tuple(getattr(data, "class_names", None) or ())
     known = opened.class_names

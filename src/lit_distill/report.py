@@ -1,0 +1,169 @@
+"""`python -m lit_distill.report run=<folder>`: what runs learned, and where they differ, as one page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from lit_distill._arguments import literal, quote_paths
+from lit_distill._cli import command, quiet_lightning
+from lit_distill._files import write_text
+from lit_distill.callbacks import Progress, Quarantine
+from lit_distill.cost import Cost
+from lit_distill.data.decode import VideoError
+from lit_distill.reporting.evidence import gather, pairs_of
+from lit_distill.reporting.history import histories
+from lit_distill.reporting.page import page
+from lit_distill.reporting.sections import Material, sections
+from lit_distill.reporting.training_cost import training_cost
+from lit_distill.runs import Run, load_run
+
+FILE = "report.html"
+_TAKES_VALUE = ("--allow", "--cfg", "-c", "--config-dir", "-cd", "--package", "-p")  # options before a word of theirs
+
+
+def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Look at every model of one run or several, and write a page that needs nothing else.
+
+    Args:
+        config: the composed ``report.yaml``.
+        console: where it says what it does; standard output by default.
+
+    Returns:
+        ``file``, the page; ``models``, by their labels the figures of
+        :meth:`lit_distill.evaluation.ClassificationReport.compute`; ``pairs``, by theirs ``agreement`` and ``kl``.
+
+    Raises:
+        ValueError: the config asks for what there is not.
+        FileNotFoundError: a run, its student or its data are not there.
+    """
+    console = console or Console()
+    opened = _opened(config)
+    overrides: dict[str, Any] = OmegaConf.to_container(config.data, resolve=True)  # type: ignore[assignment]
+    layers: dict[str, Any] = OmegaConf.to_container(config.layers, resolve=True)  # type: ignore[assignment]
+    evidence, logged, costs = [], [], {}
+    for label, one in opened.items():
+        console.print(f"looking at {label}", highlight=False, markup=False, soft_wrap=True)
+        trainer: Trainer = instantiate(config.trainer, callbacks=[Progress(), Quarantine()])
+        evidence.append(
+            gather(
+                one, label, trainer=trainer, split=config.split, checkpoint=config.checkpoint, data=overrides,
+                layers={name: chosen for name, chosen in layers.items() if name in one.models},
+                cka_samples=config.cka_samples,
+            )
+        )  # fmt: skip
+        logged += histories(one, label)
+        if config.cost_steps:
+            costs[label] = _cost(one, config.cost_steps, overrides)
+    known = {name for one in opened.values() for name in one.models}
+    if unknown := set(layers) - known:
+        raise ValueError(f"layers of {sorted(unknown)}: the runs have the models {', '.join(sorted(known))}")
+    pairs, notes = pairs_of(evidence)
+    material = Material(runs=evidence, logged=logged, pairs=pairs, notes=notes, costs=costs, clips=config.clips)
+    samples = evidence[0].student.figures["samples"]
+    lead = (
+        f"On {samples:,} samples of {'validation' if config.split == 'val' else 'test'}, {config.checkpoint} weights."
+    )
+    file = _file(config, opened)
+    write_text(file, page(" and ".join(opened) if len(opened) < 4 else f"{len(opened)} runs", lead, sections(material)))
+    for said in [
+        f"{e.label} · {name} is left out: {why}" for e in evidence for name, why in e.left_out.items()
+    ] + notes:
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written {file}", highlight=False, markup=False, soft_wrap=True)
+    return {
+        "file": str(file),
+        "models": {judged.label: dict(judged.figures) for judged in material.judged},
+        "pairs": {
+            f"{pair.b.label} after {pair.a.label}": {"agreement": pair.agreement, "kl": pair.kl} for pair in pairs
+        },
+    }
+
+
+def own_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of `report` as Hydra takes them: folders by themselves become ``runs``.
+
+    Args:
+        arguments: as they were typed, without the command's name.
+
+    Raises:
+        ValueError: folders both by themselves and by ``run=`` or ``runs=``.
+
+    Example:
+        >>> own_arguments(["runs/a (1)", "runs/b", "split=test"])
+        ['split=test', "runs=['runs/a (1)','runs/b']"]
+    """
+    folders: list[str] = []
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        if argument in _TAKES_VALUE:
+            rest += [argument, *([value] if (value := next(left, None)) is not None else [])]
+        elif argument.startswith(("-", "~")) or ("=" in argument and not Path(argument).is_dir()):
+            rest.append(argument)
+        else:
+            folders.append(argument)
+    if folders and any(argument.partition("=")[0] in ("run", "runs") for argument in rest):
+        raise ValueError(f"give folders by themselves or as run=…, not both: {', '.join(folders)}")
+    return [*quote_paths(rest), *([f"runs=[{','.join(map(literal, folders))}]"] if folders else [])]
+
+
+def _opened(config: DictConfig) -> dict[str, Run]:
+    """The runs by labels that tell them apart: the ends of their paths, as long as it takes."""
+    if config.split not in ("val", "test"):
+        raise ValueError(f"split is val or test, came {config.split!r}")
+    for name in ("clips", "cka_samples", "cost_steps"):
+        if isinstance(config[name], bool) or not isinstance(config[name], int) or config[name] < 0:
+            raise ValueError(f"{name} is a number from 0, came {config[name]!r}")
+    if bool(config.run) == bool(config.runs):
+        raise ValueError("give one run folder as run=<folder>, or several as runs=[<folder>,<folder>]")
+    folders = [Path(str(folder)).expanduser() for folder in ([config.run] if config.run else config.runs)]
+    places = [folder.resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise ValueError(f"the same run folder twice: {', '.join(map(str, folders))}")
+    if file := next((folder for folder in folders if folder.is_file()), None):
+        raise ValueError(f"{file} is a file: a report is of run folders, runs/<experiment>/<time>")
+    depth = next(n for n in range(1, 99) if len({place.parts[-n:] for place in places}) == len(places))
+    labels = ["/".join(place.parts[-depth:]) for place in places]
+    return {label: load_run(folder, allow=tuple(config.allow)) for label, folder in zip(labels, folders, strict=True)}
+
+
+def _cost(one: Run, steps: int, data: dict[str, Any]) -> Cost | str:
+    """The cost of a training step, or why there is none: training data need not be there to look at a run."""
+    try:
+        return training_cost(one, steps=steps, data=data)
+    except (ValueError, OSError, VideoError) as error:
+        return str(error)
+
+
+def _file(config: DictConfig, opened: dict[str, Run]) -> Path:
+    if config.output:
+        return Path(config.output).expanduser()
+    return next(iter(opened.values())).folder / FILE if len(opened) == 1 else Path(FILE)
+
+
+@command("report", receives=True)
+def _main(config: DictConfig) -> None:
+    quiet_lightning()
+    run(config)
+
+
+def main() -> None:
+    """Look into runs; see ``--help``."""
+    try:
+        sys.argv[1:] = own_arguments(sys.argv[1:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    _main()
+
+
+if __name__ == "__main__":
+    main()
