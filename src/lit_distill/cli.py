@@ -18,7 +18,7 @@ COMMANDS = (
     ("doctor", "look at an experiment before it is trained"),
     ("compare", "strategies with paired seeds: which is better, by how much, is it luck"),
     ("search", "the best settings of an experiment by Optuna, pruned by validation"),
-    ("report", "look into runs"),
+    ("report", "what runs learned and where they differ, as one page"),
     ("index", "look through the videos of a data set once, and find bad ones"),
     ("pack", "videos of a data set into tar shards"),
     ("convert", "PaddleVideo's weights and configs into this library's"),

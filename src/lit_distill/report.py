@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from lit_distill.reporting.training_cost import training_cost
 from lit_distill.runs import Run, load_run
 
 FILE = "report.html"
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 _TAKES_VALUE = ("--allow", "--cfg", "-c", "--config-dir", "-cd", "--package", "-p")  # options before a word of theirs
 
 
@@ -47,7 +49,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     console = console or Console()
     opened = _opened(config)
     overrides: dict[str, Any] = OmegaConf.to_container(config.data, resolve=True)  # type: ignore[assignment]
-    layers: dict[str, Any] = OmegaConf.to_container(config.layers, resolve=True)  # type: ignore[assignment]
+    layers: dict[str, Any] = {} if config.layers is None else OmegaConf.to_container(config.layers)  # type: ignore[assignment]
     evidence, logged, costs = [], [], {}
     for label, one in opened.items():
         console.print(f"looking at {label}", highlight=False, markup=False, soft_wrap=True)
@@ -130,9 +132,28 @@ def _opened(config: DictConfig) -> dict[str, Run]:
         raise ValueError(f"the same run folder twice: {', '.join(map(str, folders))}")
     if file := next((folder for folder in folders if folder.is_file()), None):
         raise ValueError(f"{file} is a file: a report is of run folders, runs/<experiment>/<time>")
-    depth = next(n for n in range(1, 99) if len({place.parts[-n:] for place in places}) == len(places))
-    labels = ["/".join(place.parts[-depth:]) for place in places]
-    return {label: load_run(folder, allow=tuple(config.allow)) for label, folder in zip(labels, folders, strict=True)}
+    opened = [load_run(folder, allow=tuple(config.allow)) for folder in folders]
+    return dict(zip(labels_of(places), opened, strict=True))
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """A short name for each folder, another than those of the others: without its time where that is enough.
+
+    Args:
+        folders: different absolute paths.
+
+    Example:
+        >>> labels_of([Path("/runs/kd/2026-11-24_10-00-00"), Path("/runs/dml/2026-11-24_11-00-00")])
+        ['kd', 'dml']
+        >>> labels_of([Path("/runs/kd/2026-11-24_10-00-00"), Path("/runs/kd/2026-11-24_11-00-00")])
+        ['2026-11-24_10-00-00', '2026-11-24_11-00-00']
+    """
+    named = [folder.parent if _TIME.fullmatch(folder.name) else folder for folder in folders]
+    for paths, depth in ((named, 1), *((folders, depth) for depth in range(1, 99))):
+        labels = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
 
 
 def _cost(one: Run, steps: int, data: dict[str, Any]) -> Cost | str:

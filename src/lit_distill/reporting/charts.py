@@ -12,7 +12,7 @@ from lit_distill._screen import printable
 
 COLOURS = 6
 _WIDTH, _HEIGHT = 360, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 24
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 32
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers within a range, at most so many.
+    """Round numbers within a range, at least a so-manieth part of it apart.
 
     Example:
         >>> ticks(0.0, 1.0), ticks(-3.0, 24.0)
-        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 5.0, 10.0, 15.0, 20.0])
+        ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 10.0, 20.0])
     """
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
@@ -68,13 +68,14 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(place * step, 12) + 0.0 for place in range(first, last + 1)]
 
 
-def line_chart(lines: Sequence[Line], *, title: str, x_label: str = "step") -> str:
+def line_chart(lines: Sequence[Line], *, title: str, x_label: str = "step", legend: bool = False) -> str:
     """Lines over a common x axis, with a legend where there are several.
 
     Args:
         lines: at least one; those without a finite point are in the legend alone.
         title: of the figure.
         x_label: under the axis.
+        legend: for a single line too.
     """
     finite = [(x, y) for line in lines for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -93,7 +94,7 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str = "step") -> s
                 parts.append(f'<circle class="dot c{line.colour % COLOURS}" cx="{at_x}" cy="{at_y}" r="2.5"/>')
             else:
                 parts.append(f'<polyline {style} points="{" ".join(where)}"/>')
-    return _figure(title, _svg(_WIDTH, _HEIGHT, parts, title), _legend(lines) if len(lines) > 1 else "")
+    return _figure(title, _svg(_WIDTH, _HEIGHT, parts, title), _legend(lines) if legend or len(lines) > 1 else "")
 
 
 def reliability_chart(bins: Sequence[dict[str, Any]], *, title: str, colour: int = 0) -> str:
@@ -185,12 +186,12 @@ def _axes(xs: Sequence[float], ys: Sequence[float], x_of: Any, y_of: Any, x_labe
     for y in ys:
         parts.append(f'<line class="mesh" x1="{_LEFT}" y1="{y_of(y):.1f}" x2="{_WIDTH - _RIGHT}" y2="{y_of(y):.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 5}" y="{y_of(y) + 3.5:.1f}" text-anchor="end">{number(y)}</text>')
-    for place, x in enumerate(xs):
+    for x in xs:
         end = "end" if x_of(x) > _WIDTH - 24 else "middle"
-        word = f" {shown(x_label)}" if place == len(xs) - 1 and end == "middle" else ""
-        parts.append(
-            f'<text class="tick" x="{x_of(x):.1f}" y="{bottom + 14}" text-anchor="{end}">{number(x)}{word}</text>'
-        )
+        parts.append(f'<text class="tick" x="{x_of(x):.1f}" y="{bottom + 14}" text-anchor="{end}">{number(x)}</text>')
+    parts.append(
+        f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{bottom + 27}" text-anchor="end">{shown(x_label)}</text>'
+    )
     parts.append(f'<line class="axis" x1="{_LEFT}" y1="{bottom}" x2="{_WIDTH - _RIGHT}" y2="{bottom}"/>')
     return "".join(parts)
 

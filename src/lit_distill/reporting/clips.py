@@ -14,7 +14,7 @@ from lit_distill._screen import percent
 from lit_distill.reporting.charts import shown
 from lit_distill.reporting.evidence import Pair, RunEvidence
 
-_FRAMES, _SIDE, _QUALITY = 8, 96, 80
+_FRAMES, _SIDE, _GAP, _QUALITY = 8, 96, 2, 80
 
 
 def changed(pair: Pair, most: int) -> list[tuple[str, list[int]]]:
@@ -56,8 +56,8 @@ def clip_figures(pair: Pair, places: Sequence[int]) -> list[str]:
         target, says = int(pair.target[place]), ""
         for judged, log in ((pair.a, pair.log_a[place]), (pair.b, pair.log_b[place])):
             top, of_true = float(log.max().exp()), float(log[target].exp())
-            says += f"<p>{shown(judged.label)}: <b>{shown(names[int(log.argmax())])}</b> {percent(top)}, "
-            says += f"true class {percent(of_true)}</p>"
+            says += f"<p>{shown(judged.label)}: <b>{shown(names[int(log.argmax())])}</b> {percent(top)}"
+            says += "</p>" if int(log.argmax()) == target else f", true class {percent(of_true)}</p>"
         true = f"<b>{shown(names[target])}</b>"
         figures.append(
             f'<figure class="clip"><figcaption>{true} · {shown(name)}</figcaption>'
@@ -87,9 +87,9 @@ def strip(evidence: RunEvidence, position: int) -> str:
     chosen = frames[[(2 * j + 1) * len(frames) // (2 * count) for j in range(count)]]
     side = min(_SIDE, *chosen.shape[-2:])
     images = [Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in chosen]
-    wide = Image.new("RGB", (count * side, side))
+    wide = Image.new("RGB", (count * (side + _GAP) - _GAP, side), "white")
     for place, image in enumerate(images):
-        wide.paste(image.resize((side, side), Image.Resampling.BILINEAR), (place * side, 0))
+        wide.paste(image.resize((side, side), Image.Resampling.BILINEAR), (place * (side + _GAP), 0))
     content = io.BytesIO()
     wide.save(content, format="JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

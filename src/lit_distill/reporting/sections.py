@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,12 +120,13 @@ def _agreement(material: Material) -> str:
     for pair in material.pairs:
         right_a, right_b = pair.right
         rows.append(
-            (f"{pair.b.label} after {pair.a.label}", percent(pair.agreement), number(pair.kl),
+            (pair.a.label,
+                pair.b.label, percent(pair.agreement), number(pair.kl),
              percent(float((right_a & right_b).double().mean())), percent(float((right_b & ~right_a).double().mean())),
              percent(float((right_a & ~right_b).double().mean())),
              percent(float((~right_a & ~right_b).double().mean())), len(pair.target))
         )  # fmt: skip
-    head = ("b after a", "same class", "KL(a || b)", "both right", "only b", "only a", "neither", "samples")
+    head = ("a", "b", "same class", "KL(a || b)", "both right", "only b", "only a", "neither", "samples")
     words = (
         "Share of the samples that both take for the same class, and the mean Kullback-Leibler divergence of b's class "
         "probabilities from a's, in nats."
@@ -245,10 +245,10 @@ def _gradients(material: Material) -> str:
 
 def _terms(series: Mapping[str, list[tuple[float, float]]], prefix: str, title: str) -> str:
     lines = [
-        Line(re.sub("/", " and ", name.removeprefix(prefix)), thinned(points), place)
+        Line(name.removeprefix(prefix).replace("/", " and "), thinned(points), place)
         for place, (name, points) in enumerate(series.items())
     ]
-    return line_chart(lines, title=title)
+    return line_chart(lines, title=title, legend=True)
 
 
 def _cost(material: Material) -> str:
@@ -270,7 +270,8 @@ def _cost(material: Material) -> str:
             continue
         whole = sum(cost.seconds.values()) or 1.0
         bars = [(part, s, f"{1e3 * s:.1f} ms, {100 * s / whole:.0f} %") for part, s in cost.seconds.items()]
-        kept = {**cost.bytes, **{f"kept: {part}": size for part, size in cost.kept_bytes.items()}}
+        kept = {"optimizer state" if part == "optimizer" else part: size for part, size in cost.bytes.items()}
+        kept |= {f"activations of {part}": size for part, size in cost.kept_bytes.items()}
         sizes = [(part, float(size), f"{size / 2**20:.1f} MiB") for part, size in kept.items()]
         told.append(
             grid([bar_chart(bars, title="time of a batch, measured here"), bar_chart(sizes, title="memory of a batch")])

@@ -1,0 +1,119 @@
+"""Charts place values where they belong, tables shade them, and what was logged is read as it was written."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+
+from lit_distill.reporting.charts import Line, bar_chart, line_chart, reliability_chart, shade_map
+from lit_distill.reporting.history import read_history, thinned
+from lit_distill.reporting.page import shaded, table
+
+
+def polylines(chart: str) -> list[list[tuple[float, float]]]:
+    found = re.findall(r'<polyline [^>]*points="([^"]+)"', chart)
+    return [[(float(x), float(y)) for x, y in (p.split(",") for p in points.split())] for points in found]
+
+
+def test_a_line_goes_through_its_points() -> None:
+    (line,) = polylines(line_chart([Line("a", [(0, 2.0), (5, 3.0), (10, 6.0)])], title="t"))
+    (x0, y0), (x1, y1), (x2, y2) = line
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert (y0 - y1) * 3 == pytest.approx(y1 - y2, abs=0.3), "upwards, three times as far"
+    assert 0 < x0 < x2 < 360
+    assert 0 < y2 < y0 < 200
+
+
+def test_a_value_that_is_not_finite_breaks_a_line_and_does_not_scale_it() -> None:
+    points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0), (5, 2.0), (6, -math.inf), (7, 1.5)]
+    chart = line_chart([Line("a", points)], title="t")
+    first, second = polylines(chart)
+    assert [y for _, y in first] == [y for _, y in second]
+    assert chart.count("<circle") == 1, "a point alone is a dot"
+    assert "no finite value" in line_chart([Line("a", [(0, math.nan)])], title="t")
+
+
+def test_one_value_all_along_has_a_chart() -> None:
+    (line,) = polylines(line_chart([Line("a", [(3, 0.0), (4, 0.0)])], title="t"))
+    assert line[0][1] == line[1][1]
+
+
+def test_bars_are_as_long_as_their_values_to_either_side() -> None:
+    chart = bar_chart([("up", 10.0, "+10"), ("down", -5.0, "-5")], title="t")
+    bars = re.findall(r'<rect class="bar (c\d)" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', chart)
+    (gain, at_gain, up), (loss, at_loss, down) = ((c, float(x), float(w)) for c, x, w in bars)
+    assert gain != loss
+    assert up == pytest.approx(2 * down, abs=0.2)
+    assert at_loss + down == pytest.approx(at_gain, abs=0.2)
+
+
+def test_a_reliability_bar_is_as_high_as_the_accuracy() -> None:
+    bins = [
+        {"above": 0.2, "up_to": 0.3, "samples": 4, "confidence": 0.25, "accuracy": 0.5},
+        {"above": 0.9, "up_to": 1.0, "samples": 4, "confidence": 0.95, "accuracy": 1.0},
+    ]
+    chart = reliability_chart(bins, title="t")
+    half, whole = (float(h) for h in re.findall(r'<rect class="bar[^>]* height="([\d.]+)"', chart))
+    assert whole == pytest.approx(2 * half, abs=0.2)
+    assert "4 samples: confidence 0.250, accuracy 0.500" in chart
+
+
+def test_shades() -> None:
+    cells = re.findall(r'--v:([\d.]+)">([^<]*)<', shaded(["a"], ["b", "c"], [[0.25, math.nan]], [["1", "–"]]))
+    assert cells == [("0.250", "1"), ("0.000", "–")]
+    cells = re.findall(
+        r'<rect class="cell" x="(\d)" y="(\d)"[^>]*opacity="([\d.]+)"', shade_map([[1.0, 0.0], [0.5, 0.5]], title="t")
+    )
+    assert cells == [("0", "0", "1.00"), ("0", "1", "0.50"), ("1", "1", "0.50")]
+
+
+@pytest.mark.parametrize("hostile", ["<script>x</script>", '" onload="x', "a\u202eb\x00", "&amp;<"])
+def test_no_text_of_others_is_markup(hostile: str) -> None:
+    made = [
+        line_chart([Line(hostile, [(0, 1.0), (1, 2.0)]), Line("b", [])], title=hostile, x_label=hostile),
+        bar_chart([(hostile, 1.0, hostile)], title=hostile),
+        table([hostile], [[hostile]]),
+        shaded([hostile], [hostile], [[1.0]], [[hostile]], corner=hostile),
+    ]
+    for text in made:
+        assert hostile not in text
+        assert "<script" not in text
+        assert not re.search(r'"\s+onload=', text)
+
+
+def test_what_was_logged_is_what_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(
+        'step,epoch,"a,b",train/loss\n1,0,,2.5\n2,0,7,nan\n2,0,inf,\n3,0,1,1'
+    )  # the last was never finished
+    history = read_history(file, "x")
+    assert history.series["a,b"] == [(2.0, 7.0), (2.0, math.inf)]
+    assert history.series["train/loss"][0] == (1.0, 2.5)
+    assert history.last("a,b") == 7.0
+    assert history.last("train/loss") == 2.5
+    assert history.last("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("step,a\n1,x\n", "could not convert"), ("step,a\n1\n", "line 2 has 1 fields, the header 2"),
+        ("step,a,a\n1,2,3\n", "different columns"), ("a,b\n1,2\n", "one of them step"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_none_of_figures_is_told(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "metrics.csv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"metrics.csv is no table of logged figures: .*{said}"):
+        read_history(file, "x")
+
+
+def test_thinning_keeps_the_mean_and_the_span() -> None:
+    points = [(float(x), float(x % 7)) for x in range(700)]
+    few = thinned(points, 100)
+    assert len(few) == 100
+    assert [y for _, y in few] == [3.0] * 100
+    assert thinned(points, 700) is points
