@@ -17,7 +17,8 @@ def features(samples: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def rotation(width: int) -> torch.Tensor:
-    return torch.linalg.qr(features(width, width, seed=9))[0]
+    turned: torch.Tensor = torch.linalg.qr(features(width, width, seed=9))[0]
+    return turned
 
 
 @pytest.mark.parametrize("debiased", [False, True])
@@ -94,7 +95,7 @@ def test_features_are_the_layers_outputs_averaged_over_positions() -> None:
     found = stage_features(network, clips, layers)
     assert list(found) == [*layers, OUTPUT]
     kept: list[torch.Tensor] = []
-    handle = network.stages[1].register_forward_hook(lambda module, args, output: kept.append(output.clone()))
+    handle = network.get_submodule("stages.1").register_forward_hook(lambda module, args, output: kept.append(output.clone()))
     with torch.no_grad():
         logits = network(clips)
     handle.remove()
@@ -106,7 +107,7 @@ def test_features_are_the_layers_outputs_averaged_over_positions() -> None:
 def test_an_activation_in_place_does_not_change_what_a_layer_gave() -> None:
     network = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(inplace=True))
     with torch.no_grad():
-        network[0].weight.copy_(-torch.eye(2))
+        next(network.parameters()).copy_(-torch.eye(2))
     found = stage_features(network, torch.ones(4, 2), ["0"])
     assert found["0"].tolist() == [[-1.0, -1.0]] * 4
 
