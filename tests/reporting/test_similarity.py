@@ -95,7 +95,8 @@ def test_features_are_the_layers_outputs_averaged_over_positions() -> None:
     found = stage_features(network, clips, layers)
     assert list(found) == [*layers, OUTPUT]
     kept: list[torch.Tensor] = []
-    handle = network.get_submodule("stages.1").register_forward_hook(lambda module, args, output: kept.append(output.clone()))
+    stage = network.get_submodule("stages.1")
+    handle = stage.register_forward_hook(lambda module, args, output: kept.append(output.clone()))
     with torch.no_grad():
         logits = network(clips)
     handle.remove()
