@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_distill._cli import conf_dir
 from lit_distill.allow_list import check_targets, read_config
+from lit_distill.data import InputView
+from lit_distill.runs import load_run
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 GROUPS = ("callbacks", "teacher_cache", "logger", "optimizer", "scheduler", "trainer", "loss", "model")
@@ -50,6 +52,32 @@ def test_a_run_folder_that_was_moved_writes_where_it_is(tmp_path: Path) -> None:
         check_targets(config)
     checked = check_targets(config, run_dir=tmp_path)
     assert checked["callbacks"]["best"]["dirpath"] == f"{tmp_path}/checkpoints"
+
+
+def test_a_teacher_cache_writes_in_the_run_folder_alone(tmp_path: Path) -> None:
+    config = composed("experiment=kd_pptsmv2", "teacher_cache=on", f"run_dir={tmp_path}/run")
+    for folder in (str(tmp_path), "/etc", "~"):
+        config.teacher_cache.folder = folder
+        with pytest.raises(ValueError, match=r"teacher_cache\.folder .* place to write outside the run folder"):
+            check_targets(config, run_dir=tmp_path / "run")
+    config.teacher_cache.folder = f"{tmp_path}/run/teachers"
+    check_targets(config, run_dir=tmp_path / "run")
+
+
+def test_a_run_of_an_ensemble_of_views_is_opened(tmp_path: Path) -> None:
+    given = [
+        "experiment=kd_pptsmv2", "data=moving_digits_tiny", "teacher=frozen", f"run_dir={tmp_path}/run",
+    ]  # fmt: skip
+    config = composed(*given)
+    member = OmegaConf.to_container(config.models.Student, resolve=True)
+    view = {"_target_": "lit_distill.data.InputView", "num_frames": 2, "size": 16}
+    config.models.Student = {
+        "_target_": "lit_distill.models.Ensemble", "members": {"A": member, "B": member}, "inputs": {"A": view},
+    }  # fmt: skip
+    (tmp_path / "run").mkdir()
+    OmegaConf.save(config, tmp_path / "run" / "config.yaml")
+    network: Any = load_run(tmp_path / "run")._built("models", "Student", config.models.Student)
+    assert network.inputs == {"A": InputView(num_frames=2, size=16)}
 
 
 def test_all_that_is_not_admitted_is_told_at_once_with_its_key_and_how_to_admit_it() -> None:

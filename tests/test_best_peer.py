@@ -16,11 +16,13 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill._cli import conf_dir
 from lit_distill.artifacts import state_of
 from lit_distill.checkpoints import read_checkpoint
+from lit_distill.metrics import TopKAccuracy
 from lit_distill.runs import load_run
 from lit_distill.train import run as train
 
@@ -164,6 +166,25 @@ def test_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="a list of different names of models, got \\['Student', 'Student'\\]"):
         module("Student", student="best", candidates=["Student", "Student"])
     assert module("Student", student="best", frozen=["Peer1"]).candidates == ("Student", "Peer2")
-    group = module("Student", student="best", metrics=None)
+    agree = LossTerm(nn.MSELoss(), pair=("Student", "Peer1"))
+    group = module("Student", student="best", val_losses={"agree": agree})
+    unlabelled = DataLoader(TensorDataset(torch.zeros(8, 4)), collate_fn=lambda rows: (torch.stack(rows[0]), None))
     with pytest.raises(ValueError, match=r"student=best is chosen by validation top-1, and \['Student', .* have none"):
-        trainer().fit(group, loader(), loader())
+        trainer().fit(group, loader(), unlabelled)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "came"),
+    [
+        (None, "none for Student"),
+        (lambda: MetricCollection({"top5": TopKAccuracy(k=5)}), r"MetricCollection of \['top5'\] for Student"),
+        (lambda: MetricCollection({"top1": TopKAccuracy(k=1)}, prefix="of_"), r"\['of_top1'\]"),
+        (lambda: TopKAccuracy(k=1), "TopKAccuracy for Student"),
+    ],
+)
+def test_metrics_that_choose_no_student_are_told_before_training(metrics: Any, came: str) -> None:
+    with pytest.raises(ValueError, match=f"student=best .* with 'top1', got .*{came}"):
+        module("Student", student="best", metrics=metrics)
+    own = module("Peer1", student="best", metrics=lambda: MetricCollection({"top1": TopKAccuracy(k=1)}))
+    assert own.candidates == tuple(PEERS)
+    module("Student", metrics=metrics)

@@ -166,6 +166,15 @@ def test_a_teacher_cache_serves_the_stages_that_have_a_teacher() -> None:
     assert {stage.config.data.views_per_sample for stage in stages} == {4}, "the data is the same in all"
 
 
+@pytest.mark.parametrize("named", [None, ["Teacher"]])
+def test_a_teacher_cache_serves_no_stage_whose_teacher_moves(named: list[str] | None) -> None:
+    config = composed("train", "experiment=kd_pptsmv2", "teacher_cache=on", *TINY)
+    config.teacher_cache.models = named
+    mean = {"callbacks": {"ema": {"_target_": "lit_distill.callbacks.EMATeacher", "teacher": "Teacher"}}}
+    config.stages = {"mean": mean, "still": {}}
+    assert [stage.config.teacher_cache is not None for stage in stages_of(config)] == [False, True]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

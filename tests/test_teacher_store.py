@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ from hydra.utils import instantiate
 from safetensors.torch import save_file
 
 from lit_distill._cli import conf_dir
+from lit_distill._files import write_text
 from lit_distill.data.digests import memory_order
 from lit_distill.running import fit
 from lit_distill.teacher_cache.codec import SignalCodec
 from lit_distill.teacher_cache.probe import probe
-from lit_distill.teacher_cache.shards import Budget
-from lit_distill.teacher_cache.store import SignalStore
+from lit_distill.teacher_cache.shards import ENDING, Budget
+from lit_distill.teacher_cache.store import MANIFEST, SignalStore
 from run_folders import lively
 
 CODECS = [
@@ -109,6 +112,62 @@ def test_processes_together_keep_to_the_limit(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in tmp_path.rglob("*.shard"))
     assert 2800 < size <= 3000
     assert all(one.full for one in stores)
+
+
+def test_ranks_describe_a_store_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path, content: str) -> None:
+        with (tmp_path / "lock").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        write_text(path, content)
+
+    monkeypatch.setattr("lit_distill.teacher_cache.store.write_text", locked)
+    assert (store(tmp_path).folder / MANIFEST).is_file(), "atomic_file takes another writer's file for a leftover"
+
+
+def test_what_cannot_be_read_is_told_once_and_left_out(tmp_path: Path) -> None:
+    one = store(tmp_path)
+    one.take(*signals(range(7)))
+    one.flush()
+    (one.folder / f"0{ENDING}").mkdir()
+    with pytest.warns(UserWarning, match=r"0\.shard cannot be read .*: it is left out"):
+        other = store(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.refresh()
+    assert holds(other.read(signals(range(7))[0]), signals(range(7))[1])
+
+
+def test_damage_that_cannot_be_removed_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = store(tmp_path)
+    (one.folder / f"0{ENDING}").write_bytes(b"no shard")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.warns(UserWarning, match="is damaged"):
+        one.refresh()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.refresh()
+    assert one.damaged == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_folder_that_cannot_be_made_keeps_nothing_and_still_rounds(tmp_path: Path, dtype: Any) -> None:
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "teachers"
+    codec = SignalCodec(text="Teacher", dtype=torch.float32, shape=(1, 5), storage=dtype)
+    with pytest.warns(UserWarning, match=r"takes no more: .*file.*, 0 samples"):
+        one = SignalStore(root, {}, [codec], Budget(root, 1000))
+    keys, given = signals(range(7))
+    taken = one.take(keys, {"Teacher": given["Teacher"]})["Teacher"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one.flush()
+        one.refresh()
+    assert one.read(keys) is None
+    assert torch.equal(taken, given["Teacher"].to(getattr(torch, dtype)).float())
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
 
 from lit_distill.data.input_view import InputView
 from lit_distill.data.quarantine import BadVideo
@@ -34,6 +35,10 @@ def check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> Non
 
 BEST = "best"
 """As the student's name: the best of several candidates by validation."""
+
+
+TOP1 = "top1"
+"""The validation metric that it is the best by."""
 
 
 def student_candidates(
@@ -66,6 +71,19 @@ def student_candidates(
     if student not in models:
         raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
     return (student,)
+
+
+def check_judges_best(metrics: Mapping[str, Any], candidates: Collection[str]) -> None:
+    """Raise ValueError where the validation metrics of a candidate will not tell its top-1, before it is trained."""
+    for name in candidates:
+        metric = metrics.get(name)
+        keys = list(map(str, metric)) if isinstance(metric, MetricCollection) else None
+        if keys is None or TOP1 not in keys:
+            came = "none" if metric is None else type(metric).__name__ + ("" if keys is None else f" of {keys}")
+            raise ValueError(
+                f"student=best is chosen by validation top-1, so that metrics must make a MetricCollection with "
+                f"{TOP1!r}, got {came} for {name}; or name one student"
+            )
 
 
 def input_views(

@@ -32,7 +32,8 @@ class LossTerm:
         target: a third reference (or a list), for losses that also look at the labels.
         weight: a number, or a function of the fractional epoch (:mod:`lit_distill.schedules`).
         detach: whether no gradient reaches the second signal. By default it is detached, unless the loss says by its
-            attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does.
+            attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does. One that says by
+            ``same_signals`` that it takes the same references twice is held to it.
         align_time: whether signals of frames (B * T, ...) of different T are compared: the longer one is averaged over
             the time of each frame of the other.
 
@@ -69,8 +70,19 @@ class LossTerm:
         self.target_is_list = target is not None and not isinstance(target, str)
         if all(ref.is_data for ref in self.first):
             raise ValueError(f"the first of a pair must learn, but {self.first[0].text} comes with the batch")
+        both = bool(getattr(loss, "teaches_both", False))
+        if getattr(loss, "same_signals", False):
+            if self.first != self.second:
+                raise ValueError(
+                    f"{_loss_name(loss)} takes the same signals twice, in the same order, got {self.pair_text}: "
+                    f"write pair: [{_join(self.first)}, {_join(self.first)}]"
+                )
+            if both and detach:
+                raise ValueError(
+                    f"detach=True leaves {_loss_name(loss)} as it is, where both sides learn: leave it out"
+                )
         self.align_time = align_time
-        self.detach = not getattr(loss, "teaches_both", False) if detach is None else detach
+        self.detach = not both if detach is None else detach
 
     @property
     def references(self) -> tuple[Reference, ...]:

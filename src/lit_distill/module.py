@@ -21,7 +21,9 @@ from lit_distill._checkpointed import CheckpointedModule
 from lit_distill._frozen import FrozenRecord
 from lit_distill._preflight import (
     BEST,
+    TOP1,
     check_classes,
+    check_judges_best,
     check_names,
     example_batch,
     input_views,
@@ -75,7 +77,8 @@ class DistillModule(CheckpointedModule):
         candidates: for ``student="best"``, those that it is chosen among; by default all that are not frozen. The
             first is the student before a validation, and a tie goes to the earlier one.
         metrics: makes the validation metrics of one model, called ``metric(logits, class indices)``; by default top-1
-            and top-5 where the outputs are logits (B, C). ``None`` for none.
+            and top-5 where the outputs are logits (B, C). ``None`` for none. ``student="best"`` needs a collection with
+            ``top1``.
         inputs: what a model sees of the batch's clips, by its name, where it is less than all of them: a
             :class:`lit_distill.data.InputView`, or its ``num_frames`` and ``size``.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
@@ -163,6 +166,8 @@ class DistillModule(CheckpointedModule):
         self._frozen_record: FrozenRecord | None = None
         self.val_metrics = nn.ModuleDict() if metrics is None else nn.ModuleDict({n: metrics() for n in models})
         self._metrics_are_default = metrics is default_metrics
+        if self._chooses_student:
+            check_judges_best(dict(self.val_metrics.items()), self.candidates)
         self.val_terms = TermMeans(len(self.val_composer.terms))
         self._train_terms = RunningTerms()
         self._stored_terms: dict[str, Any] = {}
@@ -462,11 +467,11 @@ class DistillModule(CheckpointedModule):
         if not self._chooses_student:
             return {}
         if stage == "val" and not self.trainer.sanity_checking:
-            scores = {name: values.get(f"val/{name}/top1") for name in self.candidates}
+            scores = {name: values.get(f"val/{name}/{TOP1}") for name in self.candidates}
             if unknown := [name for name, score in scores.items() if score is None]:
                 raise ValueError(
-                    f"student=best is chosen by validation top-1, and {unknown} have none: it needs labelled batches, "
-                    "logits (B, C), and metrics with 'top1'; or name one student"
+                    f"student=best is chosen by validation top-1, and {unknown} have none: it needs labelled batches "
+                    "and logits (B, C); or name one student"
                 )
             self.student = max(self.candidates, key=lambda name: scores[name] or 0.0)  # the first of equal ones
         chosen = f"{stage}/{self.student}/"

@@ -176,9 +176,10 @@ def _derived(base: Mapping[str, Any], plan: Mapping[str, Any], number: int, name
     tree: dict[str, Any] = _merged(base, overrides)
     for kind in ("models", "losses", "val_losses"):
         tree[kind] = {key: node for key, node in (tree.get(kind) or {}).items() if node is not None}
-    if tree.get("teacher_cache"):  # it serves the stages that have something frozen
-        named = tree["teacher_cache"].get("models")
-        kept = tree["frozen"] if named is None else [name for name in named if name in tree["frozen"]]
+    if tree.get("teacher_cache"):  # it serves the stages that have something frozen, and that stands still
+        named, moved = tree["teacher_cache"].get("models"), moved_models(tree["callbacks"])
+        still = [name for name in tree["frozen"] if name not in moved]
+        kept = still if named is None else [name for name in named if name in still]
         shown = None if named is None else kept
         tree["teacher_cache"] = {**tree["teacher_cache"], "models": shown} if kept else None
     if number > 1 and "seed" not in plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -290,9 +291,89 @@ def test_a_signal_that_is_no_function_of_its_sample_is_refused(
         fit(tmp_path, module)
 
 
+def test_new_views_in_every_epoch_are_neither_written_nor_rounded(tmp_path: Path) -> None:
+    figures = []
+    for cached in (False, True):
+        module = build("kd", "sgd")
+        module.folder = tmp_path
+        data = PointsModule(workers=0, mixup=True, views=None)
+        cache = fit(tmp_path, module, data=data, cached=cached, dtype="float16", callbacks=[StepSeed()], max_epochs=3)
+        figures.append(student(module))
+    assert figures[0] == figures[1], "training is that without a cache"
+    assert cache.counts["train"].asked == 0
+    assert (cache.counts["val"].hits, cache.counts["val"].asked) == (20, 30)
+    rows = sum(SHARD_HEAD.unpack(path.read_bytes()[: SHARD_HEAD.size])[1] for path in shards(tmp_path))
+    assert rows == 10, "those of validation"
+
+
+SHARD_HEAD = struct.Struct("<8sQ")
+
+
+def shards(folder: Path) -> list[Path]:
+    return list((folder / "teachers").rglob("*.shard"))
+
+
+class Pair(nn.Linear):
+    """Returns no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+        self.inside, self.calls = nn.Identity(), 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        self.calls += 1
+        out = self.inside(super().forward(x))
+        return out, out
+
+
+def test_a_model_that_returns_no_tensor_is_tried_once(tmp_path: Path) -> None:
+    calls = []
+    for epochs in (1, 3):
+        teacher = Pair()
+        fit(tmp_path / str(epochs), with_teacher(teacher, tap="Teacher.inside"), max_epochs=epochs)
+        calls.append(teacher.calls)
+    assert calls[1] - calls[0] == 2 * len(tiny.loader()), "validation runs it as without a cache, and no oftener"
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    plain, module = with_teacher(net()), with_teacher(net())
+    fit(tmp_path, plain, cached=False)
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match=r"takes no more: .*file.*teacher_cache\.folder=<folder>"):
+        cache = fit(tmp_path / "file", module, default_root_dir=tmp_path)
+    assert hits(cache) == (0, 0)
+    assert student(module) == student(plain)
+
+
+def with_two_teachers() -> DistillModule:
+    torch.manual_seed(1)
+    return DistillModule(
+        models={"Student": tiny.net(), "Mean": tiny.net(), "Teacher": net()},
+        frozen=["Mean", "Teacher"],
+        losses={
+            "ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth")),
+            "mean": LossTerm(nn.MSELoss(), pair=("Student", "Mean")),
+            "mse": LossTerm(nn.MSELoss(), pair=("Student", "Teacher")),
+        },
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+
+
+def test_of_all_frozen_models_those_that_stand_still_are_served(tmp_path: Path) -> None:
+    plain, module = with_two_teachers(), with_two_teachers()
+    fit(tmp_path, plain, cached=False, callbacks=[EMATeacher(teacher="Mean")])
+    assert hits(fit(tmp_path, module, callbacks=[EMATeacher(teacher="Mean")])) == (32, 32)
+    assert student(module) == student(plain)
+    said = r"teacher_cache\.models: Mean moves in every step .*: name of \['Teacher'\], or leave it null"
+    with pytest.raises(ValueError, match=said):
+        fit(tmp_path, with_two_teachers(), models=["Mean"], callbacks=[EMATeacher(teacher="Mean")])
+
+
 def test_models_that_learn_or_move_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Teacher moves in every step \(EMATeacher\)"):
+    with pytest.raises(ValueError, match=r"all of \['Teacher'\] move in every step \(EMATeacher\)"):
         fit(tmp_path, with_teacher(tiny.net()), callbacks=[EMATeacher()])
+    with pytest.raises(ValueError, match=r"teacher_cache\.models is empty"):
+        fit(tmp_path, with_teacher(net()), models=[])
     with pytest.raises(ValueError, match=r"Student is not frozen.* the frozen models are \['Teacher'\]"):
         fit(tmp_path, with_teacher(net()), models=["Student"])
     peers = tiny.module(frozen=[])

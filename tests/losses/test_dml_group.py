@@ -111,7 +111,31 @@ def test_the_order_of_the_peers_does_not_matter(mutual: Form) -> None:
 @pytest.mark.parametrize("mutual", FORMS)
 def test_holds_to_the_checks(mutual: Form) -> None:
     loss = DMLGroupLoss(mutual=mutual)
-    check_all(lambda a, b: loss([a, b], [a, b]), *PEERS[:2], wrt=(0, 1))
+    teachers = PEERS[:2]  # as inputs of their own: a numeric gradient sees no detach
+    check_all(lambda a, b, c, d: loss([a, b], [c, d]), *PEERS[:2], *teachers, wrt=(0, 1))
+
+
+def test_one_sided_teachers_are_constant_whoever_calls_it() -> None:
+    loss = DMLGroupLoss(mutual="one_sided")
+    attached = gradients(lambda *x: loss(list(x), list(x)), *PEERS)
+    torch.testing.assert_close(attached, gradients(of_authors, *PEERS), rtol=1e-9, atol=1e-12)
+    term = LossTerm(loss, pair=(["A", "B"], ["A", "B"]), detach=False)
+    assert not term.detach
+
+
+@pytest.mark.parametrize("mutual", FORMS)
+def test_a_term_takes_the_same_peers_twice(mutual: Form) -> None:
+    loss = DMLGroupLoss(mutual=mutual)
+    for second in (["B", "A"], ["A", "C"], ["A"], ["A", "B", "C"], ["A.fc", "B"]):
+        with pytest.raises(ValueError, match=r"same signals twice, .*write pair: \[\[A, B\], \[A, B\]\]"):
+            LossTerm(loss, pair=(["A", "B"], second))
+    for detach in (None, False):
+        LossTerm(loss, pair=(["A", "B"], ["A", "B"]), detach=detach)
+    if mutual == "symmetric":
+        with pytest.raises(ValueError, match="detach=True leaves DMLGroupLoss as it is"):
+            LossTerm(loss, pair=(["A", "B"], ["A", "B"]), detach=True)
+    else:
+        assert LossTerm(loss, pair=(["A", "B"], ["A", "B"]), detach=True).detach
 
 
 def test_a_composer_reaches_all_peers_under_either_form() -> None:
@@ -140,8 +164,8 @@ def test_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="NaN"):
         DMLGroupLoss()([PEERS[0], PEERS[1] * torch.nan], PEERS[:2])
     module = DistillModule(
-        models={"Student": nn.Linear(3, 2), "Peer": nn.Linear(3, 2)},
-        losses={"dml": LossTerm(DMLGroupLoss(), pair=(["Student", "Peer"], ["Student"]))},
+        models={"Student": nn.Linear(3, 2), "Peer": nn.Linear(3, 4)},
+        losses={"dml": LossTerm(DMLGroupLoss(), pair=(["Student", "Peer"], ["Student", "Peer"]))},
     )
     with pytest.raises(ValueError, match="term 'dml'"):
         module.build((torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)))

@@ -74,7 +74,8 @@ class TeacherCache(Callback):
     (``"float16"``, ``top_k``) are used rounded in the first epoch as well: training never depends on what the cache
     holds.
 
-    Training repeats its tensors if the data module has ``views_per_sample``; validation always does.
+    Training repeats its tensors if the data module has ``views_per_sample``; validation always does. Where it is None,
+    so that every epoch draws new views, training runs the models as without a cache, and validation alone is kept.
 
     Args:
         folder: where it is; none for ``teachers`` in the cache folder (``$LIT_DISTILL_CACHE`` or
@@ -83,12 +84,12 @@ class TeacherCache(Callback):
         dtype: ``"float32"``: signals as they are, to the bit; ``"float16"``: those that are wider are rounded.
         top_k: the largest k logits of a model's output alone; the others become one value with their true share of the
             softmax (see :class:`lit_distill.teacher_cache.codec.SignalCodec`); none for all.
-        models: names of the frozen models; none for all.
+        models: names of the frozen models; none for all but those that a callback moves.
         console: where the figures are told; standard output by default.
 
     Raises:
-        ValueError: a value is out of its range; when training begins, a model that is not frozen, or that a callback
-            moves; in the first batch, a signal that cannot be kept.
+        ValueError: a value is out of its range; when training begins, a named model that is not frozen or that a
+            callback moves, or none that stands still; in the first batch, a signal that cannot be kept.
 
     Example:
         >>> trainer = Trainer(callbacks=[TeacherCache(max_gb=5)], logger=False, enable_checkpointing=False)
@@ -119,7 +120,8 @@ class TeacherCache(Callback):
         self._console = console
         self._module: DistillModule | None = None
         self._names: frozenset[str] = frozenset()
-        self._opened: dict[tuple[Any, ...], _Opened] = {}
+        self._trains = True  # whether training is served
+        self._opened: dict[tuple[Any, ...], _Opened | None] = {}
         self._hashes: dict[str, str] = {}
         self._budget: Budget | None = None
 
@@ -138,20 +140,26 @@ class TeacherCache(Callback):
         """Check that the models stand still, and let the module ask from here on."""
         if not isinstance(pl_module, DistillModule):
             raise ValueError(f"TeacherCache serves a DistillModule, got a {type(pl_module).__name__}")
-        names = pl_module.frozen if self._models is None else self._models
-        if not names:
-            raise ValueError("teacher_cache=on keeps what frozen models give, but none is: set teacher=frozen")
+        still = [name for name in pl_module.frozen if name not in pl_module.moving]
+        names = still if self._models is None else self._models
         for name in names:
             if name not in pl_module.frozen:
                 raise ValueError(
-                    f"teacher_cache: {name} is not frozen, so that it gives something else in every step; the frozen "
-                    f"models are {list(pl_module.frozen)}"
+                    f"teacher_cache.models: {name} is not frozen, so that it gives something else in every step; the "
+                    f"frozen models are {list(pl_module.frozen)}"
                 )
             if name in pl_module.moving:
                 raise ValueError(
-                    f"teacher_cache: {name} moves in every step (EMATeacher), so what it gave is not what it gives: "
-                    "set teacher_cache=off"
+                    f"teacher_cache.models: {name} moves in every step (EMATeacher), so what it gave is not what it "
+                    f"gives: {f'name of {still}, or leave it null' if still else 'set teacher_cache=off'}"
                 )
+        if not names:
+            why = "none is: set teacher=frozen"
+            if pl_module.frozen:
+                why = f"all of {list(pl_module.frozen)} move in every step (EMATeacher): set teacher_cache=off"
+            if self._models is not None:
+                why = "teacher_cache.models is empty: leave it null for all"
+            raise ValueError(f"teacher_cache=on keeps what frozen models give, but {why}")
         self._budget = Budget(self.folder, self.limit)
         self._opened, self._hashes = {}, {}
         self.counts = {"train": CacheCounts(), "val": CacheCounts()}
@@ -159,9 +167,10 @@ class TeacherCache(Callback):
         self._names = frozenset(names)
         pl_module.signal_cache = self
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        if getattr(datamodule, "views_per_sample", 0) is None and trainer.is_global_zero and trainer.max_epochs != 1:
+        self._trains = _repeats(datamodule)
+        if not self._trains and trainer.is_global_zero:
             self._say(
-                "teacher cache: every epoch draws new views, so it serves validation alone; "
+                "teacher cache: every epoch draws new views, so it serves validation alone, not training; "
                 "data.views_per_sample=<k> goes through k views of each sample in turn"
             )
 
@@ -216,8 +225,8 @@ class TeacherCache(Callback):
         shares = ", ".join(_share(stage, of) for stage, of in stages.items() if any(c.asked for c in of))
         every = [c for of in stages.values() for c in of]
         saved, spent = sum(c.saved for c in every), sum(c.spent for c in every)
-        damaged = sum(opened.store.damaged for opened in self._opened.values())
-        notes = (", full" if any(o.store.full for o in self._opened.values()) else "") + (
+        damaged = sum(store.damaged for store in self._stores)
+        notes = (", full" if any(store.full for store in self._stores) else "") + (
             f", {damaged} damaged files removed" if damaged else ""
         )
         return (
@@ -248,7 +257,7 @@ class TeacherCache(Callback):
         Returns:
             What the model returns; None where it is not wanted and was not computed.
         """
-        if name not in self._names:
+        if name not in self._names or (torch.is_grad_enabled() and not self._trains):
             return compute(inputs)
         if not isinstance(inputs, Tensor) or inputs.ndim == 0:
             raise ValueError(
@@ -297,10 +306,7 @@ class TeacherCache(Callback):
         texts = signals.texts_of(name)
         how = (name, tuple(inputs.shape), memory_order(inputs), inputs.dtype, inputs.device, autocast, texts, output)
         if how not in self._opened:
-            opened = self._make(name, inputs, signals, compute, output, autocast)
-            if opened is None:
-                return None
-            self._opened[how] = opened
+            self._opened[how] = self._make(name, inputs, signals, compute, output, autocast)
         return self._opened[how]
 
     def _make(
@@ -355,7 +361,7 @@ class TeacherCache(Callback):
 
         store = SignalStore(self.folder / sha256[:16], described, codecs, self._budget, hold_still)
         self._tell_size(store)
-        same = (opened.store for opened in self._opened.values() if opened.store.folder == store.folder)
+        same = (other for other in self._stores if other.folder == store.folder)
         return _Opened(next(same, store), told)
 
     def _tell_size(self, store: SignalStore) -> None:
@@ -379,16 +385,25 @@ class TeacherCache(Callback):
 
     # ---------------------------------------------------------------- parts
 
+    @property
+    def _stores(self) -> list[SignalStore]:
+        return list({id(opened.store): opened.store for opened in self._opened.values() if opened is not None}.values())
+
     def _refresh(self) -> None:
-        for opened in self._opened.values():
-            opened.store.refresh()
+        for store in self._stores:
+            store.refresh()
 
     def _flush(self) -> None:
-        for opened in self._opened.values():
-            opened.store.flush()
+        for store in self._stores:
+            store.flush()
 
     def _say(self, text: str) -> None:
         (self._console or Console()).print(text, highlight=False, soft_wrap=True)
+
+
+def _repeats(datamodule: Any) -> bool:
+    """Whether training tensors may come again: not where a data module says that every epoch draws new views."""
+    return getattr(datamodule, "views_per_sample", 0) is not None
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

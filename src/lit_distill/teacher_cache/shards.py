@@ -119,19 +119,22 @@ class Budget:
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit
-        root.mkdir(parents=True, exist_ok=True)
 
     def used(self) -> int:
         """Bytes that the shards take now."""
         total = 0
         for path in self.root.rglob(f"*{ENDING}"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 total += path.stat().st_size
         return total
 
     @contextmanager
     def room(self) -> Iterator[int]:
-        """How many bytes may be written within the block; other writers wait meanwhile."""
+        """How many bytes may be written within the block; other writers wait meanwhile.
+
+        Raises:
+            OSError: the folder is not there or cannot be written.
+        """
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if fcntl is not None:

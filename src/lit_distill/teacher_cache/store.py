@@ -7,6 +7,7 @@ import json
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +37,7 @@ class SignalStore:
     """Rows of signals by key, read from shards that are mapped, added to in shards of its own.
 
     Any number of processes may read and write one folder: a shard has a name that nobody else has, appears whole, and
-    never changes.
+    never changes. A folder that cannot be made or written makes no error: it is told once, and nothing is kept then.
 
     Args:
         root: the folder of all stores.
@@ -63,20 +64,31 @@ class SignalStore:
         self.damaged = 0
         self._before_writing = before_writing
         self._shards: dict[str, Shard] = {}
+        self._left_out: set[str] = set()  # shards that cannot be read, each told once
         self._index = _Index([])
         self._pending: dict[bytes, Rows] = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / MANIFEST).is_file():
-            write_text(self.folder / MANIFEST, text + "\n")
-        remove_abandoned(self.folder)
         self.refresh()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / MANIFEST).is_file():
+                with self.budget.room():  # one at a time: ranks come here together
+                    write_text(self.folder / MANIFEST, text + "\n")
+        except OSError as error:
+            self._tell_unwritable(error)
+        else:
+            remove_abandoned(self.folder)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def refresh(self) -> None:
         """Take in the shards that others have written meanwhile."""
-        new = [path for path in sorted(self.folder.glob(f"*{ENDING}")) if path.name not in self._shards]
+        known = self._shards.keys() | self._left_out
+        try:
+            new = [path for path in sorted(self.folder.glob(f"*{ENDING}")) if path.name not in known]
+        except OSError as error:
+            self._tell_unwritable(error)
+            return
         for path in new:
             try:
                 self._shards[path.name] = Shard(path, self.row_bytes)
@@ -84,6 +96,9 @@ class SignalStore:
                 continue
             except DamagedShardError as error:
                 self._discard(path, error)
+            except OSError as error:
+                self._left_out.add(path.name)
+                warnings.warn(f"the teacher cache's {path} cannot be read ({error}): it is left out", stacklevel=2)
         if new:
             self._index = _Index(list(self._shards.values()))
 
@@ -146,11 +161,15 @@ class SignalStore:
                 if fitting:
                     write_shard(path, list(fitting), np.stack(list(fitting.values())))
         except OSError as error:  # no room on the disk, no permission: training goes on without
-            self._tell_full(error.strerror or str(error))
+            self._tell_unwritable(error)
             return
         self.refresh()
         if len(fitting) < len(pending):
-            self._tell_full(f"its limit of {self.budget.limit / 1e9:.3g} GB is reached")
+            self._tell_full(
+                f"its limit of {self.budget.limit / 1e9:.3g} GB is reached",
+                "Set teacher_cache.max_gb=<more>, dtype=float16 or top_k, or remove the folders of teachers that are "
+                "no longer used",
+            )
 
     def _decode(self, rows: Rows) -> dict[str, Tensor]:
         found, start = {}, 0
@@ -161,15 +180,23 @@ class SignalStore:
 
     def _discard(self, path: Path, error: DamagedShardError) -> None:
         self.damaged += 1
-        path.unlink(missing_ok=True)
+        self._left_out.add(path.name)
+        with suppress(OSError):
+            path.unlink()
         warnings.warn(f"the teacher cache's {path} is damaged ({error}): it is made anew", stacklevel=3)
 
-    def _tell_full(self, why: str) -> None:
+    def _tell_unwritable(self, error: OSError) -> None:
+        self._tell_full(
+            str(error), "Make room and the folder writable, or give another as teacher_cache.folder=<folder>"
+        )
+
+    def _tell_full(self, why: str, remedy: str) -> None:
+        if self.full:
+            return
         self.full = True
         warnings.warn(
             f"the teacher cache {self.budget.root} takes no more: {why}, {len(self)} samples of this store are in it; "
-            "for the others the teacher runs in every epoch. Set teacher_cache.max_gb=<more>, dtype=float16 or top_k, "
-            "or remove the folders of teachers that are no longer used",
+            f"for the others the teacher runs in every epoch. {remedy}",
             stacklevel=3,
         )
 

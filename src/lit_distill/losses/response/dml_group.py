@@ -39,9 +39,9 @@ def dml_group_loss(
         logs.append([row.log_softmax(dim=-1) for row in class_rows("dml_group_loss", one, other, class_dim)])
     costs = []
     for i, (log_i, _) in enumerate(logs):
-        for j, as_peer_and_as_teacher in enumerate(logs):
+        for j, (as_peer, as_teacher) in enumerate(logs):
             if j > i or (j < i and mutual == "one_sided"):
-                log_j = as_peer_and_as_teacher[mutual == "one_sided"]  # a symmetric pair teaches both at once
+                log_j = as_teacher.detach() if mutual == "one_sided" else as_peer  # a symmetric pair teaches both
                 costs.append(cost_of_logarithms(log_i, log_j, mutual, eps).sum(dim=-1).mean())
     return torch.stack(costs).sum() / (len(ours) - 1 if average else 1)
 
@@ -75,8 +75,8 @@ class DMLGroupLoss(nn.Module):
     averages over them, ``average=True``.
 
     Signals: the same list of two or more peers twice, ``pair: [[A, B, C], [A, B, C]]``, logits (B, C), (B, T, C), or
-    any with ``class_dim``, all of one shape. The first list learns, the second teaches. ``teaches_both`` tells a
-    LossComposer to leave the second list attached; it is true for ``symmetric``.
+    any with ``class_dim``, all of one shape. The first list learns, the second teaches. ``same_signals``
+    has a LossTerm refuse two lists that differ; ``teaches_both``, true for ``symmetric``, leaves the second attached.
 
     Paper: Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384, section 3.3, for more than two networks;
     the authors' code for ``one_sided``. Symmetric: PaddleVideo's DistillationDMLLoss over every pair.
@@ -101,6 +101,8 @@ class DMLGroupLoss(nn.Module):
         >>> round(DMLGroupLoss()(peers[:2], peers[:2]).item(), 4)  # that of DMLLoss
         0.3728
     """
+
+    same_signals = True
 
     def __init__(
         self,
