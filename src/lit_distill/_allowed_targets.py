@@ -132,6 +132,7 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.models.timm_model": _NETWORK_BY_NAME,
         "lit_distill.models.torchvision_model": _NETWORK_BY_NAME,
         "lit_distill.optim.paddle_momentum": _PLAIN,
+        "lit_distill.terms.LossTerm": _PLAIN,
     }
 )
 

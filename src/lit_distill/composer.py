@@ -1,11 +1,11 @@
-"""LossTerm and LossComposer: weighted losses between named signals, summed to the total of a step."""
+"""LossComposer: the weighted losses between named signals, summed to the total of a step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,103 +13,8 @@ from torch import Tensor, nn
 from lit_distill._align import aligned_in_time
 from lit_distill.balance import Balancer
 from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows
-from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture, parse_references
-
-Weight: TypeAlias = float | Callable[[float], float]
-"""A number, or a schedule: a function of the fractional epoch."""
-
-_KEYS = "loss, pair, and optionally target, weight, detach, align_time"
-_WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
-
-
-class LossTerm:
-    """One weighted loss between two signals; the first of the pair learns from the second.
-
-    Args:
-        loss: any callable of two signals that gives a scalar: a module of :mod:`lit_distill.losses`, a torch loss
-            such as ``nn.CrossEntropyLoss()``, a function.
-        pair: the references of the two signals; a member may be a list of references for losses over several layers.
-        target: a third reference (or a list), for losses that also look at the labels.
-        weight: a number, or a function of the fractional epoch (:mod:`lit_distill.schedules`).
-        detach: whether no gradient reaches the second signal. By default it is detached, unless the loss says by its
-            attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does. One that says by
-            ``same_signals`` that it takes the same references twice is held to it.
-        align_time: whether signals of frames (B * T, ...) of different T are compared: the longer one is averaged over
-            the time of each frame of the other.
-
-    Raises:
-        ValueError: a malformed pair, reference or weight.
-
-    Example:
-        >>> term = LossTerm(nn.MSELoss(), pair=("Student.stages.2", "Teacher.stages.2"), weight=0.5)
-        >>> term
-        LossTerm(MSELoss: Student.stages.2 <- Teacher.stages.2, weight 0.5)
-    """
-
-    def __init__(
-        self,
-        loss: Callable[..., Tensor],
-        pair: Sequence[str | Iterable[str]],
-        *,
-        target: str | Iterable[str] | None = None,
-        weight: Weight = 1.0,
-        detach: bool | None = None,
-        align_time: bool = False,
-    ) -> None:
-        if not callable(loss):
-            raise ValueError(f"loss must be a callable of two signals, got {loss!r}")
-        if isinstance(pair, str) or len(pair) != 2:
-            raise ValueError(f"pair must be two references, such as ('Student', 'Teacher'), got {pair!r}")
-        if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
-            raise ValueError(f"weight must be {_WEIGHT_TEXT}, got {weight!r}")
-        self.loss = loss
-        self.weight = weight
-        self.first, self.first_is_list = parse_references(pair[0]), not isinstance(pair[0], str)
-        self.second, self.second_is_list = parse_references(pair[1]), not isinstance(pair[1], str)
-        self.target = () if target is None else parse_references(target)
-        self.target_is_list = target is not None and not isinstance(target, str)
-        if all(ref.is_data for ref in self.first):
-            raise ValueError(f"the first of a pair must learn, but {self.first[0].text} comes with the batch")
-        both = bool(getattr(loss, "teaches_both", False))
-        if getattr(loss, "same_signals", False):
-            if self.first != self.second:
-                raise ValueError(
-                    f"{_loss_name(loss)} takes the same signals twice, in the same order, got {self.pair_text}: "
-                    f"write pair: [{_join(self.first)}, {_join(self.first)}]"
-                )
-            if both and detach:
-                raise ValueError(
-                    f"detach=True leaves {_loss_name(loss)} as it is, where both sides learn: leave it out"
-                )
-        self.align_time = align_time
-        self.detach = not both if detach is None else detach
-
-    @property
-    def references(self) -> tuple[Reference, ...]:
-        """Every reference of the term."""
-        return (*self.first, *self.second, *self.target)
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether it looks at the labels."""
-        return any(ref.text == GROUND_TRUTH for ref in self.references)
-
-    @property
-    def pair_text(self) -> str:
-        """The pair as text, for messages."""
-        return f"{_join(self.first)} <- {_join(self.second)}"
-
-    @property
-    def has_fixed_weight(self) -> bool:
-        """Whether the weight is a number."""
-        return not callable(self.weight)
-
-    def weight_at(self, epoch: float) -> float:
-        """The weight at a fractional epoch."""
-        return float(self.weight(epoch)) if callable(self.weight) else float(self.weight)
-
-    def __repr__(self) -> str:
-        return f"LossTerm({_loss_name(self.loss)}: {self.pair_text}, weight {self.weight})"
+from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
+from lit_distill.terms import LossTerm, describe, tensors_of, term_from_mapping
 
 
 @dataclass(frozen=True)
@@ -193,7 +98,7 @@ class LossComposer(nn.Module):
         self._clone: frozenset[str] = frozenset()
         self._last_weights: tuple[tuple[object, ...], Tensor] | None = None
         for name, given in terms.items():
-            term = given if isinstance(given, LossTerm) else _term_from_mapping(name, given)
+            term = given if isinstance(given, LossTerm) else term_from_mapping(name, given)
             self.terms[name] = term
             if isinstance(term.loss, nn.Module):
                 if "." in name or hasattr(nn.ModuleDict, name):
@@ -272,7 +177,7 @@ class LossComposer(nn.Module):
         return {
             ref.text: tuple(tensor.shape)
             for references, given in zip((term.first, term.second, term.target), signal, strict=False)
-            for ref, tensor in zip(references, _tensors(given), strict=True)
+            for ref, tensor in zip(references, tensors_of(given), strict=True)
         }
 
     def _put_data(self, signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
@@ -309,10 +214,10 @@ class LossComposer(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except (ValueError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{_describe(name, term, arguments)}: {error}") from error
+            raise ValueError(f"{describe(name, term, arguments)}: {error}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{_describe(name, term, arguments)}: the loss must give one number, got {came}")
+            raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {came}")
         return value.reshape(())
 
     def _arguments(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[Signal, ...]:
@@ -417,21 +322,13 @@ class LossComposer(nn.Module):
         try:
             term.loss.build(example)
         except (ValueError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{_describe(name, term, arguments)}: {error}") from error
-        device = next((t.device for t in _tensors(arguments[0])), None)
+            raise ValueError(f"{describe(name, term, arguments)}: {error}") from error
+        device = next((t.device for t in tensors_of(arguments[0])), None)
         term.loss.to(device)
 
 
-def _term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
-    known = {"loss", "pair", "target", "weight", "detach", "align_time"}
-    unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
-    if unknown or missing:
-        problem = f"unknown keys {sorted(unknown)}" if unknown else f"missing keys {sorted(missing)}"
-        raise ValueError(f"term {name!r}: {problem}; a term has {_KEYS}")
-    try:
-        return LossTerm(**given)
-    except ValueError as error:
-        raise ValueError(f"term {name!r}: {error}") from None
+def _clips_of(signals: SignalCapture) -> int | None:
+    return len(signals[GROUND_TRUTH]) if GROUND_TRUTH in signals.captured() else None
 
 
 def _rows(signal: Signal, rows: Tensor, samples: int) -> Signal:
@@ -450,35 +347,9 @@ def _rows(signal: Signal, rows: Tensor, samples: int) -> Signal:
 def _zero(term: LossTerm, arguments: tuple[Signal, ...]) -> Tensor:
     """0, with gradients of 0 to all that the loss would teach: DDP waits for each of them."""
     own = list(term.loss.parameters()) if isinstance(term.loss, nn.Module) else []
-    taught = [*_tensors(arguments[0]), *_tensors(arguments[1]), *own]
+    taught = [*tensors_of(arguments[0]), *tensors_of(arguments[1]), *own]
     return torch.stack([x.flatten()[:0].sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in taught]).sum()
-
-
-def _clips_of(signals: SignalCapture) -> int | None:
-    return len(signals[GROUND_TRUTH]) if GROUND_TRUTH in signals.captured() else None
 
 
 def _detach(signal: Signal) -> Signal:
     return signal.detach() if isinstance(signal, Tensor) else [tensor.detach() for tensor in signal]
-
-
-def _tensors(signal: Signal) -> list[Tensor]:
-    return [signal] if isinstance(signal, Tensor) else list(signal)
-
-
-def _join(references: tuple[Reference, ...]) -> str:
-    texts = [ref.text for ref in references]
-    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
-
-
-def _loss_name(loss: Callable[..., Tensor]) -> str:
-    return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", type(loss).__name__)
-
-
-def _describe(name: str, term: LossTerm, arguments: tuple[Signal, ...]) -> str:
-    parts = [
-        f"{ref.text} {tuple(tensor.shape)}"
-        for references, signal in zip((term.first, term.second, term.target), arguments, strict=False)
-        for ref, tensor in zip(references, _tensors(signal), strict=True)
-    ]
-    return f"term {name!r} ({_loss_name(term.loss)}) on {', '.join(parts)}"

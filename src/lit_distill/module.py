@@ -33,7 +33,7 @@ from lit_distill._preflight import (
 from lit_distill._step import RunningTerms, StepRecord
 from lit_distill._train_only import TrainOnly
 from lit_distill.balance import Balancer
-from lit_distill.composer import ComposedLoss, LossComposer, LossTerm
+from lit_distill.composer import ComposedLoss, LossComposer
 from lit_distill.data.input_view import InputView
 from lit_distill.data.views import average_views
 from lit_distill.gradients import loss_scale
@@ -41,6 +41,7 @@ from lit_distill.losses.base import class_indices
 from lit_distill.metrics import TermMeans, TopKAccuracy
 from lit_distill.schedules import Schedule
 from lit_distill.signals import SignalCache, SignalCapture
+from lit_distill.terms import LossTerm
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
 SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler]

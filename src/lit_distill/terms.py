@@ -1,0 +1,145 @@
+"""LossTerm: one weighted loss between two named signals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from lit_distill.losses.base import Signal
+from lit_distill.signals import GROUND_TRUTH, Reference, parse_references
+
+Weight: TypeAlias = float | Callable[[float], float]
+"""A number, or a schedule: a function of the fractional epoch."""
+
+_KEYS = "loss, pair, and optionally target, weight, detach, align_time"
+_WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
+
+
+class LossTerm:
+    """One weighted loss between two signals; the first of the pair learns from the second.
+
+    Args:
+        loss: any callable of two signals that gives a scalar: a module of :mod:`lit_distill.losses`, a torch loss
+            such as ``nn.CrossEntropyLoss()``, a function.
+        pair: the references of the two signals; a member may be a list of references for losses over several layers.
+        target: a third reference (or a list), for losses that also look at the labels.
+        weight: a number, or a function of the fractional epoch (:mod:`lit_distill.schedules`).
+        detach: whether no gradient reaches the second signal. By default it is detached, unless the loss says by its
+            attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does. One that says by
+            ``same_signals`` that it takes the same references twice is held to it.
+        align_time: whether signals of frames (B * T, ...) of different T are compared: the longer one is averaged over
+            the time of each frame of the other.
+
+    Raises:
+        ValueError: a malformed pair, reference or weight.
+
+    Example:
+        >>> term = LossTerm(nn.MSELoss(), pair=("Student.stages.2", "Teacher.stages.2"), weight=0.5)
+        >>> term
+        LossTerm(MSELoss: Student.stages.2 <- Teacher.stages.2, weight 0.5)
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        pair: Sequence[str | Iterable[str]],
+        *,
+        target: str | Iterable[str] | None = None,
+        weight: Weight = 1.0,
+        detach: bool | None = None,
+        align_time: bool = False,
+    ) -> None:
+        if not callable(loss):
+            raise ValueError(f"loss must be a callable of two signals, got {loss!r}")
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"pair must be two references, such as ('Student', 'Teacher'), got {pair!r}")
+        if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
+            raise ValueError(f"weight must be {_WEIGHT_TEXT}, got {weight!r}")
+        self.loss = loss
+        self.weight = weight
+        self.first, self.first_is_list = parse_references(pair[0]), not isinstance(pair[0], str)
+        self.second, self.second_is_list = parse_references(pair[1]), not isinstance(pair[1], str)
+        self.target = () if target is None else parse_references(target)
+        self.target_is_list = target is not None and not isinstance(target, str)
+        if all(ref.is_data for ref in self.first):
+            raise ValueError(f"the first of a pair must learn, but {self.first[0].text} comes with the batch")
+        both = bool(getattr(loss, "teaches_both", False))
+        if getattr(loss, "same_signals", False):
+            if self.first != self.second:
+                raise ValueError(
+                    f"{_loss_name(loss)} takes the same signals twice, in the same order, got {self.pair_text}: "
+                    f"write pair: [{_join(self.first)}, {_join(self.first)}]"
+                )
+            if both and detach:
+                raise ValueError(
+                    f"detach=True leaves {_loss_name(loss)} as it is, where both sides learn: leave it out"
+                )
+        self.align_time = align_time
+        self.detach = not both if detach is None else detach
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Every reference of the term."""
+        return (*self.first, *self.second, *self.target)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it looks at the labels."""
+        return any(ref.text == GROUND_TRUTH for ref in self.references)
+
+    @property
+    def pair_text(self) -> str:
+        """The pair as text, for messages."""
+        return f"{_join(self.first)} <- {_join(self.second)}"
+
+    @property
+    def has_fixed_weight(self) -> bool:
+        """Whether the weight is a number."""
+        return not callable(self.weight)
+
+    def weight_at(self, epoch: float) -> float:
+        """The weight at a fractional epoch."""
+        return float(self.weight(epoch)) if callable(self.weight) else float(self.weight)
+
+    def __repr__(self) -> str:
+        return f"LossTerm({_loss_name(self.loss)}: {self.pair_text}, weight {self.weight})"
+
+
+def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
+    """The term of these arguments; raises ValueError that names it."""
+    known = {"loss", "pair", "target", "weight", "detach", "align_time"}
+    unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
+    if unknown or missing:
+        problem = f"unknown keys {sorted(unknown)}" if unknown else f"missing keys {sorted(missing)}"
+        raise ValueError(f"term {name!r}: {problem}; a term has {_KEYS}")
+    try:
+        return LossTerm(**given)
+    except ValueError as error:
+        raise ValueError(f"term {name!r}: {error}") from None
+
+
+def tensors_of(signal: Signal) -> list[Tensor]:
+    """The tensors of a signal, one or several."""
+    return [signal] if isinstance(signal, Tensor) else list(signal)
+
+
+def _join(references: tuple[Reference, ...]) -> str:
+    texts = [ref.text for ref in references]
+    return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+
+
+def _loss_name(loss: Callable[..., Tensor]) -> str:
+    return type(loss).__name__ if isinstance(loss, nn.Module) else getattr(loss, "__name__", type(loss).__name__)
+
+
+def describe(name: str, term: LossTerm, arguments: tuple[Signal, ...]) -> str:
+    """A term, its references and the shapes that it got, for messages."""
+    parts = [
+        f"{ref.text} {tuple(tensor.shape)}"
+        for references, signal in zip((term.first, term.second, term.target), arguments, strict=False)
+        for ref, tensor in zip(references, tensors_of(signal), strict=True)
+    ]
+    return f"term {name!r} ({_loss_name(term.loss)}) on {', '.join(parts)}"
