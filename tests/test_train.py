@@ -87,6 +87,7 @@ def test_metrics_have_every_term_and_both_models(run: tuple[Path, str]) -> None:
         "val/ce",
     }
     wanted |= {f"val/{model}/{metric}" for model in ("Student", "Teacher") for metric in ("top1", "top5")}
+    wanted |= {"val/Student-Teacher/agreement", "val/Student-Teacher/kl"}
     assert set(rows[0]) == wanted
     steps = [int(row["step"]) for row in rows]
     assert steps == sorted(set(steps)), "one row a step"

@@ -339,8 +339,8 @@ class DistillModule(CheckpointedModule):
         batches = self.trainer.num_training_batches
         return self.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Evaluate every model and the validation terms on one batch."""
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
         inputs, target, index = self.unpack(batch)
         outputs = {}
         with self.val_composer.capture(self.named) as signals:
@@ -355,15 +355,16 @@ class DistillModule(CheckpointedModule):
             if self._is_judged(outputs[name], target):
                 assert target is not None
                 metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
+        return outputs
 
     def _evaluate(self, name: str, inputs: Any) -> Any:
         if not _has_views(inputs):
             return self._run_frozen_or_not(name, inputs)
         return average_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The same as validation, on the test data."""
-        self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx)
 
     def _named_metrics(self) -> list[tuple[str, Metric | MetricCollection]]:
         return [(name, cast("Metric | MetricCollection", metric)) for name, metric in self.val_metrics.items()]

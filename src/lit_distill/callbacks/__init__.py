@@ -1,6 +1,7 @@
 """Lightning callbacks that watch a run, keep its promises, or move its teacher."""
 
 from lit_distill.callbacks.account import Account
+from lit_distill.callbacks.agreement import Agreement
 from lit_distill.callbacks.ema_teacher import EMATeacher
 from lit_distill.callbacks.exact_resume import ExactResume
 from lit_distill.callbacks.last_checkpoint import LastCheckpoint
@@ -15,6 +16,7 @@ from lit_distill.callbacks.term_gradients import TermGradients
 
 __all__ = [
     "Account",
+    "Agreement",
     "CacheCounts",
     "EMATeacher",
     "ExactResume",
