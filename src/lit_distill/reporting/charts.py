@@ -129,7 +129,8 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> str:
     height, middle = 20, 170
     longest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
     signed = any(value < 0 for _, value, _ in rows)
-    room = (_WIDTH - middle - 52) / (2 if signed else 1)
+    beside = 12 + 6.5 * max((len(said) for _, _, said in rows), default=0)  # no bar reaches what is written there
+    room = max(20.0, _WIDTH - middle - beside) / (2 if signed else 1)
     zero = middle + (room if signed else 0)
     parts = []
     for place, (name, value, said) in enumerate(rows):

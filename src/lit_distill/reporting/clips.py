@@ -51,23 +51,24 @@ def clip_figures(pair: Pair, places: Sequence[int]) -> list[str]:
     names, figures = pair.home.class_names, []
     for place in places:
         position = int(pair.index[place])
-        picture = strip(pair.home, position)
+        picture, frames = strip(pair.home, position)
         name = pair.home.names[position] if pair.home.names else f"sample {position}"
         target, says = int(pair.target[place]), ""
         for judged, log in ((pair.a, pair.log_a[place]), (pair.b, pair.log_b[place])):
             top, of_true = float(log.max().exp()), float(log[target].exp())
-            says += f"<p>{shown(judged.label)}: <b>{shown(names[int(log.argmax())])}</b> {percent(top)}"
-            says += "</p>" if int(log.argmax()) == target else f", true class {percent(of_true)}</p>"
+            says += f"<p>{shown(judged.label)}: <b>{shown(names[int(log.argmax())])}</b> {_whole(top)}"
+            says += "</p>" if int(log.argmax()) == target else f", true class {_whole(of_true)}</p>"
         true = f"<b>{shown(names[target])}</b>"
         figures.append(
             f'<figure class="clip"><figcaption>{true} · {shown(name)}</figcaption>'
-            f'<img alt="frames of {shown(name)}" src="{picture}">{says}</figure>'
+            f'<img alt="frames of {shown(name)}" style="max-width:min(100%,{7 * frames}rem)" src="{picture}">'
+            f"{says}</figure>"
         )
     return figures
 
 
-def strip(evidence: RunEvidence, position: int) -> str:
-    """At most eight frames of a sample side by side, as the networks' views show it, as a JPEG in a data: address.
+def strip(evidence: RunEvidence, position: int) -> tuple[str, int]:
+    """At most eight frames of a sample side by side, as the networks' views show it, as a JPEG in a data: address; how many.
 
     Args:
         evidence: of the run whose data has it.
@@ -92,7 +93,12 @@ def strip(evidence: RunEvidence, position: int) -> str:
         wide.paste(image.resize((side, side), Image.Resampling.BILINEAR), (place * (side + _GAP), 0))
     content = io.BytesIO()
     wide.save(content, format="JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}", count
+
+
+def _whole(share: float) -> str:
+    """A share whose sign stays in its line."""
+    return percent(share).replace(" ", "\u00a0")
 
 
 def _highest(scores: Tensor, chosen: Tensor, most: int) -> list[int]:

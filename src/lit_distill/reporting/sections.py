@@ -271,7 +271,7 @@ def _cost(material: Material) -> str:
         whole = sum(cost.seconds.values()) or 1.0
         bars = [(part, s, f"{1e3 * s:.1f} ms, {100 * s / whole:.0f} %") for part, s in cost.seconds.items()]
         kept = {"optimizer state" if part == "optimizer" else part: size for part, size in cost.bytes.items()}
-        kept |= {f"activations of {part}": size for part, size in cost.kept_bytes.items()}
+        kept |= {f"kept of {part.removeprefix('forward ')}": size for part, size in cost.kept_bytes.items()}
         sizes = [(part, float(size), f"{size / 2**20:.1f} MiB") for part, size in kept.items()]
         told.append(
             grid([bar_chart(bars, title="time of a batch, measured here"), bar_chart(sizes, title="memory of a batch")])
