@@ -68,7 +68,7 @@ def clip_figures(pair: Pair, places: Sequence[int]) -> list[str]:
 
 
 def strip(evidence: RunEvidence, position: int) -> tuple[str, int]:
-    """At most eight frames of a sample side by side, as the networks' views show it, as a JPEG in a data: address; how many.
+    """At most eight frames of a sample as its data set gives it, side by side, as a JPEG in a data: address; how many.
 
     Args:
         evidence: of the run whose data has it.
