@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -474,6 +475,7 @@ def test_a_converted_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
         overrides = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "experiment=mine", "run_dir=run"]
         config = compose("train", overrides=[*overrides, "trainer.max_epochs=1", "trainer.accelerator=cpu"])
     results = train.run(config)
+    assert "LIT_DISTILL_RUN" not in os.environ, "a program started later would take itself for a part of this run"
     assert results["steps"] == 2
     assert (tmp_path / "run" / "student.safetensors").is_file()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["preset"]["lr"] == 0.004

@@ -139,6 +139,11 @@ def hand_on(point: ResumePoint) -> None:
     os.environ[_VARIABLE] = json.dumps(told)
 
 
+def let_go() -> None:
+    """The run is over: programs that this process starts from now on are others."""
+    os.environ.pop(_VARIABLE, None)
+
+
 def handed_on() -> ResumePoint | None:
     """What the process that started this one said; None if it was no training."""
     told = json.loads(os.environ.get(_VARIABLE, "{}"))

@@ -160,7 +160,7 @@ class Run:
             and "://" not in os.fspath(root)
             and not Path(root).expanduser().is_dir()
         ):
-            raise FileNotFoundError(f"no folder {root} (data.root=…)")
+            raise FileNotFoundError(f"no folder {root}, set data.root=<folder> to where the data is now")
         if views is not None and views != node.get("views", "center"):
             node["views"] = views
             node.pop("eval_batch_size", None)  # chosen for other views

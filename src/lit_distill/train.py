@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lit_distill import artifacts
 from lit_distill._cli import command, quiet_lightning
-from lit_distill.resume import begin
+from lit_distill.resume import begin, let_go
 from lit_distill.running import build_module, fit
 from lit_distill.stages import stages_of
 from lit_distill.staging import run_stages
@@ -33,6 +33,13 @@ def run(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config describes something that cannot be trained; nothing has been written then but the config.
     """
+    try:
+        return _run(config)
+    finally:
+        let_go()
+
+
+def _run(config: DictConfig) -> dict[str, Any]:
     point = begin(config)
     if point.finished:
         finished: dict[str, Any] = json.loads((point.folder / artifacts.RESULTS_FILE).read_text())
