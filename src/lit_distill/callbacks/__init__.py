@@ -5,6 +5,7 @@ from lit_distill.callbacks.agreement import Agreement
 from lit_distill.callbacks.ema_teacher import EMATeacher
 from lit_distill.callbacks.exact_resume import ExactResume
 from lit_distill.callbacks.last_checkpoint import LastCheckpoint
+from lit_distill.callbacks.media_logger import MediaLogger
 from lit_distill.callbacks.non_finite import NonFinite, NonFiniteError
 from lit_distill.callbacks.preemption import Interrupted, Preemption
 from lit_distill.callbacks.progress import Progress
@@ -22,6 +23,7 @@ __all__ = [
     "ExactResume",
     "Interrupted",
     "LastCheckpoint",
+    "MediaLogger",
     "NonFinite",
     "NonFiniteError",
     "Preemption",

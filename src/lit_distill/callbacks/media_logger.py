@@ -1,0 +1,210 @@
+"""Pictures of a validation in the loggers: confusion, classes beside the teachers', and the worst clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.text import Text
+
+from lit_distill._drawing import RIGHT, WRONG, Bar, bars_image, clip_images, confusion_image, drawable
+from lit_distill._findings import Findings, Normalisation, WrongClip, class_gains
+from lit_distill._pictures import Picture, taker_of
+from lit_distill._screen import percent, printable
+from lit_distill.module import DistillModule
+
+_INK = (25, 28, 33)
+_CLASSES = 10  # with the largest gains, and as many with the largest losses
+
+
+class MediaLogger(Callback):
+    r"""Puts pictures of some validations into every logger that takes them.
+
+    - ``val/confusion``: the student's confusion matrix over all samples of all processes; of more than 32 classes the
+      24 that are confused most.
+    - ``val/classes_<Teacher>``: the ten classes in which the student is furthest ahead of another model by top-1, and
+      the ten in which it is furthest behind.
+    - ``val/wrong_1`` and so on: the clips that the student has wrong with the highest probability, with the true class
+      and what each model says. These are what one can act on: where the teacher says the same the label or the teacher
+      is to be looked at, where it is right the student has not learned it. A fixed set would show, in a network that
+      is right nine times of ten, mostly clips that nothing is to be learned from.
+
+    Clips move (GIF), images stand still (PNG). Beside ``metrics.csv`` (:class:`lit_distill.loggers.MetricsCSV`, and
+    Lightning's CSVLogger) they are files, ``media/step_00000120/confusion.png``; TensorBoard has them under Images,
+    W&B and MLflow among their media and artifacts. Where no logger takes pictures, or there is nothing to draw, one
+    line says so. A logger that fails at it is told of as well, and training goes on.
+
+    It looks at what validation computes anyway, runs no model, draws no random number and changes no figure: training
+    is the same bit for bit with and without it. The first validation is drawn, every ``every_n_validations``-th after
+    it, and the last of the training; ``trainer.validate`` draws always. With ``student="best"`` the student is the one
+    that the validation before has chosen.
+
+    Args:
+        every_n_validations: validations from one picture to the next, at least 1.
+        clips: of the worst clips, how many; 0 for none.
+        mean: of each channel, on the scale 0 to 1, that clips were normalised by; by default the data module's.
+        std: the standard deviation, the same.
+
+    Raises:
+        ValueError: a value out of its range; at the start of a validation, another module than a DistillModule.
+
+    Example:
+        >>> MediaLogger(clips=8).every_n_validations
+        5
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_validations: int = 5,
+        clips: int = 4,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        for name, value, least in (("every_n_validations", every_n_validations, 1), ("clips", clips, 0)):
+            if isinstance(value, bool) or value < least:
+                raise ValueError(f"MediaLogger: {name} is a number from {least}, got {value!r}")
+        if (mean is None) != (std is None) or any(len(v) != 3 for v in (mean, std) if v is not None):
+            raise ValueError(f"MediaLogger: mean and std are given together, 3 numbers each, got {mean} and {std}")
+        self.every_n_validations = every_n_validations
+        self.clips = clips
+        self._normalisation: Normalisation | None = None if mean is None or std is None else (mean, std)
+        self._validations = 0
+        self._findings: Findings | None = None
+        self._told: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations there were: a resumed run draws the same ones."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self._validations = int(state_dict["validations"])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew, where pictures are due."""
+        if not isinstance(pl_module, DistillModule):
+            raise ValueError(f"MediaLogger is of the models of a DistillModule, got a {type(pl_module).__name__}")
+        due = self._is_due(trainer)
+        self._findings = Findings(pl_module.student, self.clips, self._normalisation_of(trainer)) if due else None
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Take in one batch."""
+        if self._findings is not None:
+            assert isinstance(pl_module, DistillModule)
+            self._findings.add(outputs, *pl_module.unpack(batch))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring together what all processes have seen; the first draws it."""
+        findings, self._findings = self._findings, None
+        if findings is None:
+            return
+        findings = findings.of_all_ranks(trainer.world_size > 1)
+        if not trainer.is_global_zero:
+            return
+        for what, reason in (("pictures", findings.reason), ("clips", findings.clips_reason)):
+            if reason:
+                self._tell(trainer, f"no {what}: {reason}")
+        takers = [(logger, taker) for logger in trainer.loggers if (taker := taker_of(logger)) is not None]
+        if not takers:
+            names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "there is none"
+            self._tell(
+                trainer,
+                f"no pictures: no logger takes any ({names}); MetricsCSV, TensorBoard, W&B, MLflow do",
+            )
+            return
+        pictures = draw(findings, trainer)
+        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning's own figures of a validation
+        for logger, taker in takers if pictures else ():
+            try:
+                taker(pictures, step)
+            except Exception as error:  # a full disk, a service: pictures are no reason to end a training
+                name = type(logger).__name__
+                self._tell(trainer, f"no pictures in {name}: {type(error).__name__}: {error}", once=name)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count it, before a checkpoint is taken of it."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._validations += 1
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        if trainer.state.fn != TrainerFn.FITTING or self._validations % self.every_n_validations == 0:
+            return True
+        epochs, steps = trainer.max_epochs, trainer.max_steps
+        last_epoch = epochs is not None and trainer.current_epoch + 1 == epochs
+        at_its_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return (last_epoch and at_its_end) or 0 < steps <= trainer.global_step
+
+    def _normalisation_of(self, trainer: Trainer) -> Normalisation | None:
+        data = getattr(trainer, "datamodule", None)
+        mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+        return self._normalisation or (None if mean is None or std is None else (mean, std))
+
+    def _tell(self, trainer: Trainer, text: str, *, once: str = "") -> None:
+        """On the screen; the same, or more of the same kind, once."""
+        if (once or text) not in self._told:
+            self._told.add(once or text)
+            bar = trainer.progress_bar_callback
+            say = bar.print if bar is not None else Console().print
+            say(Text(f"media: {text}"))
+
+
+def draw(findings: Findings, trainer: Trainer) -> list[Picture]:
+    """The pictures of a validation; none where no sample was judged."""
+    if not findings.cells.get(findings.student):
+        return []
+    data = getattr(trainer, "datamodule", None)
+    names = tuple(getattr(data, "class_names", None) or ())
+    if len(names) != findings.classes:
+        names = tuple(map(str, range(findings.classes)))
+    student = findings.student
+    cells = findings.cells[student]
+    samples = cells.total()
+    when = f"epoch {trainer.current_epoch + 1}"
+    right = sum(count for (true, predicted), count in cells.items() if true == predicted)
+    title = f"{printable(student)}, {when}: top-1 {percent(right / samples)} of {samples} samples"
+    pictures = [Picture.of("confusion", title, [confusion_image(cells, names, title)])]
+    for other in findings.cells:
+        if other != student:
+            pictures.append(_classes_picture(findings, names, other, when))
+    listed = getattr((getattr(data, "datasets", None) or {}).get("val"), "samples", ())
+    return pictures + [_clip_picture(place, clip, names, listed) for place, clip in enumerate(findings.clips, 1)]
+
+
+def _classes_picture(findings: Findings, names: Sequence[str], other: str, when: str) -> Picture:
+    gains = [gain for gain in class_gains(findings.cells[findings.student], findings.cells[other]) if gain[2]]
+    ahead, behind = [g for g in gains if g[2] > 0], [g for g in gains if g[2] < 0]
+    bars = [Bar(drawable(names[c], c), samples, gain) for c, samples, gain in [*ahead[:_CLASSES], *behind[-_CLASSES:]]]
+    title = f"{printable(findings.student)} less {printable(other)}, {when}: top-1 of each class, points"
+    note = f"ahead in {len(ahead)} classes, behind in {len(behind)}; in brackets the samples"
+    return Picture.of(f"classes_{other}", f"{title}; {note}", [bars_image(bars, title, note)])
+
+
+def _clip_picture(place: int, clip: WrongClip, names: Sequence[str], listed: Sequence[Any]) -> Picture:
+    at = getattr(listed[clip.place], "name", "") if 0 <= clip.place < len(listed) else ""
+    where = str(at).replace("\\", "/").rpartition("/")[2] or (f"sample {clip.place}" if clip.place >= 0 else "")
+    lines = [(f"true: {drawable(names[clip.target], clip.target)}", _INK)]
+    said = [f"true {names[clip.target]}"]
+    for model, (predicted, confidence) in clip.said.items():
+        share = f"{100 * confidence:.1f} %"
+        colour = RIGHT if predicted == clip.target else WRONG
+        lines.append((f"{printable(model)}: {share} {drawable(names[predicted], predicted)}", colour))
+        said.append(f"{model} {names[predicted]} {share}")
+    if where:
+        lines.append((printable(where), _INK))
+        said.append(where)
+    return Picture.of(f"wrong_{place}", printable(" · ".join(said)), clip_images(clip.frames, lines))
