@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm, loggers
+from lit_distill._pictures import Picture, taker_of
 from lit_distill.loggers import EventFiles, MLflow, WeightsAndBiases
 
 
@@ -83,3 +85,35 @@ def test_wandb_writes_an_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert list(run.glob("run-*.wandb"))
     assert "wandb" in sys.modules
+
+
+def pictures() -> list[Picture]:
+    still = Image.new("RGB", (20, 10), (200, 30, 30))
+    moving = [Image.new("RGB", (12, 8), (40 * place, 0, 0)) for place in range(3)]
+    return [Picture.of("confusion", "of all classes", [still]), Picture.of("wrong_1", "true run", moving)]
+
+
+def test_mlflow_keeps_pictures_as_they_are(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow")
+    logger = MLflow(tmp_path / "run")
+    take = taker_of(logger)
+    assert take is not None
+    take(pictures(), 7)
+    (folder,) = (tmp_path / "run" / "mlflow").rglob("step_00000007")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {
+        picture.file: picture.content for picture in pictures()
+    }
+
+
+def test_wandb_keeps_pictures_in_the_offline_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    take = taker_of(WeightsAndBiases(tmp_path / "run"))
+    assert take is not None
+    take(pictures(), 7)
+    wandb.finish()
+    (media,) = (tmp_path / "run" / "wandb").glob("offline-run-*/files/media")
+    (moving,) = media.rglob("wrong_1_*.gif")
+    assert moving.read_bytes() == pictures()[1].content
+    (still,) = media.rglob("confusion_*.png")
+    assert Image.open(still).convert("RGB").getpixel((5, 5)) == (200, 30, 30)

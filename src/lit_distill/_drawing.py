@@ -83,7 +83,7 @@ def confusion_image(cells: Mapping[tuple[int, int], int], names: Sequence[str], 
     image = Image.new("RGB", (width, top + len(shown) * CELL + MARGIN), _WHITE)
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, MARGIN), heads[0], _INK, _font(13))
-    draw.text((MARGIN, MARGIN + _TITLE - 6), heads[1], _GREY, _font(11))
+    draw.text((MARGIN, MARGIN + _TITLE - 6), heads[1], _GREY, _font(12))
     left = width - MARGIN - columns * CELL
     for column, label in enumerate(across):
         _upright(image, label, (left + column * CELL, top - 4))
@@ -125,7 +125,7 @@ def bars_image(bars: Sequence[Bar], title: str, note: str) -> Image.Image:
     image = Image.new("RGB", (width, 2 * MARGIN + _TITLE + _LINE + max(1, len(bars)) * _BAR), _WHITE)
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, MARGIN), title, _INK, _font(13))
-    draw.text((MARGIN, MARGIN + _TITLE - 6), note, _GREY, _font(11))
+    draw.text((MARGIN, MARGIN + _TITLE - 6), note, _GREY, _font(12))
     middle = left + _FIGURE + _HALF
     for place, bar in enumerate(bars):
         y = MARGIN + _TITLE + _LINE + place * _BAR
