@@ -8,7 +8,6 @@ Run: python benchmarks/losses.py (about 4 minutes), --quick for small sizes and 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import multiprocessing
 import resource
 import statistics
@@ -21,7 +20,7 @@ from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from results import write_section
+from results import left_out, missing, write_section
 from torch import Tensor
 
 from lit_distill import losses
@@ -96,8 +95,8 @@ def published_dist(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def torchdistill(name: str, *arguments: object, **options: object) -> Loss | None:
-    """torchdistill's class of that name as a function of two tensors, or None where it is not installed."""
-    if importlib.util.find_spec("torchdistill") is None:
+    """torchdistill's class of that name as a function of two tensors, or None where it can't be used."""
+    if missing([TORCHDISTILL]):
         return None
     import torchdistill.losses.mid_level as theirs
 
@@ -275,6 +274,7 @@ def main() -> None:
         "extra MiB.",
         f"`x` is how many times longer than {OURS} the published formula and torchdistill's class take.",
         "",
+        *left_out(missing([TORCHDISTILL])),
         f"| method | N x D | {OURS} ms | published ms | x | torchdistill ms | x | {OURS} MiB | published MiB "
         "| torchdistill MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -296,7 +296,7 @@ def main() -> None:
         lines += tail
         print("\n".join(tail))
     if not arguments.quick:
-        write_section("losses", "python benchmarks/losses.py", lines)
+        write_section("losses", "python benchmarks/losses.py", lines, beside=["torchdistill"])
 
 
 if __name__ == "__main__":

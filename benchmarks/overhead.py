@@ -1,7 +1,8 @@
 """What DistillModule costs a training step: a two-network DML step beside a bare Trainer's and a hand-written loop's.
 
-Then what the protections of docs/reliability.md cost: the same step with everything that `train` switches on, and off.
-Variants are interleaved in one process; medians over rounds with min and max. Run: python benchmarks/overhead.py
+Then the same step by torchdistill's box, and what the protections of docs/reliability.md cost: everything that `train`
+switches on, and off. Variants are interleaved in one process; each run must give the losses of the hand-written loop.
+Medians over rounds with min and max. Run: python benchmarks/overhead.py, --quick for two layers and nothing written.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from results import write_section
+from results import left_out, missing, write_section
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -46,21 +48,27 @@ class Repeat(Dataset[tuple[Tensor, int]]):
         return self.sample, index % 3
 
 
+class Run(NamedTuple):
+    """CPU seconds a step between the first batch's end and the last's, so that set-up is left out; each step's loss."""
+
+    seconds: float
+    losses: list[Tensor]
+
+
 class Clock(Callback):
-    """CPU seconds a step between the first batch's end and the last's: set-up is left out."""
+    """Takes them down from a Trainer."""
 
-    first = last = 0.0
-    steps = 0
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.losses: list[Tensor] = []
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        self.last = time.process_time()
-        self.steps = int(trainer.global_step)
-        if self.steps == 1:
-            self.first = self.last
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+        self.times.append(time.process_time())
+        self.losses.append(outputs["loss"].detach())
 
     @property
-    def seconds(self) -> float:
-        return (self.last - self.first) / (self.steps - 1)
+    def run(self) -> Run:
+        return Run((self.times[-1] - self.times[0]) / (len(self.times) - 1), self.losses)
 
 
 class Bare(LightningModule):
@@ -83,29 +91,31 @@ def dml_step(student: nn.Module, teacher: nn.Module, inputs: Tensor, target: Ten
     return ce(a, target) + ce(b, target) + dml_loss(a, b)
 
 
-def loop(nets: Nets, loader: DataLoader[Any]) -> float:
+def loop(nets: Nets, loader: DataLoader[Any]) -> Run:
     student, teacher = nets()
     optimizer = torch.optim.SGD([*student.parameters(), *teacher.parameters()], lr=1e-3, momentum=0.9)
-    times = []
+    times, losses = [], []
     for inputs, target in loader:
         optimizer.zero_grad()
-        dml_step(student, teacher, inputs, target).backward()  # type: ignore[no-untyped-call]
+        loss = dml_step(student, teacher, inputs, target)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         times.append(time.process_time())
-    return (times[-1] - times[0]) / (len(times) - 1)
+        losses.append(loss.detach())
+    return Run((times[-1] - times[0]) / (len(times) - 1), losses)
 
 
-def fit(module: LightningModule, loader: DataLoader[Any]) -> float:
+def fit(module: LightningModule, loader: DataLoader[Any]) -> Run:
     clock = Clock()
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", callbacks=[clock], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=50,
     )  # fmt: skip
     trainer.fit(module, loader)
-    return clock.seconds
+    return clock.run
 
 
-def protected(nets: Nets, loader: DataLoader[Any]) -> float:
+def protected(nets: Nets, loader: DataLoader[Any]) -> Run:
     """The same under all callbacks and the checkpoint writer of `train`, from its own configs."""
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", ["experiment=dml_pptsmv2", f"run_dir={folder}", "callbacks.progress=null"])
@@ -116,7 +126,7 @@ def protected(nets: Nets, loader: DataLoader[Any]) -> float:
             enable_model_summary=False, log_every_n_steps=50, plugins=[instantiate(config.checkpoint_io)],
         )  # fmt: skip
         trainer.fit(distilled(nets), loader)
-        return clock.seconds
+        return clock.run
 
 
 def distilled(nets: Nets) -> DistillModule:
@@ -139,70 +149,149 @@ def tiny() -> tuple[nn.Module, nn.Module]:
 
 
 def real() -> tuple[nn.Module, nn.Module]:
+    """Without dropout: all variants have the same losses."""
     torch.manual_seed(0)
-    return PPTSMv2(num_classes=3, num_frames=8), PPTSMResNet(50, num_classes=3, num_frames=8)
+    sizes: dict[str, Any] = {"num_classes": 3, "num_frames": 8, "dropout": 0.0}
+    return PPTSMv2(**sizes), PPTSMResNet(50, **sizes)
 
 
-def measure(nets: Nets, shape: tuple[int, ...], batch: int, steps: int, rounds: int) -> dict[str, list[float]]:
-    loader = DataLoader(Repeat(shape, batch * steps), batch_size=batch)
-    variants: dict[str, Callable[[], float]] = {
+class Case(NamedTuple):
+    """Networks and batches, how often they are run, and how their milliseconds are written."""
+
+    name: str
+    nets: Nets
+    shape: tuple[int, ...]
+    batch: int
+    steps: int
+    rounds: int
+    digits: int
+
+    def milliseconds(self, seconds: list[float]) -> str:
+        return span(seconds, " ms", 1e3, self.digits)
+
+
+Seconds: TypeAlias = dict[str, list[float]]
+
+
+def measure(case: Case, torchdistill: bool) -> Seconds:
+    """CPU seconds a step of each variant, round by round."""
+    nets, loader = case.nets, DataLoader(Repeat(case.shape, case.batch * case.steps), batch_size=case.batch)
+    variants: dict[str, Callable[[], Run]] = {
         "loop": lambda: loop(nets, loader),
         "bare": lambda: fit(Bare(*nets()), loader),
         "distill": lambda: fit(distilled(nets), loader),
         "protected": lambda: protected(nets, loader),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(rounds + 1):
+    if torchdistill:
+        by_box = import_module("torchdistill_step").run  # needs torchdistill
+        variants["box"] = lambda: Run(*by_box(*nets(), loader, metrics=False))
+        variants["box with meters"] = lambda: Run(*by_box(*nets(), loader, metrics=True))
+    seconds: Seconds = {name: [] for name in variants}
+    for repeat in range(case.rounds + 1):
+        expected: Tensor | None = None
         for name, variant in variants.items():
-            value = variant()
+            run = variant()
+            losses = torch.stack(run.losses)
+            expected = losses if expected is None else expected
+            torch.testing.assert_close(
+                losses, expected, msg=partial("{}: other losses than the loop's. {}".format, name)
+            )
             if repeat:  # the first round warms up
-                seconds[name].append(value)
+                seconds[name].append(run.seconds)
     return seconds
 
 
-def span(values: list[float], unit: str, scale: float = 1.0, digits: int = 2) -> str:
-    low, middle, high = (round(scale * f(values), digits) for f in (min, statistics.median, max))
-    return f"{middle:.{digits}f} {unit} ({low:.{digits}f}-{high:.{digits}f})".replace("  ", " ")
+def span(values: Iterable[float], unit: str, scale: float = 1.0, digits: int = 2) -> str:
+    values = list(values)
+    low, middle, high = (f"{scale * f(values):.{digits}f}" for f in (min, statistics.median, max))
+    return f"{middle}{unit} ({low}-{high})"
+
+
+def over(seconds: Seconds, name: str, base: str) -> str:
+    """How many milliseconds more, of the same round."""
+    return span((a - b for a, b in zip(seconds[name], seconds[base], strict=True)), " ms", 1e3)
+
+
+def times(seconds: Seconds, name: str, base: str) -> str:
+    """How many times as long, of the same round."""
+    return span((a / b for a, b in zip(seconds[name], seconds[base], strict=True)), " x", 1.0, 3)
+
+
+def table(measured: dict[Case, Seconds], columns: dict[str, Callable[[Case, Seconds], str]]) -> list[str]:
+    rows = [[case.name, *(cell(case, seconds) for cell in columns.values())] for case, seconds in measured.items()]
+    return [f"| {' | '.join(row)} |" for row in (["networks", *columns], ["---"] * (1 + len(columns)), *rows)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two layers, few rounds, nothing written")
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rounds = 3 if arguments.quick else 9
-    small = measure(tiny, (8,), 4, 400, rounds)
-    large = measure(real, (8, 3, 64, 64), 2, 8, max(3, rounds // 2 + 2))
-    over = [a - b for a, b in zip(small["distill"], small["bare"], strict=True)]
-    ratio = [a / b for a, b in zip(large["distill"], large["loop"], strict=True)]
-    kept = [a - b for a, b in zip(small["protected"], small["distill"], strict=True)]
-    kept_ratio = [a / b for a, b in zip(large["protected"], large["distill"], strict=True)]
+    absent = missing(["torchdistill"])
+    small = Case("two layers", tiny, (8,), 4, 400, 9, 2)
+    large = Case("PP-TSMv2 + PP-TSM ResNet50, 2 x 8 x 3 x 64 x 64", real, (8, 3, 64, 64), 2, 8, 6, 0)
+    cases = [small._replace(steps=50, rounds=2)] if arguments.quick else [small, large]
+    measured = {case: measure(case, not absent) for case in cases}
+
+    def of(name: str) -> Callable[[Case, Seconds], str]:
+        return lambda case, seconds: case.milliseconds(seconds[name])
+
     lines = [
         "A two-network DML step (CE + CE + DML), CPU time on one thread; median over interleaved rounds (min-max).",
+        "Differences and ratios are of the same round. The losses of all variants are equal, step by step.",
         "",
-        "| networks | hand-written loop | bare Trainer | DistillModule | difference |",
-        "|---|---|---|---|---|",
-        f"| two layers | {span(small['loop'], 'ms', 1e3)} | {span(small['bare'], 'ms', 1e3)} "
-        f"| {span(small['distill'], 'ms', 1e3)} | {span(over, 'ms over bare', 1e3)} |",
-        f"| PP-TSMv2 + PP-TSM ResNet50, 2 x 8 x 3 x 64 x 64 | {span(large['loop'], 'ms', 1e3, 0)} "
-        f"| {span(large['bare'], 'ms', 1e3, 0)} | {span(large['distill'], 'ms', 1e3, 0)} "
-        f"| {span(ratio, 'x the loop', 1.0, 3)} |",
+        *table(
+            measured,
+            {
+                "hand-written loop": of("loop"),
+                "bare Trainer": of("bare"),
+                "DistillModule": of("distill"),
+                "DistillModule over bare": lambda _, seconds: over(seconds, "distill", "bare"),
+                "DistillModule / loop": lambda _, seconds: times(seconds, "distill", "loop"),
+            },
+        ),
         "",
+        *left_out(absent),
+    ]
+    if not absent:
+        lines += [
+            "The same step by torchdistill's `DistillationBox`, its SGD, cross-entropy and data wrapper; our DML loss",
+            "is in its `SimpleLossWrapper`, as it has none. With meters: in a loop that keeps loss, rate and pace in",
+            "its `MetricLogger`, as its examples do; DistillModule keeps every term.",
+            "",
+            *table(
+                measured,
+                {
+                    "the box alone": of("box"),
+                    "the box with meters": of("box with meters"),
+                    "DistillModule": of("distill"),
+                    "over the box": lambda _, seconds: over(seconds, "distill", "box"),
+                    "over the box with meters": lambda _, seconds: over(seconds, "distill", "box with meters"),
+                    "DistillModule / the box": lambda _, seconds: times(seconds, "distill", "box"),
+                    "/ with meters": lambda _, seconds: times(seconds, "distill", "box with meters"),
+                },
+            ),
+            "",
+        ]
+    lines += [
         "The same step with everything that `python -m lit_distill.train` switches on: finite steps, ranks, resuming,",
         "seeds, signals, quarantine, verified checkpoints.",
         "",
-        "| networks | everything off | everything on | difference |",
-        "|---|---|---|---|",
-        f"| two layers | {span(small['distill'], 'ms', 1e3)} | {span(small['protected'], 'ms', 1e3)} "
-        f"| {span(kept, 'ms', 1e3)} |",
-        f"| PP-TSMv2 + PP-TSM ResNet50, 2 x 8 x 3 x 64 x 64 | {span(large['distill'], 'ms', 1e3, 0)} "
-        f"| {span(large['protected'], 'ms', 1e3, 0)} | {span(kept_ratio, 'x', 1.0, 3)} |",
+        *table(
+            measured,
+            {
+                "everything off": of("distill"),
+                "everything on": of("protected"),
+                "difference": lambda _, seconds: over(seconds, "protected", "distill"),
+                "on / off": lambda _, seconds: times(seconds, "protected", "distill"),
+            },
+        ),
     ]
     print("\n".join(lines))
     if not arguments.quick:
-        write_section("overhead", "python benchmarks/overhead.py", lines)
+        write_section("overhead", "python benchmarks/overhead.py", lines, beside=["lightning", "torchdistill"])
 
 
 if __name__ == "__main__":
