@@ -50,7 +50,7 @@ class Findings:
         classes: their number; 0 before there is a sample.
         cells: by the models' names, samples by (true class, predicted class).
         clips: those that the student has wrong with the highest confidence, the worst first.
-        reason: why there are no class scores, where there are none.
+        reason: why nothing is to be drawn, where the samples have no class or no scores.
         clips_reason: why there are no clips, where their samples are no pictures.
     """
 
@@ -165,6 +165,9 @@ class Findings:
     def _count(self) -> None:
         for name, numbers in self._numbers.items():
             values, counts = torch.unique(torch.cat(numbers).cpu(), return_counts=True)
+            if len(values) and int(values[-1]) >= self.classes**2:
+                highest = int(values[-1]) // self.classes
+                self.reason = f"{self.student} gives scores of {self.classes} classes, a target is {highest}"
             pairs = zip(values.tolist(), counts.tolist(), strict=True)
             self.cells[name] = Counter({divmod(value, self.classes): count for value, count in pairs})
         self._numbers = {}

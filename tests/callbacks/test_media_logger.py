@@ -18,7 +18,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill._drawing import AGREE, CELL, CONFUSED, MARGIN, SIDE, confusion_image, most_confused, shade
+from lit_distill._drawing import (
+    AGREE,
+    CELL,
+    CONFUSED,
+    MARGIN,
+    RIGHT,
+    SIDE,
+    WRONG,
+    confusion_image,
+    most_confused,
+    shade,
+)
 from lit_distill._findings import Findings
 from lit_distill._pictures import Picture
 from lit_distill.callbacks import ExactResume, LastCheckpoint, MediaLogger, StepSeed
@@ -32,7 +43,7 @@ CLASSES, SAMPLES, FRAMES, PIXELS = 4, 22, 3, 6
 def bytes_of(samples: int, seed: int, *, frames: int = FRAMES) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (samples, frames, 3, PIXELS, PIXELS) if frames else (samples, 3, PIXELS, PIXELS)
-    return (torch.randint(0, 2, shape, generator=generator) * 255).to(torch.uint8)
+    return (torch.randint(0, 3, shape, generator=generator) * 64 + 50).to(torch.uint8)
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -99,14 +110,17 @@ def corner(image: Image.Image, row: int, column: int, size: int) -> tuple[int, .
 @pytest.mark.parametrize("frames", [FRAMES, 0], ids=["clips", "images"])
 def test_what_is_drawn_is_what_was_predicted(frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Findings] = []
+    captions: dict[str, str] = {}
 
     def drawn_of(findings: Findings, trainer: Trainer) -> list[Picture]:
         seen.append(findings)
-        return draw(findings, trainer)
+        pictures = draw(findings, trainer)
+        captions.update({picture.name: picture.caption for picture in pictures})
+        return pictures
 
     monkeypatch.setattr("lit_distill.callbacks.media_logger.draw", drawn_of)
     trained, data = module(frames=frames), Clips(frames=frames)
-    trainer(tmp_path, [MediaLogger(clips=3)]).fit(trained, data)
+    trainer(tmp_path, [MediaLogger(clips=8)]).fit(trained, data)
     (folder,) = (tmp_path / "media").iterdir()
     assert folder.name == "step_00000001", "that of the row of metrics.csv"
     assert (tmp_path / "metrics.csv").read_text().splitlines()[-1].startswith("1,")
@@ -122,17 +136,22 @@ def test_what_is_drawn_is_what_was_predicted(frames: int, tmp_path: Path, monkey
             colour = shade(AGREE if true == taken_for else CONFUSED, share)
             assert corner(image, true, taken_for, CLASSES) == colour
 
-    wrong = sorted((-float(confidence[n]), n) for n in range(SAMPLES) if predicted[n] != data.targets[n])[:3]
+    wrong = sorted((-float(confidence[n]), n) for n in range(SAMPLES) if predicted[n] != data.targets[n])[:8]
     (findings,) = seen
     assert [clip.place for clip in findings.clips] == [place for _, place in wrong]
     ending = "gif" if frames else "png"
-    assert {p.name for p in folder.glob("wrong_*")} == {f"wrong_{n}.{ending}" for n in (1, 2, 3)}
+    assert {p.name for p in folder.glob("wrong_*")} == {f"wrong_{n}.{ending}" for n in range(1, 9)}
     theirs = answers(trained, data, "Teacher")
+    assert {bool(theirs[0][place] == data.targets[place]) for _, place in wrong} == {True, False}
     for number, clip in enumerate(findings.clips, 1):
         assert clip.target == data.targets[clip.place]
         for name, (classes, shares) in (("Student", (predicted, confidence)), ("Teacher", theirs)):
             assert clip.said[name][0] == classes[clip.place]
             assert clip.said[name][1] == pytest.approx(float(shares[clip.place]))
+        told = [f"true {data.class_names[clip.target]}"]
+        for name, (taken_for, confidence_of_it) in clip.said.items():
+            told.append(f"{name} {data.class_names[taken_for]} {100 * confidence_of_it:.1f} %")
+        assert captions[f"wrong_{number}"] == " · ".join([*told, f"sample {clip.place}"])
         pixels = data.pixels[clip.place] if frames else data.pixels[clip.place][None]
         assert torch.equal(clip.frames, pixels), "as they were before they were normalised"
         file = Image.open(folder / f"wrong_{number}.{ending}")
@@ -144,6 +163,11 @@ def test_what_is_drawn_is_what_was_predicted(frames: int, tmp_path: Path, monkey
             assert factor * PIXELS == SIDE
             drawn = torch.from_numpy(np.array(shown)).int().permute(2, 0, 1)
             assert (drawn - frame.int()).abs().max() <= 8, "but for 256 colours a clip"
+        if not frames:  # where colours are exact
+            for line, (taken_for, _) in enumerate(clip.said.values(), 1):
+                band = np.array(file.convert("RGB"))[SIDE + 4 + 16 * line : SIDE + 16 + 16 * line].reshape(-1, 3)
+                colours = {tuple(pixel) for pixel in band.tolist()}
+                assert (RIGHT in colours, WRONG in colours) == (taken_for == clip.target, taken_for != clip.target)
 
 
 def test_training_is_the_same_with_it_and_it_runs_no_model(tmp_path: Path) -> None:
@@ -213,6 +237,13 @@ def test_of_many_classes_the_most_confused_are_drawn_and_rows_hold_all_samples()
     assert image.getpixel((image.width - MARGIN - CELL + 3, image.height - MARGIN - (24 - row) * CELL + 3)) == shade(
         CONFUSED, 1 / 12
     ), "the last column is that of the others"
+
+
+def test_a_target_beyond_the_scores_is_told() -> None:
+    found = Findings("Student", 4, (MEAN, STD))
+    found.add({"Student": torch.eye(2)}, normalised(bytes_of(2, 1)), torch.tensor([0, 5]), None)
+    assert found.of_all_ranks(False).reason == "Student gives scores of 2 classes, a target is 5"
+    assert draw(found, Trainer(barebones=True)) == []
 
 
 class Deaf(Logger):

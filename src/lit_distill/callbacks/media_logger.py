@@ -164,8 +164,8 @@ class MediaLogger(Callback):
 
 
 def draw(findings: Findings, trainer: Trainer) -> list[Picture]:
-    """The pictures of a validation; none where no sample was judged."""
-    if not findings.cells.get(findings.student):
+    """The pictures of a validation; none where samples could not be judged."""
+    if findings.reason or not findings.cells.get(findings.student):
         return []
     data = getattr(trainer, "datamodule", None)
     names = tuple(getattr(data, "class_names", None) or ())
