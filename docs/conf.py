@@ -32,10 +32,14 @@ _INCLUDED = {
     "../SECURITY.md": "security.md",
     "../benchmarks/RESULTS.md": "results.md",
     "../CHANGELOG.md": "changelog.md",
+    "../examples/README.md": "examples.md",
 }
 """Pages that stand outside of docs/, where a reader of the repository finds them, and what they are on the site."""
 
 _LINKED = {**_INCLUDED, "../README.md": "quickstart.md"}
+
+_FILE = re.compile(r"\[(`[\w./]+`)\]\((?!\.\.)[\w./]+\)")
+"""A link of such a page to a file beside it, which is not on the site."""
 
 _VERBATIM = re.compile(r"(``.*?``|:math:`.*?`)")
 
@@ -44,6 +48,7 @@ def _link_inside(app: Any, docname: str, source: list[str]) -> None:
     for outside, inside in _INCLUDED.items():
         if inside == f"{docname}.md":
             source[0] = (Path(app.srcdir) / outside).read_text(encoding="utf-8").replace("](docs/", "](")
+            source[0] = _FILE.sub(r"\1", source[0])
     for outside, inside in _LINKED.items():
         source[0] = source[0].replace(f"]({outside}", f"]({inside}")
 

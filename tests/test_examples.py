@@ -1,35 +1,95 @@
-"""Every program in examples/ runs as a user would run it, and learns."""
+"""Every program in examples/ runs as a user would run it."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+TERMS = {
+    "image_classification": {"ce", "kd"},
+    "own_lightning_module": {"ce", "kd"},
+    "segmentation": {"ce", "kd", "attention"},
+    "several_processes": {"ce", "kd", "rkd"},
+    "timm_classification": {"ce", "kd"},
+}
+IN_A_PROCESS_OF_ITS_OWN = {"own_lightning_module", "several_processes"}
 
 
-@pytest.mark.parametrize("program", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_example(program: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def by_command(folder: Path, *arguments: str) -> str:
+    """What a command prints, with the processes that it starts."""
     result = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        [sys.executable, *arguments], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    figures = ast.literal_eval(result.stdout.strip().splitlines()[-1])
-    assert "train/ce" in figures
-    assert "train/kd" in figures
-    assert all(value == value for value in figures.values()), "no NaN"
+    return result.stdout
+
+
+def figures_of(output: str) -> dict[str, float]:
+    figures: dict[str, float] = ast.literal_eval(output.strip().splitlines()[-1])
+    return figures
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_example(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if program.startswith("timm") and importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed: pip install 'lit-distill[timm]'")
+    path = EXAMPLES / f"{program}.py"
+    if program in IN_A_PROCESS_OF_ITS_OWN:
+        output = by_command(tmp_path, str(path))
+    else:  # what a process of its own imports costs more than the whole training
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(path)])
+        runpy.run_path(str(path), run_name="__main__")
+        output = capsys.readouterr().out
+    if program == "several_processes":
+        assert output.count("2 processes, 8 steps") == 1  # 64 samples, 8 a process and step, 2 epochs; said once
+    figures = figures_of(output)
+    assert all(figures[f"train/{term}"] > 0 for term in TERMS[program])
+    assert all(abs(value) < float("inf") for value in figures.values()), "finite, no NaN"
+    assert list(tmp_path.iterdir()) == [], "a program to copy leaves nothing behind"
+
+
+def test_timm_takes_the_weights_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'lit-distill[timm]'")
+    import torch
+    from safetensors.torch import save_file
+
+    from lit_distill.models import timm_model
+
+    monkeypatch.chdir(tmp_path)
+    trained = timm_model("mobilenetv3_small_050", num_classes=3)
+    save_file(trained.state_dict(), "teacher.safetensors")
+    main = runpy.run_path(str(EXAMPLES / "timm_classification.py"))["main"]
+    names = ["--teacher=mobilenetv3_small_050", "--teacher-weights=teacher.safetensors", "--classes=3"]
+    module: Any = main(names).lightning_module
+    state = module.models["Teacher"].state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.state_dict().items())
+
+
+def test_every_program_is_listed_once() -> None:
+    """The list has a line for each, and no other."""
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- \[`([\w./]+)`\]\(([\w./]+)\): \S", text, re.MULTILINE)
+    assert all(shown == target for shown, target in listed)
+    hidden = {"README.md", "__pycache__"}
+    assert sorted(target.rstrip("/") for _, target in listed) == sorted(
+        path.name for path in EXAMPLES.iterdir() if path.name not in hidden
+    )
+    assert set(PROGRAMS) == set(TERMS)
 
 
 def test_the_image_example_is_short() -> None:
