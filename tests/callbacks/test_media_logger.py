@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from lit_distill._findings import Findings
 from lit_distill._pictures import Picture
 from lit_distill.callbacks import ExactResume, LastCheckpoint, MediaLogger, StepSeed
 from lit_distill.callbacks.media_logger import draw
+from lit_distill.data.samples import Sample
 from lit_distill.loggers import EventFiles, MetricsCSV, is_installed
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -244,6 +246,15 @@ def test_a_target_beyond_the_scores_is_told() -> None:
     found.add({"Student": torch.eye(2)}, normalised(bytes_of(2, 1)), torch.tensor([0, 5]), None)
     assert found.of_all_ranks(False).reason == "Student gives scores of 2 classes, a target is 5"
     assert draw(found, Trainer(barebones=True)) == []
+
+
+def test_a_clip_names_its_file_below_the_datas_folder() -> None:
+    found = Findings("Student", 1, (MEAN, STD))
+    found.add({"Student": torch.eye(2)}, normalised(bytes_of(2, 1)), torch.tensor([1, 1]), torch.tensor([1, 0]))
+    run = Trainer(barebones=True)
+    listed = [Sample("/data/val/x.mp4", 0), Sample("/data/val/run/7.mp4", 1)]
+    run.datamodule = SimpleNamespace(root="/data", datasets={"val": SimpleNamespace(samples=listed)})  # type: ignore[attr-defined]
+    assert draw(found.of_all_ranks(False), run)[-1].caption == "true 1 · Student 0 73.1 % · val/run/7.mp4"
 
 
 class Deaf(Logger):

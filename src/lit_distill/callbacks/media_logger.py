@@ -15,6 +15,7 @@ from lit_distill._drawing import RIGHT, WRONG, Bar, bars_image, clip_images, con
 from lit_distill._findings import Findings, Normalisation, WrongClip, class_gains
 from lit_distill._pictures import Picture, taker_of
 from lit_distill._screen import percent, printable
+from lit_distill.data.samples import Sample
 from lit_distill.module import DistillModule
 
 _INK = (25, 28, 33)
@@ -182,7 +183,11 @@ def draw(findings: Findings, trainer: Trainer) -> list[Picture]:
         if other != student:
             pictures.append(_classes_picture(findings, names, other, when))
     listed = getattr((getattr(data, "datasets", None) or {}).get("val"), "samples", ())
-    return pictures + [_clip_picture(place, clip, names, listed) for place, clip in enumerate(findings.clips, 1)]
+    for place, clip in enumerate(findings.clips, 1):
+        is_listed = 0 <= clip.place < len(listed) and isinstance(listed[clip.place], Sample)
+        file = listed[clip.place].name_in(getattr(data, "root", None)) if is_listed else ""
+        pictures.append(_clip_picture(place, clip, names, file or (f"sample {clip.place}" if clip.place >= 0 else "")))
+    return pictures
 
 
 def _classes_picture(findings: Findings, names: Sequence[str], other: str, when: str) -> Picture:
@@ -194,9 +199,7 @@ def _classes_picture(findings: Findings, names: Sequence[str], other: str, when:
     return Picture.of(f"classes_{other}", f"{title}; {note}", [bars_image(bars, title, note)])
 
 
-def _clip_picture(place: int, clip: WrongClip, names: Sequence[str], listed: Sequence[Any]) -> Picture:
-    at = getattr(listed[clip.place], "name", "") if 0 <= clip.place < len(listed) else ""
-    where = str(at).replace("\\", "/").rpartition("/")[2] or (f"sample {clip.place}" if clip.place >= 0 else "")
+def _clip_picture(place: int, clip: WrongClip, names: Sequence[str], where: str) -> Picture:
     lines = [(f"true: {drawable(names[clip.target], clip.target)}", _INK)]
     said = [f"true {names[clip.target]}"]
     for model, (predicted, confidence) in clip.said.items():
@@ -205,6 +208,6 @@ def _clip_picture(place: int, clip: WrongClip, names: Sequence[str], listed: Seq
         lines.append((f"{printable(model)}: {share} {drawable(names[predicted], predicted)}", colour))
         said.append(f"{model} {names[predicted]} {share}")
     if where:
-        lines.append((printable(where), _INK))
+        lines.append((printable("/".join(where.split("/")[-2:])), _INK))  # there is little room; the caption has all
         said.append(where)
     return Picture.of(f"wrong_{place}", printable(" · ".join(said)), clip_images(clip.frames, lines))

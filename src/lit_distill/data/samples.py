@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -45,6 +47,17 @@ class Sample(NamedTuple):
     def name(self) -> str:
         """What messages call it: its path, for a member of an archive followed by the member's name."""
         return self.path if self.member is None else f"{self.path}/{self.member.name}"
+
+    def name_in(self, root: str | os.PathLike[str] | None) -> str:
+        """Its name below the data's folder, so that two copies of a data set have the same.
+
+        Example:
+            >>> Sample("/data/run/1.mp4", 0).name_in("/data"), Sample("/mnt/1.mp4", 0).name_in("/data")
+            ('run/1.mp4', '/mnt/1.mp4')
+        """
+        folder = os.fspath(root or "")
+        is_below = bool(folder) and Path(self.name).is_relative_to(folder)
+        return Path(self.name).relative_to(folder).as_posix() if is_below else self.name
 
 
 class SampleTable(Sequence[Sample]):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -308,9 +306,8 @@ def _sample_names(data: LightningDataModule, split: str) -> tuple[str, ...]:
     samples = getattr((getattr(data, "datasets", None) or {}).get(split), "samples", None)
     if samples is None:
         return ()
-    root = os.fspath(getattr(data, "root", None) or "")
-    names = [str(sample.name) for sample in samples]
-    return tuple(Path(n).relative_to(root).as_posix() if root and Path(n).is_relative_to(root) else n for n in names)
+    root = getattr(data, "root", None)
+    return tuple(sample.name_in(root) for sample in samples)
 
 
 def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
