@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 DEMO_ARGS ?=
+BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
 
 .PHONY: demo test test-slow faults mutation docs lint types format benchmarks clean
@@ -49,9 +50,13 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmarks: $(VENV)/.installed
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/losses.py
+# The libraries that benchmarks compare with; a benchmark that lacks one leaves its section as it is.
+$(VENV)/.benchmarks: $(VENV)/.installed
+	$(BIN)/python -m pip install -e '.[dev,benchmarks]' && touch $@ || echo "going on without what can't be installed"
+
+# Every section of benchmarks/RESULTS.md anew; BENCHMARKS=--list tells the minutes of each.
+benchmarks: $(VENV)/.benchmarks
+	$(BIN)/python benchmarks/run.py $(BENCHMARKS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -6,7 +6,6 @@ Each clip is compared with decode-everything. Run: python benchmarks/decode.py
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,7 +21,7 @@ import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from results import write_section
+from results import left_out, missing, parser, write_section
 
 from lit_distill.data import read_frames, scan
 from lit_distill.data._bitstream import SPARE, inspector
@@ -74,6 +73,7 @@ def film(width: int, height: int) -> Iterator[Frames]:
 
 
 CONTENTS = {"hard": hard, "film": film}
+PEERS = ("decord", "torchcodec", "OpenCV")
 
 
 def write(path: Path, width: int, height: int, gop: int, content: str) -> None:
@@ -149,15 +149,11 @@ def readers(path: str, indices: Sequence[int], layout: Any, size: tuple[int, int
     return found
 
 
-def missing() -> dict[str, str]:
-    """Optional readers that can't be used here, and why."""
-    absent = {}
-    for name, module in {"decord": "decord", "torchcodec": "torchcodec.decoders", "OpenCV": "cv2"}.items():
-        try:
-            import_module(module)
-        except (ImportError, OSError, RuntimeError) as error:
-            absent[name] = str(error).splitlines()[0]
-    return absent
+def probes(folder: str) -> dict[str, Read]:
+    """A frame by each optional reader: some are imported without the libraries that they decode with."""
+    path = str(Path(folder, "probe.mp4"))
+    write(Path(path), 64, 64, 12, "hard")
+    return {name: read for name, read in readers(path, [0], None, None).items() if name in PEERS}
 
 
 def measured(reads: dict[str, Read], rounds: int) -> dict[str, list[float]]:
@@ -183,14 +179,15 @@ def in_worker(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", nargs="+", default=["340x256", "1280x720"], help="width x height of the files")
-    parser.add_argument("--content", choices=CONTENTS, default="hard", help="what the files show")
-    arguments = parser.parse_args()
-    rounds = arguments.rounds
-    absent = missing()
-    names = [name for name in ("decord", "torchcodec", "OpenCV", "all, PyAV") if name not in absent]
+    options = parser(__doc__, quick="one round of one small file")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--sizes", nargs="+", default=["340x256", "1280x720"], help="width x height of the files")
+    options.add_argument("--content", choices=CONTENTS, default="hard", help="what the files show")
+    asked = options.parse_args()
+    rounds, sizes, gops = (1, ["160x128"], [12]) if asked.quick else (asked.rounds, asked.sizes, [12, 60, 250])
+    with tempfile.TemporaryDirectory() as folder:
+        absent = missing(probes(folder), asked)
+    names = [name for name in (*PEERS, "all, PyAV") if name not in absent]
     head = "| file | clip | size | workers | lit_distill ms | with layout ms | " + " | ".join(
         f"{n} / ours" for n in names
     )
@@ -198,10 +195,10 @@ def main() -> None:
     ratios: dict[tuple[str, bool], list[float]] = {}
     compared, largest, equal = 0, dict.fromkeys(names, 0), 0
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        for width, height in (map(int, size.split("x")) for size in arguments.sizes):
-            for gop in (12, 60, 250):
+        for width, height in (map(int, size.split("x")) for size in sizes):
+            for gop in gops:
                 path = str(Path(folder, f"{width}x{height}-{gop}.mp4"))
-                write(Path(path), width, height, gop, arguments.content)
+                write(Path(path), width, height, gop, asked.content)
                 share = f"{100 * unneeded(Path(path)):.0f} %"
                 for clip, indices in CLIPS.items():
                     wanted = everything(path, indices)
@@ -236,7 +233,7 @@ def main() -> None:
                             rows.append(f"| {file} | {clip} | {shape} | {workers} | {' | '.join(cells)} |")
                             print(rows[-1], flush=True)
     lines = [
-        f"{' '.join((CONTENTS[arguments.content].__doc__ or '').split())} Beside each file: frames no other refers to.",
+        f"{' '.join((CONTENTS[asked.content].__doc__ or '').split())} Beside each file: frames no other refers to.",
         "16 frames of H.264, 10 s at 30 frames/s: CPU ms a clip, and how many times longer others take; medians",
         f"(min-max) of {rounds} interleaved rounds a worker, one thread a reader, the file opened anew for each clip.",
         "`with layout` is what a data set with an index pays. torchcodec in its exact mode.",
@@ -245,7 +242,7 @@ def main() -> None:
         ", ".join(f"{name} {largest[name]}" for name in names)
         + f" of 255 (conversion of colours; <= {TOLERANCE} is rounding).",
         "",
-        *[f"{name} is left out: {why}" for name, why in absent.items()],
+        *left_out(absent),
         "Over all rows: "
         + "; ".join(
             f"{name} / ours{', resized,' if resized else ''} {statistics.median(of):.2f} ({min(of):.2f}-{max(of):.2f})"
@@ -255,8 +252,12 @@ def main() -> None:
         "",
         *rows,
     ]
-    given = f"--content {arguments.content} --rounds {rounds} --sizes {' '.join(arguments.sizes)}"
-    write_section(f"decode, {arguments.content}", f"python benchmarks/decode.py {given}", lines)
+    print("\n".join(lines[: -len(rows)]))
+    if asked.quick:
+        return
+    given = f"--content {asked.content} --rounds {rounds} --sizes {' '.join(sizes)}"
+    command = f"python benchmarks/decode.py {given}"
+    write_section(f"decode, {asked.content}", command, lines, beside=["av", "decord", "torchcodec", "cv2"])
 
 
 def spread(times: Sequence[float]) -> str:

@@ -10,7 +10,6 @@ threads (torch, Paddle) are told to sleep where they wait, so that CPU time is w
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +29,7 @@ os.environ.setdefault("KMP_BLOCKTIME", "0")
 
 import numpy as np
 import torch
-from results import write_section
+from results import left_out, missing, parser, write_section
 from torch import Tensor, nn
 
 from lit_distill import benchmark
@@ -81,6 +81,16 @@ class Paddle:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+
+def probe_paddle(python: str | None) -> None:
+    """Raise where there is no interpreter with Paddle."""
+    if python is None:
+        raise ImportError("no interpreter that has paddlepaddle was given by --paddle-python")
+    alone = {**os.environ, "PYTHONPATH": ""}
+    tried = subprocess.run([python, "-c", "import paddle"], capture_output=True, text=True, check=False, env=alone)
+    if tried.returncode:
+        raise ImportError(f"{python}: {tried.stderr.strip().splitlines()[-1]}")
 
 
 def network() -> PPTSMv2:
@@ -247,42 +257,44 @@ def preprocess() -> Preprocess:
 
 def main() -> None:
     """Measure, print, and write the section of RESULTS.md."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--paddle-python", help="an interpreter that has paddlepaddle")
-    parser.add_argument("--dry-run", action="store_true", help="leave RESULTS.md alone")
-    asked = parser.parse_args()
+    options = parser(__doc__, quick="two rounds, one thread")
+    options.add_argument("--rounds", type=int, default=20)
+    options.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--paddle-python", help="an interpreter that has paddlepaddle")
+    asked = options.parse_args()
+    rounds, threads_of = (2, [1]) if asked.quick else (asked.rounds, asked.threads)
+    absent = missing({"Paddle": partial(probe_paddle, asked.paddle_python)}, asked)
+    paddle_python = None if absent else asked.paddle_python
     prepared = preprocess()
     work = benchmark.multiply_adds(network(), torch.zeros(1, FRAMES, 3, SIDE, SIDE)) / 1e9
     lines = [
         f"PP-TSMv2, {FRAMES} x 3 x {SIDE} x {SIDE}, {CLASSES} classes, a batch of one; {work:.2f} G multiply-adds.",
-        f"Median of {asked.rounds} interleaved rounds (min-max); ratios within a round. CPU time is of all threads:",
+        f"Median of {rounds} interleaved rounds (min-max); ratios within a round. CPU time is of all threads:",
         "others share the machine, wall times are as much theirs. A clip: 10 s, 340 x 256, H.264, 25 frames/s, GOP 60.",
         "`torch eager` is the trained form as the library runs it (channels last on a CPU). Weights are equal in all.",
+        "",
+        *left_out(absent),
     ]
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "clip.mp4"
         ten_seconds(video)
-        for threads in asked.threads:
+        for threads in threads_of:
             torch.set_num_threads(threads)
             torch.compiler.reset()
-            runs = engines(prepared(video), Path(folder), threads, asked.paddle_python)
-            times, logits = measured(runs, lambda: prepared(video), asked.rounds)
+            runs = engines(prepared(video), Path(folder), threads, paddle_python)
+            times, logits = measured(runs, lambda: prepared(video), rounds)
             part = table(times, logits, threads)
             print("\n".join(part), flush=True)
-            lines += ["", *part]
+            lines += [*part, ""]
             for run in runs.values():
                 if isinstance(run, Paddle):
                     lines[0] += f" Paddle {run.answer['version']}." if run.answer["version"] not in lines[0] else ""
                     run.close()
-    if not asked.dry_run:
-        command = (
-            f"python benchmarks/inference.py --rounds {asked.rounds} --threads {' '.join(map(str, asked.threads))}"
-        )
-        if asked.paddle_python:
-            command += " --paddle-python …"
-        write_section("inference", command, lines)
+    lines += ["", *left_out(absent)] if absent else []
+    if not asked.quick:
+        command = f"python benchmarks/inference.py --rounds {rounds} --threads {' '.join(map(str, threads_of))}"
+        command += " --paddle-python …" if paddle_python else ""
+        write_section("inference", command, lines[:-1], beside=["onnxruntime", "av"])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ all processes. Workers are running before the first round. Run: python benchmark
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from results import write_section
+from results import parser, write_section
 
 from lit_distill.data import VideoDataModule, read_frames, write_video
 from lit_distill.data.samplers import seeded
@@ -30,6 +29,7 @@ from lit_distill.data.sampling import wrap
 
 FRAMES, HEIGHT, WIDTH = 250, 256, 340
 REPEATS = 5
+GOP = 60
 
 
 class Cost(NamedTuple):
@@ -165,19 +165,18 @@ def row(name: str, variants: dict[str, Callable[[], Cost]], rounds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
-    parser.add_argument("--gop", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--videos", type=int, default=8, help="files, each read five times a round")
-    arguments = parser.parse_args()
+    options = parser(__doc__, quick="one round of one file")
+    options.add_argument("--gop", type=int, default=GOP)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--videos", type=int, default=8, help="files, each read five times a round")
+    asked = options.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rounds, videos = (2, 4) if arguments.quick else (arguments.rounds, arguments.videos)
+    rounds, videos = (1, 1) if asked.quick else (asked.rounds, asked.videos)
     lines = [
-        f"16 frames of 224 x 224 out of {FRAMES} frames of {WIDTH} x {HEIGHT} (H.264, GOP {arguments.gop}): the whole "
+        f"16 frames of 224 x 224 out of {FRAMES} frames of {WIDTH} x {HEIGHT} (H.264, GOP {asked.gop}): the whole "
         "VideoDataModule beside `read_frames` alone of the same views, interleaved, median over "
-        f"{arguments.rounds} rounds (min-max). `Bytes handed over` is what a process with a GPU pays; `normalised` "
+        f"{rounds} rounds (min-max). `Bytes handed over` is what a process with a GPU pays; `normalised` "
         "includes float32 in the main process, as training on a CPU pays. CPU time is that of all processes.",
         "",
         "| training view, workers | alone, clips/s | whole | ratio | alone, CPU ms/clip | whole | ratio |",
@@ -191,7 +190,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LIT_DISTILL_CACHE"] = f"{folder}/cache"
-        make_files(Path(folder), videos, arguments.gop)
+        make_files(Path(folder), videos, asked.gop)
         for name, given in views.items():
             for workers in (1, 2):
                 whole = Whole(Path(folder), workers, **given)
@@ -202,9 +201,10 @@ def main() -> None:
                     process.kill()
                 del whole, alone
     print("\n".join(lines))
-    if not arguments.quick:
-        options = f"--rounds {rounds} --videos {videos}"
-        write_section("loading", f"python benchmarks/loading.py {options}", lines)
+    if not asked.quick:
+        command = f"python benchmarks/loading.py --rounds {rounds} --videos {videos}"
+        command += f" --gop {asked.gop}" if asked.gop != GOP else ""
+        write_section("loading", command, lines, beside=["av"])
 
 
 if __name__ == "__main__":

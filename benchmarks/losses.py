@@ -2,12 +2,11 @@
 
 Time is CPU time on one thread: variants are interleaved on the same inputs, medians with min-max over repeats. Memory
 is how far a forked process's peak resident set rises over what it held with the inputs made and all kernels loaded.
-Run: python benchmarks/losses.py (about 4 minutes), --quick for small sizes and nothing written.
+Run: python benchmarks/losses.py
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -15,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from results import left_out, missing, write_section
+from results import left_out, missing, parser, write_section
 from torch import Tensor
 
 from lit_distill import losses
@@ -29,6 +30,8 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Size: TypeAlias = tuple[int, int]
 
 OURS, PUBLISHED, TORCHDISTILL = "lit_distill", "published", "torchdistill"
+THEIRS = "torchdistill.losses.mid_level"
+PEER = {TORCHDISTILL: partial(import_module, THEIRS)}
 LIMIT = 4 << 30
 """No variant is run where its N x N x D tensors would need more memory than this."""
 
@@ -96,11 +99,9 @@ def published_dist(student: Tensor, teacher: Tensor) -> Tensor:
 
 def torchdistill(name: str, *arguments: object, **options: object) -> Loss | None:
     """torchdistill's class of that name as a function of two tensors, or None where it can't be used."""
-    if missing([TORCHDISTILL]):
+    if missing(PEER):
         return None
-    import torchdistill.losses.mid_level as theirs
-
-    loss = getattr(theirs, name)(*arguments, **options)
+    loss = getattr(import_module(THEIRS), name)(*arguments, **options)
 
     def apply(student: Tensor, teacher: Tensor) -> Tensor:
         value: Tensor = loss({"s": {"output": student, "input": student}}, {"t": {"output": teacher, "input": teacher}})
@@ -248,11 +249,10 @@ def row(method: Method, size: Size, memory: dict[str, int], repeats: int) -> str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats, nothing written")
-    arguments = parser.parse_args()
+    asked = parser(__doc__, quick="small sizes, few repeats").parse_args()
     torch.set_num_threads(1)
-    every = methods(arguments.quick)
+    absent = missing(PEER, asked)
+    every = methods(asked.quick)
 
     # Memory first, from a parent that has not grown: a forked process begins with what its parent holds.
     memory: dict[tuple[str, Size], dict[str, int]] = {}
@@ -274,7 +274,7 @@ def main() -> None:
         "extra MiB.",
         f"`x` is how many times longer than {OURS} the published formula and torchdistill's class take.",
         "",
-        *left_out(missing([TORCHDISTILL])),
+        *left_out(absent),
         f"| method | N x D | {OURS} ms | published ms | x | torchdistill ms | x | {OURS} MiB | published MiB "
         "| torchdistill MiB |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -282,7 +282,7 @@ def main() -> None:
     print("\n".join(lines), flush=True)
     for method in every:
         for size in method.sizes:
-            lines.append(row(method, size, memory[method.name, size], 3 if arguments.quick else 7))
+            lines.append(row(method, size, memory[method.name, size], 3 if asked.quick else 7))
             print(lines[-1], flush=True)
     if large:
         tail = [
@@ -295,7 +295,7 @@ def main() -> None:
         ]
         lines += tail
         print("\n".join(tail))
-    if not arguments.quick:
+    if not asked.quick:
         write_section("losses", "python benchmarks/losses.py", lines, beside=["torchdistill"])
 
 

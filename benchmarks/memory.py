@@ -1,21 +1,20 @@
 """What a training step keeps, by network and by kind, in MiB: exact byte counts of tensors, no timing.
 
-python benchmarks/memory.py [override …]     # by default DML as published: 16 frames of 224 x 224
+python benchmarks/memory.py [override …] measures DML as published by default: 16 frames of 224 x 224.
 
 Kept for backward is what autograd saves during one forward pass on one sample, each storage counted once; it grows in
-proportion with the batch. Written into benchmarks/RESULTS.md.
+proportion with the batch.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from results import write_section
+from results import parser, write_section
 from torch import Tensor, nn
 
 from lit_distill._cli import conf_dir
@@ -48,8 +47,12 @@ def kept_for_backward(network: nn.Module, inputs: Tensor) -> int:
     return sum(kept.values())
 
 
-def main(overrides: list[str]) -> None:
-    config = composed(overrides or ["experiment=dml_pptsmv2", "data=kinetics400"])
+def main() -> None:
+    options = parser(__doc__, quick="the embedded data's small networks")
+    options.add_argument("overrides", nargs="*", help="of `train`'s config")
+    asked = options.parse_args()
+    usual = ["experiment=dml_pptsmv2", "data=moving_digits_tiny" if asked.quick else "data=kinetics400"]
+    config = composed(asked.overrides or usual)
     inputs = torch.zeros(1, config.data.num_frames, 3, config.data.size, config.data.size)
     columns = ["parameters", "weights", "gradients", "SGD momentum", "AdamW", "kept for backward, a sample",
                "the same under 16-bit autocast"]  # fmt: skip
@@ -65,9 +68,10 @@ def main(overrides: list[str]) -> None:
         cells = [f"{name}: {type(network).__name__}", f"{count:.1f} M", *copies, f"{full:,.0f}", f"{half:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "MiB. A frozen network costs its weights alone, and the feature maps that it is at while it runs."]
-    write_section("memory", f"python benchmarks/memory.py {' '.join(overrides)}".strip(), lines)
     print("\n".join(lines))
+    if not asked.quick:
+        write_section("memory", f"python benchmarks/memory.py {' '.join(asked.overrides)}".strip(), lines)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -2,12 +2,11 @@
 
 Then the same step by torchdistill's box, and what the protections of docs/reliability.md cost: everything that `train`
 switches on, and off. Variants are interleaved in one process; each run must give the losses of the hand-written loop.
-Medians over rounds with min and max. Run: python benchmarks/overhead.py, --quick for two layers and nothing written.
+Medians over rounds with min and max. Run: python benchmarks/overhead.py
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import tempfile
@@ -23,7 +22,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from results import left_out, missing, write_section
+from results import left_out, missing, parser, write_section
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -223,16 +222,14 @@ def table(measured: dict[Case, Seconds], columns: dict[str, Callable[[Case, Seco
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two layers, few rounds, nothing written")
-    arguments = parser.parse_args()
+    asked = parser(__doc__, quick="two layers, few rounds").parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    absent = missing(["torchdistill"])
+    absent = missing({"torchdistill": partial(import_module, "torchdistill_step")}, asked)
     small = Case("two layers", tiny, (8,), 4, 400, 9, 2)
     large = Case("PP-TSMv2 + PP-TSM ResNet50, 2 x 8 x 3 x 64 x 64", real, (8, 3, 64, 64), 2, 8, 6, 0)
-    cases = [small._replace(steps=50, rounds=2)] if arguments.quick else [small, large]
+    cases = [small._replace(steps=50, rounds=2)] if asked.quick else [small, large]
     measured = {case: measure(case, not absent) for case in cases}
 
     def of(name: str) -> Callable[[Case, Seconds], str]:
@@ -290,7 +287,7 @@ def main() -> None:
         ),
     ]
     print("\n".join(lines))
-    if not arguments.quick:
+    if not asked.quick:
         write_section("overhead", "python benchmarks/overhead.py", lines, beside=["lightning", "torchdistill"])
 
 

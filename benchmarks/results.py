@@ -1,38 +1,51 @@
-"""benchmarks/RESULTS.md: each benchmark writes its own section between markers and leaves the others alone.
+"""What benchmarks share: their options, the libraries that they compare with, and the sections of RESULTS.md.
 
-Libraries that a benchmark is compared with are optional: what is not installed is left out, and the section says why.
+Each benchmark writes its own section between markers and leaves the others alone. Libraries that something is compared
+with are optional: one that can't be used is left out, and the section says why; under `--whole`, as `make benchmarks`
+runs them all, the section is rather left as it is.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
-import torch
-
 RESULTS = Path(__file__).with_name("RESULTS.md")
-PEERS = {"torchdistill": "torchdistill", "decord": "decord", "torchcodec": "torchcodec.decoders", "OpenCV": "cv2"}
-"""Libraries beside which something is measured, and the module that shows whether each works here."""
+LEFT_AS_IT_IS = 3
+"""Exit code of a benchmark that has written nothing, under `--whole`, as a library is not there."""
 
 
-def missing(names: Iterable[str]) -> dict[str, str]:
-    """Those of PEERS that can't be used here, and why."""
+def parser(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """The options of every benchmark; `quick` tells what a short run measures."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--quick", action="store_true", help=f"{quick}; nothing is written")
+    made.add_argument("--whole", action="store_true", help="measure nothing where a library to compare with is missing")
+    return made
+
+
+def missing(probes: Mapping[str, Callable[[], object]], asked: argparse.Namespace | None = None) -> dict[str, str]:
+    """The libraries whose probe fails, and why; under `--whole` the program ends with them."""
     absent = {}
-    for name in names:
+    for name, probe in probes.items():
         try:
-            import_module(PEERS[name])
+            probe()
         except (ImportError, OSError, RuntimeError) as error:
-            absent[name] = str(error).strip().splitlines()[0]
+            absent[name] = " ".join(str(error).split())[:160] or type(error).__name__
+    if absent and asked is not None and asked.whole and not asked.quick:
+        print("\n".join(left_out(absent)).strip(), file=sys.stderr)
+        sys.exit(LEFT_AS_IT_IS)
     return absent
 
 
-def left_out(absent: dict[str, str]) -> list[str]:
-    """A paragraph for the section, one line a peer that is not in it."""
+def left_out(absent: Mapping[str, str]) -> list[str]:
+    """A paragraph for the section, if any is left out."""
     return [f"{name} is left out: {why}" for name, why in absent.items()] + [""] * bool(absent)
 
 
@@ -40,20 +53,17 @@ def versions(modules: Iterable[str]) -> str:
     """The installed distributions of these modules, with their versions."""
     known = metadata.packages_distributions()
     found = dict.fromkeys(known[module][0] for module in modules if module in known)
-    return "".join(f", {name} {metadata.version(name)}" for name in found)
+    return ", ".join(f"{name} {metadata.version(name)}" for name in found)
 
 
 def write_section(name: str, command: str, lines: Sequence[str], *, beside: Iterable[str] = ()) -> None:
     """Replace or append the section of one benchmark, with the command, the day and the machine that made it.
 
-    `beside` are the modules, torch apart, on whose version the figures depend.
+    `beside` are the modules on whose versions the figures depend, torch apart, which is always among them.
     """
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
-    made_by = f"`{command}` on {machine}, torch {torch.__version__}{versions(beside)}, {date.today()}"
-    heading = [f"## {name}", "", made_by, ""]
-    if not RESULTS.exists():
-        RESULTS.write_text("# Benchmarks\n\nRatios within one run; medians (min-max).\n")
-    write_table(RESULTS, name, [*heading, *lines])
+    made_by = f"`{command}` on {machine}, {versions(('torch', *beside))}, {date.today()}"
+    write_table(RESULTS, name, [f"## {name}", "", made_by, "", *lines])
 
 
 def write_table(path: Path, name: str, lines: Sequence[str]) -> None:

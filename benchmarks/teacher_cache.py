@@ -7,7 +7,6 @@ Run: python benchmarks/teacher_cache.py
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
-from results import write_section
+from results import parser, write_section
 from rich.console import Console
 from torch import nn
 
@@ -130,14 +129,12 @@ def span(values: list[float], unit: str = "", scale: float = 1.0, digits: int = 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
-    arguments = parser.parse_args()
+    asked = parser(__doc__, quick="fewer rounds and epochs").parse_args()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rounds = 2 if arguments.quick else 4
+    rounds, most = (1, 2) if asked.quick else (4, 4)
     small = configured("teacher_cache=on", "data.views_per_sample=1")
     cases: dict[str, tuple[Nets, DictConfig, int]] = {
         "data=moving_digits: PP-TSMv2 x0.25 and PP-TSM ResNet50-vd x0.125, 16 x 8 x 3 x 48 x 48": (
@@ -170,15 +167,15 @@ def main() -> None:
     ]
     tiny = ["data=moving_digits_tiny", "teacher_cache=on"]
     for epochs, views, how in (
-        (4, 1, {}), (4, 2, {}), (4, 1, {"dtype": "float16"}),
+        (most, 1, {}), (most, 2, {}), (most, 1, {"dtype": "float16"}),
     ):  # fmt: skip
         cache, size, samples = kept(configured(*tiny), epochs=epochs, views=views, **how)
         shares = [f"{100 * c.hits / c.asked:.1f} %" for c in cache.counts.values()]
         text = ", ".join(f"{key}={value}" for key, value in how.items()) or "float32"
         lines.append(f"| {epochs}, {views}, {text} | {' | '.join(shares)} | {size / samples:.1f} |")
         print(lines[-1])
-    if not arguments.quick:
-        write_section("teacher cache", "python benchmarks/teacher_cache.py", lines)
+    if not asked.quick:
+        write_section("teacher cache", "python benchmarks/teacher_cache.py", lines, beside=["lightning", "av"])
 
 
 if __name__ == "__main__":
