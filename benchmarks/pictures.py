@@ -1,14 +1,12 @@
 """What the pictures of a validation cost beside it, in CPU time of one thread: `callbacks=media`.
 
-python benchmarks/pictures.py [override …]     # by default DML on data=moving_digits
+python benchmarks/pictures.py [override …] measures DML on data=moving_digits by default.
 
-Within one validation the callback's hooks are timed by themselves, so both parts are of the same run. Written into
-benchmarks/RESULTS.md.
+Within one validation the callback's hooks are timed by themselves, so both parts are of the same run.
 """
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +19,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Trainer
-from results import write_section
+from results import parser, write_section
 
 from lit_distill._cli import conf_dir
 from lit_distill.callbacks import MediaLogger
@@ -51,13 +49,13 @@ def _took(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measured(overrides: list[str]) -> str:
+def measured(overrides: list[str], rounds: int) -> str:
     """A row of the table."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", [*overrides, "data.num_workers=0", "run_dir=unused"])
     data, module = instantiate(config.data, _convert_="all"), build_module(config)
-    rounds = []
-    for _ in range(ROUNDS + 1):  # the first warms up
+    taken = []
+    for _ in range(rounds + 1):  # the first warms up
         callback = Timed()
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
@@ -66,10 +64,10 @@ def measured(overrides: list[str]) -> str:
             )  # fmt: skip
             whole = _took(partial(trainer.validate, module, datamodule=data, verbose=False))
             size = sum(file.stat().st_size for file in Path(folder, "media").rglob("*.*"))
-        rounds.append((whole - callback.batches - callback.end, callback.batches, callback.end, size))
-    rounds = rounds[1:]
-    alone, batches, end, size = (median(column) for column in zip(*rounds, strict=True))
-    shares = sorted(100 * (b + e) / a for a, b, e, _ in rounds)
+        taken.append((whole - callback.batches - callback.end, callback.batches, callback.end, size))
+    taken = taken[1:]
+    alone, batches, end, size = (median(column) for column in zip(*taken, strict=True))
+    shares = sorted(100 * (b + e) / a for a, b, e, _ in taken)
     samples = len(data.datasets["val"])
     return (
         f"| {samples} samples | {1e3 * alone:.0f} ms | {1e3 * batches:.1f} ms | {1e3 * end:.0f} ms "
@@ -77,7 +75,11 @@ def measured(overrides: list[str]) -> str:
     )
 
 
-def main(overrides: list[str]) -> None:
+def main() -> None:
+    options = parser(__doc__, quick="one round of few clips")
+    options.add_argument("overrides", nargs="*", help="of `train`'s config")
+    asked = options.parse_args()
+    usual = ["experiment=dml_pptsmv2", "data=moving_digits_tiny" if asked.quick else "data=moving_digits"]
     torch.set_num_threads(1)
     lines = [
         "CPU time of a validation on one thread, decoding included, and of the pictures that are made of it, for",
@@ -86,11 +88,13 @@ def main(overrides: list[str]) -> None:
         "",
         "| validation | it takes | pictures: in its batches | at its end | added | files, once |",
         "|---|---:|---:|---:|---:|---:|",
-        measured(overrides or ["experiment=dml_pptsmv2", "data=moving_digits"]),
+        measured(asked.overrides or usual, 1 if asked.quick else ROUNDS),
     ]
-    write_section("pictures", f"python benchmarks/pictures.py {' '.join(overrides)}".strip(), lines)
     print("\n".join(lines))
+    if not asked.quick:
+        command = f"python benchmarks/pictures.py {' '.join(asked.overrides)}".strip()
+        write_section("pictures", command, lines, beside=["lightning", "av"])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

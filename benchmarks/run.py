@@ -33,6 +33,7 @@ BENCHMARKS = {
     "overhead": Benchmark("overhead.py", 6, "torchdistill"),
     "losses": Benchmark("losses.py", 5, "torchdistill"),
     "teacher cache": Benchmark("teacher_cache.py", 2),
+    "pictures": Benchmark("pictures.py", 1),
     "loading": Benchmark("loading.py --rounds 3 --videos 4", 3),
     "decode, hard": Benchmark(
         "decode.py --content hard --rounds 3 --sizes 340x256 1280x720", 8, "decord, torchcodec, OpenCV"
