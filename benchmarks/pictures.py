@@ -93,7 +93,7 @@ def main() -> None:
     print("\n".join(lines))
     if not asked.quick:
         command = f"python benchmarks/pictures.py {' '.join(asked.overrides)}".strip()
-        write_section("pictures", command, lines, beside=["lightning", "av"])
+        write_section("pictures", command, lines, beside=["lightning", "av", "PIL"])
 
 
 if __name__ == "__main__":
