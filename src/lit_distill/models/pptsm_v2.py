@@ -192,9 +192,10 @@ class PPTSMv2(nn.Module):
         class_expand: channels of ``last_conv`` and of the embedding.
         batch_norm: ``"torch"``, or ``"published"`` for biased running variances.
         init: random weights, ``"published"`` (Kaiming normal convolutions), or ``"scratch"``: besides, BatchNorm shifts
-            of 1 before the last stage. This plain network has no shortcuts there, and its gradient grows by about
-            1.2 a ReLU towards the stem; the shift keeps the ReLUs near their linear range, so that training gets
-            under way without pre-trained weights.
+            of 1 before the last stage, and orthogonal 1 x 1 convolutions. This plain network has no shortcuts there,
+            and its gradient grows by about 1.2 a ReLU towards the stem; the shift keeps the ReLUs near their linear
+            range and orthogonal weights keep directions apart, so that training gets under way without pre-trained
+            weights.
         reparameterized: build the fused form, for the state dict of a network after :meth:`reparameterize`.
         pretrained: weights to start from, read by :func:`lit_distill.models.load_weights`; its report is kept in
             ``load_report``.
@@ -329,6 +330,9 @@ class PPTSMv2(nn.Module):
             for module in (*self.stem.modules(), *self.stages[:-1].modules()):
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     nn.init.ones_(module.bias)
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+                    nn.init.orthogonal_(module.weight)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
