@@ -290,7 +290,6 @@ def main() -> None:
                 if isinstance(run, Paddle):
                     lines[0] += f" Paddle {run.answer['version']}." if run.answer["version"] not in lines[0] else ""
                     run.close()
-    lines += ["", *left_out(absent)] if absent else []
     if not asked.quick:
         command = f"python benchmarks/inference.py --rounds {rounds} --threads {' '.join(map(str, threads_of))}"
         command += " --paddle-python …" if paddle_python else ""
