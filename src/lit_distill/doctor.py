@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig
@@ -18,6 +19,7 @@ from rich.table import Table
 from lit_distill._cli import command, quiet_lightning
 from lit_distill.cost import Cost, measure
 from lit_distill.diagnosis import Diagnosis, diagnose
+from lit_distill.preset import set_preset_weights
 from lit_distill.running import build_module
 from lit_distill.stages import stages_of
 
@@ -135,6 +137,7 @@ def _size(count: int) -> str:
 @command("doctor")
 def _main(config: DictConfig) -> None:
     quiet_lightning()
+    set_preset_weights(config, HydraConfig.get().overrides.task)
     diagnosis, _ = run(config)
     if diagnosis.findings:
         sys.exit(FINDINGS)

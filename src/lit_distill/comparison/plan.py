@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from lit_distill._arguments import literal
 from lit_distill._cli import conf_dir
 from lit_distill.artifacts import STUDENT_FILE
+from lit_distill.preset import preset_weights
 from lit_distill.resume import differing
 
 _GIVEN = ("experiment", "seed", "hydra.run.dir", "run_dir", "resume", "ckpt_path", "doctor")
@@ -133,7 +133,8 @@ def make_plan(config: DictConfig) -> Plan:
             teacher, weights = _teacher(config, folder, given, known)
         strategies = []
         for name in names:
-            own = (*preset_weights(looks[name], (*given, *owns[name])), *owns[name])
+            weighted = preset_weights(looks[name], (*given, *owns[name]))
+            own = (*(f"++losses.{term}.weight={_as_value(weight)}" for term, weight in weighted.items()), *owns[name])
             taught = ("teacher=frozen", f"models.Teacher.pretrained={literal(str(weights))}") if learns[name] else ()
             first = _planned(name, seeds[0], folder / name / f"seed{seeds[0]}", found[name], (*given, *taught, *own))
             runs = (first, *(_of_seed(first, seed) for seed in seeds[1:]))
@@ -192,26 +193,6 @@ def _needs_weights(config: DictConfig, name: str, experiment: str, look: DictCon
     teacher = look.models.get("Teacher")
     is_peer = experiment.removesuffix(f"_{config.suffix}") in config.peers
     return not is_peer and teacher is not None and look.student != "Teacher" and not teacher.get("pretrained")
-
-
-def preset_weights(look: DictConfig, given: Sequence[str]) -> list[str]:
-    """Overrides by which the terms of an experiment get the weights that the data's preset has for them.
-
-    What the command line says stands, and so does a schedule that the experiment has of its own.
-
-    Args:
-        look: the composed experiment.
-        given: its overrides.
-    """
-    keys = {override.lstrip("+~").partition("=")[0] for override in given}
-    said = {key.split(".")[1] for key in keys if re.match(r"losses\.[^.]+\.weight\b", key.partition("@")[2] or key)}
-    weights = OmegaConf.to_container(look.preset.weights, resolve=True)
-    assert isinstance(weights, dict)
-    return [
-        f"++losses.{term}.weight={_as_value(weights[term])}"
-        for term, node in look.losses.items()
-        if term in weights and term not in said and not OmegaConf.is_dict(node.get("weight"))
-    ]
 
 
 def _as_value(value: Any) -> str:

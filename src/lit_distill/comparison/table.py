@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_distill.preset import describe_weight
+
 HEAD = (
     "strategy", "teacher", "top-1, %", "paired gain [95 %]", "p", "verdict", "minutes (CPU)", "memory, MiB",
 )  # fmt: skip
@@ -119,13 +121,7 @@ def _is_used(term: str, weight: Any, record: Mapping[str, Any]) -> bool:
 
 
 def _weights(weights: Mapping[str, Any]) -> str:
-    def text(value: Any) -> str:
-        if not isinstance(value, Mapping):
-            return f"{value:g}"
-        rest = ", ".join(f"{key}={text(part)}" for key, part in value.items() if key != "_target_")
-        return f"{str(value['_target_']).rpartition('.')[2]}({rest})"
-
-    return ", ".join(f"{name} {text(value)}" for name, value in weights.items())
+    return ", ".join(f"{name} {describe_weight(value)}" for name, value in weights.items())
 
 
 def _mean(strategy: Mapping[str, Any]) -> str:
