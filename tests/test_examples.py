@@ -17,6 +17,8 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 TERMS = {
+    "detection": {"bbox_ctrness", "bbox_regression", "classification", "pyramid"},
+    "existing_module": {"kd", "similarity"},
     "image_classification": {"ce", "kd"},
     "own_lightning_module": {"ce", "kd"},
     "segmentation": {"ce", "kd", "attention"},

@@ -2,6 +2,7 @@
 
 from lit_distill.checkpoints import SafeCheckpointIO
 from lit_distill.composer import ComposedLoss, LossComposer
+from lit_distill.mixin import DistillMixin
 from lit_distill.module import DistillModule
 from lit_distill.runs import load_student
 from lit_distill.signals import Reference, SignalCapture
@@ -11,6 +12,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ComposedLoss",
+    "DistillMixin",
     "DistillModule",
     "LossComposer",
     "LossTerm",

@@ -1,11 +1,13 @@
-"""What DistillModule looks at before it trains: names, an example batch, the number of classes."""
+"""What is looked at before training: names, an example batch, the number of classes."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import islice
 from typing import Any
 
+from lightning import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
@@ -111,6 +113,33 @@ def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
 def size_of(loader: DataLoader[Any]) -> int | None:
     """Number of samples of a loader's data set, where it is known."""
     return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
+
+
+def unpack_batch(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+    """Inputs, target and sample index of a batch of the usual form; raises ValueError for any other."""
+    if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override unpack()")
+
+
+def try_example(module: LightningModule, build: Callable[[Any, int | None], None]) -> None:
+    """In ``setup("fit")``: hand ``build`` an example batch as training will have it, and the number of samples.
+
+    Nothing of the training changes by it: no random number is drawn, no worker started. Several loaders at once are
+    left alone: their batches are the user's own form.
+    """
+    trainer = module.trainer
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        return
+    precision = trainer.precision_plugin
+    precision.convert_module(module)  # what the strategy does later; a second time changes nothing
+    with isolate_rng(), precision.forward_context():
+        batch = trainer.strategy.batch_to_device(precision.convert_input(example_batch(loader)), module.device)
+        build(batch, size_of(loader))
 
 
 def check_classes(name: str, logits: Tensor, target: Tensor | None, num_classes: int | None) -> None:

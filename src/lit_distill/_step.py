@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 
 from lit_distill.composer import ComposedLoss, LossComposer
@@ -18,6 +20,12 @@ _FROZEN_HINT = (
     "a frozen network that gives them overflows in half precision (try trainer.precision=32-true or bf16-mixed) "
     "or was loaded from damaged weights"
 )
+
+
+def fractional_epoch(trainer: Trainer, batch_idx: int) -> float:
+    """The epoch at the start of a batch, for schedules; whole where nobody knows how many batches there are."""
+    batches = trainer.num_training_batches
+    return trainer.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
 
 
 class RunningTerms:

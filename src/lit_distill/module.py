@@ -8,13 +8,11 @@ from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._checkpointed import CheckpointedModule
@@ -25,12 +23,12 @@ from lit_distill._preflight import (
     check_classes,
     check_judges_best,
     check_names,
-    example_batch,
     input_views,
-    size_of,
     student_candidates,
+    try_example,
+    unpack_batch,
 )
-from lit_distill._step import RunningTerms, StepRecord
+from lit_distill._step import RunningTerms, StepRecord, fractional_epoch
 from lit_distill._train_only import TrainOnly
 from lit_distill.balance import Balancer
 from lit_distill.composer import ComposedLoss, LossComposer
@@ -217,10 +215,7 @@ class DistillModule(CheckpointedModule):
 
     def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
         """Split a batch into inputs, target and sample index; override it for batches of another form."""
-        if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
-            return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-        came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-        raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override unpack()")
+        return unpack_batch(batch)
 
     def _seen_by(self, name: str, inputs: Any) -> Any:
         view = self.inputs.get(name)
@@ -251,19 +246,8 @@ class DistillModule(CheckpointedModule):
         self.expect_labels_of(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.composer.balance is not None:
             self.composer.balance.check(self.trainer)
-        if stage != "fit" or not self._preflight:
-            return
-        trainer = self.trainer
-        if trainer.train_dataloader is None:
-            trainer.fit_loop.setup_data()
-        loader = trainer.train_dataloader
-        if not isinstance(loader, DataLoader):
-            return  # several loaders at once: their batches are the user's own form
-        precision = trainer.precision_plugin
-        precision.convert_module(self)  # what the strategy does later; a second time changes nothing
-        with isolate_rng(), precision.forward_context():
-            batch = trainer.strategy.batch_to_device(precision.convert_input(example_batch(loader)), self.device)
-            self.build(batch, dataset_size=size_of(loader))
+        if stage == "fit" and self._preflight:
+            try_example(self, lambda batch, size: self.build(batch, dataset_size=size))
 
     def expect_labels_of(self, data: Any) -> None:
         """Look for samples without labels in training batches if a data module says that it has some."""
@@ -336,8 +320,7 @@ class DistillModule(CheckpointedModule):
 
     def epoch_at(self, batch_idx: int) -> float:
         """The fractional epoch at the start of a batch, for schedules."""
-        batches = self.trainer.num_training_batches
-        return self.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
+        return fractional_epoch(self.trainer, batch_idx)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
