@@ -16,13 +16,19 @@ def test_the_wheel_runs_from_an_empty_folder(tmp_path: Path) -> None:
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(ROOT)],
         check=True, capture_output=True,
     )  # fmt: skip
+    subprocess.run(  # a source archive, and a wheel of that
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "source"), str(ROOT)],
+        check=True, capture_output=True,
+    )  # fmt: skip
     (wheel,) = (tmp_path / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    (again,) = (tmp_path / "source").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive, zipfile.ZipFile(again) as other:
         names = set(archive.namelist())
+        assert sorted(archive.namelist()) == sorted(other.namelist())
         archive.extractall(tmp_path / "site")
     shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"lit_distill/{name}" for name in shipped} <= names
-    assert "lit_distill/py.typed" in names
+    assert {"lit_distill/py.typed", "lit_distill/conf/__init__.py"} <= names
     assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
 
     empty = tmp_path / "empty"

@@ -95,7 +95,7 @@ def help_text(config_name: str) -> str:
     if template is None:
         return f"python -m lit_distill.{config_name}: Hydra's --hydra-help tells its options, --cfg job its config"
     groups = []
-    for folder in sorted(path for path in conf_dir().iterdir() if path.is_dir()):
+    for folder in sorted({file.parent for file in conf_dir().glob("*/*.yaml")}):
         options = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         groups.append(textwrap.fill(f"{folder.name}: {options}", 118, initial_indent="  ", subsequent_indent="    "))
     return str(template).replace("$APP_CONFIG_GROUPS", "\n".join(groups)).rstrip()

@@ -1,0 +1,61 @@
+"""The examples that are folders: their commands run as they are written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lit_distill.test
+from lit_distill import load_student
+from test_examples import EXAMPLES, by_command, figures_of
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder, as the current one, with its package to be found as `python -m` finds it."""
+    folder = tmp_path / "own_package"
+    shutil.copytree(EXAMPLES / "own_package", folder, ignore=shutil.ignore_patterns("runs", "__pycache__"))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("LIT_DISTILL_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def test_own_package(own_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = re.findall(
+        r"^    python (-m lit_distill\.\w+.*)$", (own_package / "README.md").read_text(), re.MULTILINE
+    )
+    train, test = map(shlex.split, commands)
+    by_command(own_package, *train)
+    run = own_package / "runs" / "cosine"
+    results = json.loads((run / "results.json").read_text())
+    assert results["experiment"] == "cosine"
+    assert 0 < results["final"]["train/cosine"] <= 2
+
+    with pytest.raises(ValueError, match=r"'my_package\.FrameNet'.*--allow my_package"):
+        load_student(run)
+    assert test[:2] == ["-m", "lit_distill.test"]
+    monkeypatch.setattr(sys, "argv", test[1:])
+    lit_distill.test.main()
+    assert (run / "test.json").is_file()
+    student = load_student(run, allow=("my_package",))
+    assert type(student).__module__ == "my_package.networks"
+    assert student(torch.zeros(2, 4, 3, 32, 32)).shape == (2, 8)
+
+
+def test_hydra_app(tmp_path: Path) -> None:
+    app = str(EXAMPLES / "hydra_app" / "app.py")
+    output = by_command(tmp_path, app, "loss@losses.kd.loss=dist", "optimizer=adamw")  # where no config of ours is near
+    figures = figures_of(output)
+    assert figures["train/kd"] > 0
+    (run,) = (tmp_path / "outputs").glob("*/*")
+    composed = (run / ".hydra" / "config.yaml").read_text()
+    assert "lit_distill.losses.DISTLoss" in composed
+    assert "torch.optim.AdamW" in composed
