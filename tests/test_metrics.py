@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lit_distill.module import default_metrics
+from lit_distill._evaluated import default_metrics
 
 
 def test_top5_is_counted_by_itself() -> None:

@@ -108,14 +108,11 @@ class LossComposer(nn.Module):
                 self.losses[name] = term.loss
         unique = {ref.text: ref for term in self.terms.values() for ref in term.references}
         self.references: tuple[Reference, ...] = tuple(unique.values())
+        self.model_names = frozenset(ref.model for ref in self.references if not ref.is_data)
+        """The names of the models that some term refers to."""
         self.balance = balance
         if balance is not None:
             balance.build(list(self.terms))
-
-    @property
-    def model_names(self) -> set[str]:
-        """The names of the models that some term refers to."""
-        return {ref.model for ref in self.references if not ref.is_data}
 
     def check(self, models: Mapping[str, nn.Module]) -> None:
         """Raise ValueError, naming the term, if a reference names no module of ``models``."""
@@ -207,7 +204,7 @@ class LossComposer(nn.Module):
         set_epoch = getattr(term.loss, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
-        if term.needs_labels and signals.labelled is not None and not len(signals.labelled):
+        if signals.labelled is not None and term.needs_labels and not len(signals.labelled):
             return _zero(term, arguments)
         try:
             value = term.loss(*arguments)
@@ -231,7 +228,7 @@ class LossComposer(nn.Module):
             given: tuple[Signal, ...] = (first, second)
             if term.target:
                 given = (first, second, signals.resolve(term.target, as_list=term.target_is_list))
-            if term.needs_labels and signals.labelled is not None:
+            if signals.labelled is not None and term.needs_labels:
                 samples = len(signals[GROUND_TRUTH])
                 given = tuple(_rows(signal, signals.labelled, samples) for signal in given)
             return given

@@ -5,21 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from lit_distill._checkpointed import CheckpointedModule
+from lit_distill._evaluated import EvaluatedModule, default_metrics
 from lit_distill._frozen import FrozenRecord
 from lit_distill._preflight import (
     BEST,
-    TOP1,
     check_classes,
     check_judges_best,
     check_names,
@@ -33,10 +31,8 @@ from lit_distill._train_only import TrainOnly
 from lit_distill.balance import Balancer
 from lit_distill.composer import ComposedLoss, LossComposer
 from lit_distill.data.input_view import InputView
-from lit_distill.data.views import average_views
 from lit_distill.gradients import loss_scale
-from lit_distill.losses.base import class_indices
-from lit_distill.metrics import TermMeans, TopKAccuracy
+from lit_distill.metrics import TermMeans
 from lit_distill.schedules import Schedule
 from lit_distill.signals import SignalCache, SignalCapture
 from lit_distill.terms import LossTerm
@@ -46,13 +42,7 @@ SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler]
 Terms: TypeAlias = Mapping[str, LossTerm | Mapping[str, Any]]
 
 
-def default_metrics() -> MetricCollection:
-    """Top-1 and top-5 accuracy, what a classifier is judged by."""
-    # Compute groups would be formed of metrics that are equal on the first batch, and then share its counts for good.
-    return MetricCollection({"top1": TopKAccuracy(k=1), "top5": TopKAccuracy(k=5)}, compute_groups=False)
-
-
-class DistillModule(CheckpointedModule):
+class DistillModule(EvaluatedModule):
     """Trains named models on weighted losses between their signals.
 
     A step runs every model that a term names once, hands the captured signals to the :class:`LossComposer`, and
@@ -187,16 +177,6 @@ class DistillModule(CheckpointedModule):
 
     # ---------------------------------------------------------------- models
 
-    @property
-    def named(self) -> dict[str, nn.Module]:
-        """The models by name."""
-        return dict(self.models.items())
-
-    @property
-    def val_composer(self) -> LossComposer:
-        """The composer of validation and test."""
-        return self._own_val_composer or self.composer
-
     def train(self, mode: bool = True) -> DistillModule:
         """Set the training mode of everything that is trained; frozen models and parts stay in eval mode."""
         super().train(mode)
@@ -322,41 +302,6 @@ class DistillModule(CheckpointedModule):
         """The fractional epoch at the start of a batch, for schedules."""
         return fractional_epoch(self.trainer, batch_idx)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
-        inputs, target, index = self.unpack(batch)
-        outputs = {}
-        with self.val_composer.capture(self.named) as signals:
-            for name in self.models:
-                outputs[name] = self._ask(name, inputs, signals, self._evaluate, output=True)
-                if _has_views(inputs):
-                    signals.replace(name, outputs[name])
-        result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
-        size = target.shape[0] if target is not None and target.ndim else 1
-        self.val_terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), size)
-        for name, metric in self._named_metrics():
-            if self._is_judged(outputs[name], target):
-                assert target is not None
-                metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
-        return outputs
-
-    def _evaluate(self, name: str, inputs: Any) -> Any:
-        if not _has_views(inputs):
-            return self._run_frozen_or_not(name, inputs)
-        return average_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
-
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """The same as validation, on the test data."""
-        return self.validation_step(batch, batch_idx)
-
-    def _named_metrics(self) -> list[tuple[str, Metric | MetricCollection]]:
-        return [(name, cast("Metric | MetricCollection", metric)) for name, metric in self.val_metrics.items()]
-
-    def _is_judged(self, output: Any, target: Tensor | None) -> bool:
-        if target is None:
-            return False
-        return not self._metrics_are_default or (isinstance(output, Tensor) and output.ndim == 2 and target.ndim <= 2)
-
     # ---------------------------------------------------------------- logging
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -393,74 +338,6 @@ class DistillModule(CheckpointedModule):
         optimizers = self.trainer.optimizers
         rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
         self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)
-
-    def on_validation_start(self) -> None:
-        """Begin the figures anew; let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
-        self._reset_figures()
-        ddp = self.trainer.strategy.model
-        if isinstance(ddp, DistributedDataParallel):
-            for name, buffer in self.named_buffers():
-                if not self._is_frozen_key(name):
-                    torch.distributed.broadcast(buffer, src=0)
-            ddp.require_forward_param_sync = False
-
-    def on_validation_end(self) -> None:
-        """Give DDP its buffer broadcasts back."""
-        ddp = self.trainer.strategy.model
-        if isinstance(ddp, DistributedDataParallel):
-            ddp.require_forward_param_sync = True
-
-    def on_test_start(self) -> None:
-        """As for validation."""
-        self.on_validation_start()
-
-    def on_test_end(self) -> None:
-        """As for validation."""
-        self.on_validation_end()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation terms and every model's metrics."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test terms and every model's metrics."""
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, stage: str) -> None:
-        means = self.val_terms.compute().tolist()
-        values = {f"{stage}/loss": means[0]}
-        values |= {f"{stage}/{name}": value for name, value in zip(self.val_composer.terms, means[1:], strict=True)}
-        for model, metric in self._named_metrics():
-            if metric_was_updated(metric):
-                computed = metric.compute()
-                results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
-                values |= {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
-        self._reset_figures()
-        values |= self._judge_candidates(stage, values)
-        # Metrics are already reduced over ranks; Lightning would average the equal values once more.
-        self.log_dict(values, on_epoch=True, sync_dist=False)
-
-    def _reset_figures(self) -> None:
-        """Forget what was evaluated. Lightning evaluates in inference mode, whose tensors no later step may add to."""
-        with torch.inference_mode(False):
-            self.val_terms.reset()
-            for _, metric in self._named_metrics():
-                metric.reset()
-
-    def _judge_candidates(self, stage: str, values: Mapping[str, float]) -> dict[str, float]:
-        """Make the candidate of the highest validation top-1 the student; its figures once more, under ``best``."""
-        if not self._chooses_student:
-            return {}
-        if stage == "val" and not self.trainer.sanity_checking:
-            scores = {name: values.get(f"val/{name}/{TOP1}") for name in self.candidates}
-            if unknown := [name for name, score in scores.items() if score is None]:
-                raise ValueError(
-                    f"student=best is chosen by validation top-1, and {unknown} have none: it needs labelled batches "
-                    "and logits (B, C); or name one student"
-                )
-            self.student = max(self.candidates, key=lambda name: scores[name] or 0.0)  # the first of equal ones
-        chosen = f"{stage}/{self.student}/"
-        return {f"{stage}/{BEST}/{k.removeprefix(chosen)}": v for k, v in values.items() if k.startswith(chosen)}
 
     # ---------------------------------------------------------------- optimizer
 
@@ -506,17 +383,6 @@ class DistillModule(CheckpointedModule):
                 "or a scheduler factory"
             )
         return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
-
-
-def metric_was_updated(metric: Metric | MetricCollection) -> bool:
-    """Whether a metric, or every one of a collection, has seen data since its reset."""
-    parts = metric.values() if isinstance(metric, MetricCollection) else [metric]
-    return all(getattr(part, "update_called", False) for part in parts)
-
-
-def _has_views(inputs: Any) -> bool:
-    """Whether these are several clips of each video, (B, V, T, C, H, W), to be averaged."""
-    return isinstance(inputs, Tensor) and inputs.ndim == 6
 
 
 def _unique_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
