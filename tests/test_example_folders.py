@@ -1,4 +1,4 @@
-"""The examples that are folders: their commands run as they are written."""
+"""The examples that are no single program: commands of folders run as they are written, the notebook cell by cell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +61,30 @@ def test_hydra_app(tmp_path: Path) -> None:
     composed = (run / ".hydra" / "config.yaml").read_text()
     assert "lit_distill.losses.DISTLoss" in composed
     assert "torch.optim.AdamW" in composed
+
+
+def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cells in order, in one namespace, as a fresh kernel runs them: what they say of distillation holds."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((EXAMPLES / "distill_in_a_notebook.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    cells = notebook["cells"]
+    ids = [cell["id"] for cell in cells]
+    assert len(set(ids)) == len(ids)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        for cell in cells:
+            keys = {"cell_type", "id", "metadata", "source"}
+            if cell["cell_type"] == "code":
+                assert (cell["execution_count"], cell["outputs"]) == (None, []), "outputs are not kept: they would rot"
+                exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+                keys |= {"execution_count", "outputs"}
+            assert cell.keys() == keys
+    table = capsys.readouterr().out
+    gains = names["gains"]
+    assert all(gain > 0 for gain in gains), table
+    assert [f"{100 * gain:+.1f}" in table for gain in gains] == [True] * 3
+    assert names["teacher_top1"] > max(names["scores"]["distilled"])
+    assert "".join(cells[-1]["source"]).splitlines()[-1] == "picture", "what a notebook shows"
+    assert names["picture"].size == (8 * (8 * 9 + 1), 8 * (2 * 9 + 1))
+    assert list(tmp_path.iterdir()) == []
