@@ -7,8 +7,10 @@ import importlib.util
 import os
 import re
 import runpy
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,21 @@ def test_example(
     assert all(figures[f"train/{term}"] > 0 for term in TERMS[program])
     assert all(abs(value) < float("inf") for value in figures.values()), "finite, no NaN"
     assert list(tmp_path.iterdir()) == [], "a program to copy leaves nothing behind"
+
+
+@pytest.mark.slow
+def test_several_machines_by_the_line_that_is_shown(tmp_path: Path) -> None:
+    """Twice, on this machine: four processes, so half as many steps."""
+    text = ast.get_docstring(ast.parse((EXAMPLES / "several_processes.py").read_text(encoding="utf-8")))
+    assert text is not None
+    (line,) = re.findall(r"^torchrun (.*)$", text, re.MULTILINE)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
+    words = line.replace("<host>:29500", where).replace("several", str(EXAMPLES / "several")).split()
+    with ThreadPoolExecutor() as pool:
+        outputs = list(pool.map(lambda _: by_command(tmp_path, "-m", "torch.distributed.run", *words), range(2)))
+    assert sum(output.count("4 processes, 4 steps") for output in outputs) == 1
 
 
 def test_timm_takes_the_weights_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

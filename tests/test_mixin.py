@@ -317,6 +317,15 @@ def test_the_module_itself_may_be_the_student() -> None:
     assert fit(module).callback_metrics["train/kd"] > 0
 
 
+def test_the_own_loss_may_fade_by_epochs() -> None:
+    """At weight 0 throughout, what is trained depends on the terms alone."""
+    silent, other = distilled(own_weight=0.0), distilled(own_weight=Linear(start=0.0, end=0.0, epochs=2))
+    for module in (silent, other):
+        seed_everything(4, verbose=False)
+        fit(module)
+    assert_equal(dict(other.state_dict()), dict(silent.state_dict()))
+
+
 def test_labels_come_from_the_batch() -> None:
     term = LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))
     figures = fit(distilled(losses={"ce": term, "kd": KD})).callback_metrics
@@ -345,6 +354,8 @@ def test_what_cannot_be_learned_is_told_before_training() -> None:
         distilled(given={"Teacher": teacher(), "Other": teacher()})
     with pytest.raises(ValueError, match="'Student' is the student"):
         distilled(given={"Student": teacher()})
+    with pytest.raises(ValueError, match="own_weight must be a finite number"):
+        distilled(own_weight=float("nan"))
     with pytest.raises(ValueError, match="call distill"):
         distilled().distill(teacher(), student="net", losses={"kd": KD})
     with pytest.raises(ValueError, match=r"term 'kd' .* \(2, 3\).*\(2, 16\)"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from lit_distill._frozen import FrozenRecord
 from lit_distill._preflight import check_names, try_example, unpack_batch
 from lit_distill._step import fractional_epoch
 from lit_distill.composer import LossComposer
-from lit_distill.terms import LossTerm
+from lit_distill.terms import WEIGHT_TEXT, LossTerm, Weight
 
 Module = TypeVar("Module", bound="DistillMixin")
 
@@ -63,7 +64,7 @@ class DistillMixin(LightningModule):
         *,
         losses: Mapping[str, LossTerm | Mapping[str, Any]],
         student: str = "",
-        own_weight: float | Callable[[float], float] = 1.0,
+        own_weight: Weight = 1.0,
         preflight: bool = True,
         replaced_teachers: bool = False,
     ) -> Module:
@@ -84,11 +85,13 @@ class DistillMixin(LightningModule):
             The module itself.
 
         Raises:
-            ValueError: a name or reference that does not exist, a teacher that shares parameters with the module, an
-                attribute ``distillation`` of yours, or a second call.
+            ValueError: a name or reference that does not exist, a weight that is not finite, a teacher that shares
+                parameters with the module, an attribute ``distillation`` of yours, or a second call.
         """
         if hasattr(self, "distillation"):
             raise ValueError(f"{type(self).__name__} has an attribute distillation already: call distill() once")
+        if not callable(own_weight) and not math.isfinite(own_weight):
+            raise ValueError(f"own_weight must be {WEIGHT_TEXT}, got {own_weight!r}")
         teachers = {"Teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher)
         try:
             learner = self.get_submodule(student)

@@ -15,7 +15,7 @@ Weight: TypeAlias = float | Callable[[float], float]
 """A number, or a schedule: a function of the fractional epoch."""
 
 _KEYS = "loss, pair, and optionally target, weight, detach, align_time"
-_WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
+WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
 
 
 class LossTerm:
@@ -57,7 +57,7 @@ class LossTerm:
         if isinstance(pair, str) or len(pair) != 2:
             raise ValueError(f"pair must be two references, such as ('Student', 'Teacher'), got {pair!r}")
         if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
-            raise ValueError(f"weight must be {_WEIGHT_TEXT}, got {weight!r}")
+            raise ValueError(f"weight must be {WEIGHT_TEXT}, got {weight!r}")
         self.loss = loss
         self.weight = weight
         self.first, self.first_is_list = parse_references(pair[0]), not isinstance(pair[0], str)
