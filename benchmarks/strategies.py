@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "compare"
 ARGUMENTS = [
     "experiments=[baseline,kd,dml,self,rkd,overhaul,dkd,dist]", "seeds=5", "data=moving_digits_small", "trainer=cpu",
-    "teacher.epochs=40", "teacher.overrides=['preset.lr=0.004']", "jobs=2", "output=benchmarks/compare",
+    "teacher.epochs=40", "jobs=2", "output=benchmarks/compare",
 ]  # fmt: skip
 
 

@@ -1,0 +1,59 @@
+"""The comparison that README shows is the committed one, whole, and says what its runs say."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_distill.comparison.table import markdown, table
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks" / "compare"
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / "compare.json").read_text())
+    return found
+
+
+def test_every_strategy_has_all_of_its_five_seeds(record: dict[str, Any]) -> None:
+    assert list(record["strategies"]) == ["baseline", "kd", "dml", "self", "rkd", "overhaul", "dkd", "dist"]
+    assert len(record["seeds"]) >= 5
+    for strategy in record["strategies"].values():
+        assert [run["seed"] for run in strategy["runs"] if run["top1"] is not None] == record["seeds"]
+        assert not any(run["fault"] for run in strategy["runs"])
+
+
+def test_gains_are_the_means_of_the_paired_differences(record: dict[str, Any]) -> None:
+    reference = record["strategies"][record["reference"]]["runs"]
+    for name, strategy in record["strategies"].items():
+        if name != record["reference"]:
+            pairs = zip(strategy["runs"], reference, strict=True)
+            mean = statistics.mean(one["top1"] - other["top1"] for one, other in pairs)
+            assert strategy["gain"] == pytest.approx(mean, abs=1e-9)
+            assert strategy["interval"][0] <= mean <= strategy["interval"][1]
+
+
+def test_readme_has_its_table_and_its_command(record: dict[str, Any]) -> None:
+    assert "\n".join(table(record)) in README
+    assert record["command"] in README
+    monkeypatched = sys.path[:]
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import strategies
+    finally:
+        sys.path[:] = monkeypatched
+    assert all(argument.strip("\"'") in record["command"] for argument in strategies.ARGUMENTS)
+
+
+def test_the_page_is_that_of_the_record_with_both_pictures(record: dict[str, Any]) -> None:
+    pictures = ("gains.png", "curves.png")
+    assert (FOLDER / "compare.md").read_text() == markdown(record, pictures)
+    assert all((FOLDER / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
