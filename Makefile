@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 DEMO_ARGS ?=
 BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
+FAULTS ?= tests/faults tests/ddp tests/curves tests/data/test_quarantine.py tests/test_launch.py
 
 .PHONY: demo test test-slow faults mutation docs lint types format benchmarks clean
 
@@ -27,7 +28,7 @@ test-slow: $(VENV)/.installed
 # The long form of the fault suite; its figures go into docs/reliability.md.
 faults: $(VENV)/.installed
 	mkdir -p $(dir $(FAULTS_REPORT)) && rm -f $(FAULTS_REPORT)
-	OMP_NUM_THREADS=1 LIT_DISTILL_FAULTS_REPORT=$(abspath $(FAULTS_REPORT)) $(BIN)/python -m pytest tests/faults -m 'slow or not slow'
+	OMP_NUM_THREADS=1 LIT_DISTILL_FAULTS_REPORT=$(abspath $(FAULTS_REPORT)) $(BIN)/python -m pytest $(FAULTS) -m 'slow or not slow'
 	$(BIN)/python tests/faults/summarise.py $(FAULTS_REPORT)
 
 # Each protection taken out in turn: its test must turn red.

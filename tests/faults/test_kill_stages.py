@@ -15,6 +15,7 @@ import pytest
 from lit_distill.checkpoints import read_checkpoint
 
 from .killing import _differing
+from .report import report
 from .stage_program import SCENARIOS
 
 PROGRAM = Path(__file__).with_name("stage_program.py")
@@ -44,7 +45,7 @@ def test_every_process_ended_where_it_was_meant_to(outcome: tuple[str, Path, dic
 def test_weights_figures_and_optimizers_are_those_of_the_uninterrupted_run(
     outcome: tuple[str, Path, dict[str, Any]],
 ) -> None:
-    _, folder, _ = outcome
+    scenario, folder, _ = outcome
     whole, parts = folder / "whole", folder / "parts"
     files, others = (  # but for TensorBoard's, which have the time in their names
         sorted(p.relative_to(run) for p in run.rglob("*") if p.is_file() and "tfevents" not in p.name)
@@ -61,6 +62,8 @@ def test_weights_figures_and_optimizers_are_those_of_the_uninterrupted_run(
     results = [_without_times(json.loads((place / "results.json").read_text())) for place in (whole, parts)]
     assert results[0] == results[1]
     assert len(results[0]["stages"]) == 2
+    killed = len(SCENARIOS[scenario][1])
+    report(f"killed equals uninterrupted: {scenario}", tried=killed, survived=killed)
 
 
 def test_what_a_stage_has_finished_is_not_made_again(outcome: tuple[str, Path, dict[str, Any]]) -> None:
