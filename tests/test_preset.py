@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from lit_distill._cli import conf_dir
 from lit_distill.preset import set_preset_weights
+from lit_distill.stages import stages_of
 
 RAMP = "{_target_: lit_distill.schedules.Linear, start: 0.0, end: 1.0, epochs: 2}"
 
@@ -32,7 +33,15 @@ def test_a_schedule_is_a_weight_too() -> None:
     assert of_terms["dml"] == {"_target_": "lit_distill.schedules.Linear", "start": 0.0, "end": 1.0, "epochs": 2}
 
 
-@pytest.mark.parametrize("override", ["+losses.dml.weight=2", "++losses.dml.weight=2"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+losses.dml.weight=2",
+        "++losses.dml.weight=2",
+        "++losses.dml={weight: 2}",
+        "++losses={dml: {weight: 2}}",
+    ],
+)
 def test_what_the_command_line_says_stands(override: str) -> None:
     applied, of_terms = weights("experiment=dml_pptsmv2", override, dml="0.5")
     assert applied == {}
@@ -51,3 +60,20 @@ def test_the_embedded_data_lets_mutual_terms_grow_and_others_are_as_published() 
         published = compose("train", ["experiment=self_pptsmv2", "data=kinetics400"])
     assert set_preset_weights(config, [])["dml"]["total"] == config.trainer.max_epochs
     assert set_preset_weights(published, []) == {}
+
+
+def test_a_null_takes_a_weight_of_the_preset_away() -> None:
+    given = ["experiment=dml_pptsmv2", "data=moving_digits", "preset.weights.dml=null"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", given)
+    assert set_preset_weights(config, given) == {}
+    assert "weight" not in config.losses.dml
+
+
+def test_in_a_stage_a_schedule_is_as_long_as_the_stage() -> None:
+    given = ["experiment=dml_pptsmv2", "data=moving_digits", "run_dir=x"]
+    given.append("+stages={short: {trainer: {max_epochs: 5}}, long: {}}")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", given)
+    set_preset_weights(config, given)
+    assert [stage.config.losses.dml.weight.total for stage in stages_of(config)] == [5, 20]

@@ -129,9 +129,12 @@ def test_the_student_loads_into_a_bare_network_and_equals_the_best_checkpoint(ru
 
 
 def test_the_same_command_gives_the_same_figures(cache: Path, tmp_path: Path) -> None:
+    given = ("experiment=self_pptsmv2", "trainer.max_epochs=1", "seed=3", "+preset.weights.dml=0.5")
     for name in ("a", "b"):
-        result = train(cache, tmp_path / name, "experiment=self_pptsmv2", "trainer.max_epochs=1", "seed=3")
+        result = train(cache, tmp_path / name, *given)
         assert result.returncode == 0, result.stderr[-3000:]
+        assert "weight of dml, from the data's preset: 0.5" in result.stdout
+        assert OmegaConf.load(tmp_path / name / "config.yaml").losses.dml.weight == 0.5
     assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 
@@ -21,23 +21,38 @@ def preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
     Returns:
         Numbers, or nodes of schedules.
     """
-    keys = {override.lstrip("+~").partition("=")[0] for override in given}
-    said = {key.split(".")[1] for key in keys if re.match(r"losses\.[^.]+\.weight\b", key.partition("@")[2] or key)}
     weights = OmegaConf.to_container(config.preset.weights, resolve=True)
     assert isinstance(weights, dict)
+    said = _weighted_by(given)
     return {
         term: weights[term]
         for term, node in config.losses.items()
-        if term in weights and term not in said and not OmegaConf.is_dict(node.get("weight"))
+        if weights.get(term) is not None and term not in said and not OmegaConf.is_dict(node.get("weight"))
     }
 
 
+def _weighted_by(given: Sequence[str]) -> set[str]:
+    """The terms whose weight overrides set: by its own key, within a mapping, or from a group."""
+    said = set()
+    for override in OverridesParser.create().parse_overrides(list(given)):
+        value: Any = override.value()
+        for name in reversed((override.package or override.key_or_group).split(".")):
+            value = {name: value}
+        losses = value.get("losses")
+        if isinstance(losses, dict):
+            said |= {str(term) for term, node in losses.items() if isinstance(node, dict) and "weight" in node}
+    return said
+
+
 def set_preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
-    """Write :func:`preset_weights` into the terms of ``config``, so that its run folder tells what was trained with."""
+    """Write :func:`preset_weights` into the terms of ``config``, so that its run folder tells what was trained with.
+
+    Interpolations stay: in a stage of other epochs a schedule is as long as the stage.
+    """
     weights = preset_weights(config, given)
     with open_dict(config):
-        for term, weight in weights.items():
-            config.losses[term].weight = weight
+        for term in weights:
+            config.losses[term].weight = config.preset.weights[term]
     return weights
 
 
