@@ -40,7 +40,7 @@ class Detection(LightningModule):
 
 
 class Distilled(DistillMixin, Detection):
-    def unpack(self, batch: Batch) -> tuple[Tensor, None, None]:
+    def distill_unpack(self, batch: Batch) -> tuple[Tensor, None, None]:
         """What the backbone is given, from which the losses take their shapes; in the step it is captured."""
         return self.net.transform(batch[0])[0].tensors, None, None
 

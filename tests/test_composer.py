@@ -170,6 +170,7 @@ def test_a_loss_that_gives_no_single_number_is_named(models: dict[str, nn.Module
         ({"loss": nn.MSELoss(), "pair": "Student"}, "pair must be two references"),
         ({"loss": nn.MSELoss(), "pair": ["GroundTruth", "Student"]}, "the first of a pair must learn"),
         ({"loss": nn.MSELoss(), "pair": ["Student", "Teacher"], "weight": float("nan")}, "weight must be"),
+        ({"loss": nn.MSELoss(), "pair": ["Student", "Teacher"], "weight": "0.5"}, "weight must be.*got '0.5'"),
         ({"loss": "kd", "pair": ["Student", "Teacher"]}, "must be a callable"),
         ({"loss": nn.MSELoss(), "pair": ["Student", []]}, "names nothing"),
         ({"loss": nn.MSELoss(), "pairs": ["Student", "Teacher"]}, "unknown keys"),

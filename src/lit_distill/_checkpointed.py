@@ -92,7 +92,9 @@ class CheckpointedModule(LightningModule):
         self.last_terms = dict(stored.get("last_terms", {}))
         if stored.get("student") in self.candidates:
             self.student = stored["student"]
-        (self._frozen_record or self._record_frozen()).compare(stored.get("frozen_records", {}), self._replaced_frozen)
+        (self._frozen_record or self._record_frozen()).compare(
+            stored.get("frozen_records", {}), self._replaced_frozen, admit="replaced_frozen=[{}]"
+        )
         state = self.state_dict()
         moved = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if self._is_unmoved_key(key)})
         if moved and self._trainer is not None and self._trainer.training:

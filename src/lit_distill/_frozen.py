@@ -76,8 +76,13 @@ class FrozenRecord:
                 "(an optimizer, a callback, a hook). What was trained since then learned from a wrong teacher"
             )
 
-    def compare(self, stored: Mapping[str, Mapping[str, Any]], replaced: Collection[str]) -> None:
+    def compare(self, stored: Mapping[str, Mapping[str, Any]], replaced: Collection[str], *, admit: str) -> None:
         """Compare with what a checkpoint recorded of the models that it was trained with.
+
+        Args:
+            stored: what it recorded, by name.
+            replaced: names of models that may be others.
+            admit: for the message: the argument that admits another model, with ``{}`` for its name.
 
         Raises:
             ValueError: a model is another one, and its name is not in ``replaced``.
@@ -89,7 +94,7 @@ class FrozenRecord:
             raise ValueError(
                 f"{name} is frozen and is another network than the checkpoint was trained with: sha256 "
                 f"{there['sha256'][:12]} from {_source(there)} then, {here['sha256'][:12]} from {_source(here)} now; "
-                f"give the file of then, or say that it is meant: replaced_frozen=[{name}]"
+                f"give the file of then, or say that it is meant: {admit.format(name)}"
             )
 
 

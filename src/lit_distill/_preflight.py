@@ -115,19 +115,21 @@ def size_of(loader: DataLoader[Any]) -> int | None:
     return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
 
 
-def unpack_batch(batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-    """Inputs, target and sample index of a batch of the usual form; raises ValueError for any other."""
+def unpack_batch(batch: Any, hook: str = "unpack") -> tuple[Any, Tensor | None, Tensor | None]:
+    """Inputs, target and sample index of a batch of the usual form; raises ValueError, naming ``hook``, for others."""
     if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
         return batch[0], batch[1], batch[2] if len(batch) == 3 else None
     came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override unpack()")
+    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override {hook}()")
 
 
 def try_example(module: LightningModule, build: Callable[[Any, int | None], None]) -> None:
     """In ``setup("fit")``: hand ``build`` an example batch as training will have it, and the number of samples.
 
-    Nothing of the training changes by it: no random number is drawn, no worker started. Several loaders at once are
-    left alone: their batches are the user's own form.
+    Nothing of the training changes by it: no random number is drawn, no worker started. That is so for data sets that
+    are read by index. Of an ``IterableDataset``, or a loader without a batch sampler, a batch is taken from a fresh
+    iterator, with its workers: a stream that can be read but once trains on one batch less. ``preflight=False`` leaves
+    it whole. Several loaders at once are left alone: their batches are the user's own form.
     """
     trainer = module.trainer
     if trainer.train_dataloader is None:

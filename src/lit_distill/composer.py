@@ -14,7 +14,7 @@ from lit_distill._align import aligned_in_time
 from lit_distill.balance import Balancer
 from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
-from lit_distill.terms import LossTerm, describe, tensors_of, term_from_mapping
+from lit_distill.terms import LossTerm, describe, tensors_of, term_from_mapping, weight_error
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class LossComposer(nn.Module):
         weights = tuple(term.weight_at(epoch) for term in self.terms.values())
         if not all(map(math.isfinite, weights)):
             name, weight = next((n, w) for n, w in zip(self.terms, weights, strict=True) if not math.isfinite(w))
-            raise ValueError(f"term {name!r}: its schedule gives the weight {weight} at epoch {epoch:g}")
+            raise weight_error(f"term {name!r}", weight, epoch)
         if self.balance is not None and min(weights) < 0:
             name = min(self.terms, key=lambda name: self.terms[name].weight_at(epoch))
             raise ValueError(f"term {name!r}: its weight is {min(weights)}, but only weights from 0 can be balanced")

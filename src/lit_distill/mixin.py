@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +15,8 @@ from lit_distill._frozen import FrozenRecord
 from lit_distill._preflight import check_names, try_example, unpack_batch
 from lit_distill._step import fractional_epoch
 from lit_distill.composer import LossComposer
-from lit_distill.terms import WEIGHT_TEXT, LossTerm, Weight
+from lit_distill.signals import version_of
+from lit_distill.terms import LossTerm, Weight, check_weight, weight_error
 
 Module = TypeVar("Module", bound="DistillMixin")
 
@@ -33,12 +34,17 @@ class DistillMixin(LightningModule):
     .. math:: L = w \cdot L_{yours} + \sum_i w_i L_i
 
     Teachers are frozen: in eval mode, without gradients, and no part of the module, so that they are in no optimizer,
-    no checkpoint and no DDP; checkpoints record their hashes. Unless a loss has parameters of its own, a checkpoint of
-    ``Distilled`` is one of ``YourModule``, and each loads the other's.
+    no checkpoint and no DDP; checkpoints record their hashes. Unless a loss has parameters or buffers of its own, a
+    checkpoint of ``Distilled`` is one of ``YourModule``, and each loads the other's. Where one has,
+    ``YourModule.load_from_checkpoint(path, strict=False)`` leaves them out.
+
+    Terms are logged as ``distill/<term>``, before their weights, and a scheduled weight as ``distill/<term>_weight``.
+    All names that are added to those of your module begin with ``distill`` or ``_distill``.
 
     Raises:
-        ValueError: from ``fit``: :meth:`distill` was not called, your module optimizes by hand, a signal does not
-            exist or fit, or the parameters of a loss are in no optimizer.
+        ValueError: from ``fit``: :meth:`distill` was not called, your module optimizes by hand, has no step, or one
+            that goes past this one; a signal does not exist or fit; a teacher changes its input in place; or the
+            parameters of a loss are in no optimizer.
 
     Example:
         >>> class YourModule(LightningModule):
@@ -78,20 +84,21 @@ class DistillMixin(LightningModule):
             own_weight: of the loss of your own step: a number, or a function of the fractional epoch.
             preflight: try one example batch before training, so that a wrong reference or shape shows at once; losses
                 with parameters, and taps whose tensor is changed in place, need it. It runs the student on
-                :meth:`unpack`'s inputs, not your step.
+                :meth:`distill_unpack`'s inputs, not your step. A stream that can be read but once loses a batch to it.
             replaced_teachers: whether they may be others than those that a loaded checkpoint was trained with.
 
         Returns:
             The module itself.
 
         Raises:
-            ValueError: a name or reference that does not exist, a weight that is not finite, a teacher that shares
-                parameters with the module, an attribute ``distillation`` of yours, or a second call.
+            ValueError: your module stands before the mixin in the class, or has something of a name of the mixin's; a
+                name or reference that does not exist, a weight that is not finite, a teacher that shares parameters
+                with the module, or a second call.
         """
+        _check_class(self)
         if hasattr(self, "distillation"):
             raise ValueError(f"{type(self).__name__} has an attribute distillation already: call distill() once")
-        if not callable(own_weight) and not math.isfinite(own_weight):
-            raise ValueError(f"own_weight must be {WEIGHT_TEXT}, got {own_weight!r}")
+        check_weight("own_weight", own_weight)
         teachers = {"Teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher)
         try:
             learner = self.get_submodule(student)
@@ -112,24 +119,26 @@ class DistillMixin(LightningModule):
         if unused := sorted(teachers.keys() - composer.model_names):
             raise ValueError(f"no term names {unused}: add a term for it or leave it out")
         # In plain dictionaries: the teachers must not become parts of the module, nor the student twice.
-        self._networks, self._teachers = networks, teachers
-        self._own_weight, self._preflight, self._replaced = own_weight, preflight, replaced_teachers
-        self._teacher_record = FrozenRecord(teachers)
+        self._distill_networks, self._distill_teachers = networks, teachers
+        self._distill_own_weight, self._distill_preflight = own_weight, preflight
+        self._distill_replaced = replaced_teachers
+        self._distill_record = FrozenRecord(teachers)
+        self._distill_stepped = False
         self.distillation = composer
         return self
 
     # ---------------------------------------------------------------- to override
 
-    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+    def distill_unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
         """What the student is given of a batch, its target and sample index; override it for batches of another form.
 
         The inputs are only those of the example batch, the target and index are asked for where terms name them.
         """
-        return unpack_batch(batch)
+        return unpack_batch(batch, hook="distill_unpack")
 
-    def run_teacher(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def distill_run_teacher(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Run a teacher on what the student is given; override it for one that takes something else."""
-        return self._teachers[name](*args, **kwargs)
+        return self._distill_teachers[name](*args, **kwargs)
 
     # ---------------------------------------------------------------- before training
 
@@ -145,18 +154,25 @@ class DistillMixin(LightningModule):
                 f"{type(self).__name__} optimizes by hand, so that its step returns no loss to add to: use the "
                 "LossComposer within the step"
             )
-        for teacher in self._teachers.values():
+        if getattr(super().training_step, "__func__", None) is LightningModule.training_step:
+            raise ValueError(
+                f"no class behind DistillMixin has a training_step, whose loss is added to: write class "
+                f"{type(self).__name__}(DistillMixin, YourModule), where YourModule has it"
+            )
+        self._distill_record_teachers()  # before a precision or a device changes them
+        for teacher in self._distill_teachers.values():
             self.trainer.precision_plugin.convert_module(teacher)
             teacher.to(self.device)
-        if self._preflight:
-            try_example(self, self._build)
+        self._distill_record.moved(self._distill_teachers)
+        if self._distill_preflight:
+            try_example(self, self._distill_build)
 
-    def _build(self, batch: Any, dataset_size: int | None) -> None:
+    def _distill_build(self, batch: Any, dataset_size: int | None) -> None:
         def run(name: str, inputs: Any) -> Any:
-            return self._networks[name](inputs) if name == STUDENT else self.run_teacher(name, inputs)
+            return self._distill_networks[name](inputs) if name == STUDENT else self._distill_ask(name, inputs)
 
-        inputs, target, index = self.unpack(batch)
-        self.distillation.build(self._networks, inputs, target, index=index, dataset_size=dataset_size, run=run)
+        inputs, target, index = self.distill_unpack(batch)
+        self.distillation.build(self._distill_networks, inputs, target, index=index, dataset_size=dataset_size, run=run)
 
     def on_fit_start(self) -> None:
         """After your own: hold that what the losses learn is in an optimizer, and take the teachers to the device."""
@@ -168,18 +184,25 @@ class DistillMixin(LightningModule):
                 f"no optimizer of {type(self).__name__} trains the losses' own parameters {left}: override "
                 "configure_optimizers there, and add self.distillation.parameters() to what super() gives"
             )
-        for teacher in self._teachers.values():
-            teacher.to(self.device)
-        self._teacher_record.moved(self._teachers)
+        for teacher in self._distill_teachers.values():
+            teacher.to(self.device).eval()
+        self._distill_record.moved(self._distill_teachers)
+
+    def on_train_epoch_start(self) -> None:
+        """After your own: the teachers are in eval mode, every part of them."""
+        super().on_train_epoch_start()
+        for teacher in self._distill_teachers.values():
+            teacher.eval()
 
     # ---------------------------------------------------------------- steps
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         """Your own step on (batch, batch_idx), and the terms added to its loss; what else it returns is kept."""
+        self._distill_stepped = True
         (batch, batch_idx), step = (*args, *kwargs.values()), super().training_step
         arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
-        with self.distillation.capture(self._networks) as signals:
-            hook = self._networks[STUDENT].register_forward_pre_hook(self._teach, with_kwargs=True)
+        with self.distillation.capture(self._distill_networks) as signals:
+            hook = self._distill_networks[STUDENT].register_forward_pre_hook(self._distill_teach, with_kwargs=True)
             try:
                 output = step(*arguments)
             finally:
@@ -188,43 +211,110 @@ class DistillMixin(LightningModule):
             return None  # as Lightning has it: this batch is left out
         target = index = None
         if any(reference.is_data for reference in self.distillation.references):
-            _, target, index = self.unpack(batch)
+            _, target, index = self.distill_unpack(batch)
         epoch = fractional_epoch(self.trainer, batch_idx)
         result = self.distillation(signals, target, index=index, epoch=epoch)
-        self.log_dict({f"train/{name}": value for name, value in result.unweighted.items()})
+        self.log_dict({f"distill/{name}": value for name, value in result.unweighted.items()})
         for name, weight in zip(result.names, result.weights, strict=True):
             if not self.distillation.terms[name].has_fixed_weight:
-                self.log(f"train/{name}_weight", weight)
-        own = self._own_weight(epoch) if callable(self._own_weight) else self._own_weight
-        if isinstance(output, Tensor):
-            return own * output + result.total
-        return {**output, "loss": own * output["loss"] + result.total}
+                self.log(f"distill/{name}_weight", weight)
+        given = self._distill_own_weight
+        own = float(given(epoch) if callable(given) else given)
+        if not math.isfinite(own):
+            raise weight_error("own_weight", own, epoch)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor):
+            came = type(loss).__name__ + (" as 'loss'" if isinstance(output, Mapping) else "")
+            if isinstance(output, Mapping) and "loss" not in output:
+                came = f"a dict of {list(output)}"
+            raise ValueError(
+                f"the training_step of {type(self).__name__} must return the loss as a tensor, a dict that has it as "
+                f"'loss', or None to leave the batch out, got {came}"
+            )
+        total = own * loss + result.total
+        return {**output, "loss": total} if isinstance(output, Mapping) else total
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """After your own: hold that the first step was one of distillation."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        if not self._distill_stepped and batch is not None:  # of no batch, no step is made
+            raise ValueError(
+                f"the training_step of {type(self).__name__} goes past DistillMixin's, so that nothing is learned from "
+                "the teacher: call super().training_step(…) in it, or move it to YourModule of "
+                "class X(DistillMixin, YourModule); a term that is to start later has a weight that is 0 until then"
+            )
 
     @torch.no_grad()
-    def _teach(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _distill_teach(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the student runs, since it may change its input in place."""
-        for name, teacher in self._teachers.items():
+        for name, teacher in self._distill_teachers.items():
             if teacher.training:  # someone called .train() on it
                 teacher.eval()
-            self.run_teacher(name, *args, **kwargs)
+            self._distill_ask(name, *args, **kwargs)
+
+    def _distill_ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        given = [(tensor, version_of(tensor)) for tensor in _tensors_in((args, kwargs))]
+        output = self.distill_run_teacher(name, *args, **kwargs)
+        if changed := [tuple(tensor.shape) for tensor, version in given if version_of(tensor) != version]:
+            raise ValueError(
+                f"{name} changes its input {changed[0]} in place (as nn.ReLU(inplace=True) does), and the student "
+                f"would be trained on what it leaves: override distill_run_teacher in {type(self).__name__} and "
+                "give it a clone() of the input"
+            )
+        return output
 
     # ---------------------------------------------------------------- checkpoints
+
+    def _distill_record_teachers(self) -> None:
+        """Take them as they stand, where they were given other weights since :meth:`distill`."""
+        if not self._distill_record.is_of(self._distill_teachers):
+            self._distill_record = FrozenRecord(self._distill_teachers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """After your own: record the hashes of the teachers, which are held to what they were."""
         super().on_save_checkpoint(checkpoint)
         if hasattr(self, "distillation"):
-            self._teacher_record.require_unchanged(self._teachers)
-            checkpoint[_RECORD] = self._teacher_record.stored
+            self._distill_record.require_unchanged(self._distill_teachers)
+            checkpoint[_RECORD] = self._distill_record.stored
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """After your own: raise ValueError if a teacher is another one than the checkpoint was trained with."""
         super().on_load_checkpoint(checkpoint)
         if hasattr(self, "distillation"):
-            replaced = list(self._teachers) if self._replaced else []
-            self._teacher_record.compare(checkpoint.get(_RECORD, {}), replaced)
+            self._distill_record_teachers()
+            replaced = list(self._distill_teachers) if self._distill_replaced else []
+            self._distill_record.compare(checkpoint.get(_RECORD, {}), replaced, admit="replaced_teachers=True")
 
     def on_train_end(self) -> None:
         """After your own: hold that the teachers are what they were, every byte."""
         super().on_train_end()
-        self._teacher_record.require_unchanged(self._teachers, thorough=True)
+        self._distill_record.require_unchanged(self._distill_teachers, thorough=True)
+
+
+def _check_class(module: DistillMixin) -> None:
+    """Raise ValueError where the class has its bases in the wrong order, or would lose something by the mixin."""
+    kind = type(module)
+    at = kind.__mro__.index(DistillMixin)
+    for base in kind.__mro__[:at]:
+        if issubclass(base, LightningModule) and not issubclass(base, DistillMixin):
+            raise ValueError(
+                f"{base.__name__} stands before DistillMixin, so that its step goes past the one of distillation: "
+                f"write class {kind.__name__}(DistillMixin, {base.__name__})"
+            )
+    names = {name for name in vars(DistillMixin) if not (name.startswith("__") or hasattr(LightningModule, name))}
+    for base in kind.__mro__[at + 1 :]:
+        _refuse(base.__name__, names & vars(base).keys())
+    _refuse(kind.__name__, names & {*vars(module), *module._modules})
+
+
+def _refuse(owner: str, names: set[str]) -> None:
+    if names:
+        raise ValueError(f"{owner} has {sorted(names)} of its own, and so has DistillMixin: give them other names")
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(part)

@@ -165,7 +165,7 @@ class SignalCapture:
         if text in self._clone or value.is_inference():  # which has no count of its changes to look at later
             value = value.clone()
         self._tensors[text] = value
-        self._versions[text] = _version(value)
+        self._versions[text] = version_of(value)
 
     def put(self, name: str, value: Tensor) -> None:
         """Give a signal that comes with the batch, such as ``GroundTruth``."""
@@ -193,7 +193,7 @@ class SignalCapture:
 
     def changed_in_place(self) -> set[str]:
         """Texts of the references whose tensor an in-place operation changed after the capture."""
-        return {text for text, tensor in self._tensors.items() if _version(tensor) != self._versions[text]}
+        return {text for text, tensor in self._tensors.items() if version_of(tensor) != self._versions[text]}
 
     def __getitem__(self, text: str) -> Tensor:
         """The captured tensor.
@@ -217,7 +217,7 @@ class SignalCapture:
                 "its module is shared or the model ran twice; tap a module that is called once"
             )
         tensor = self._tensors[text]
-        if _version(tensor) != self._versions[text]:
+        if version_of(tensor) != self._versions[text]:
             raise ValueError(
                 f"{text!r} was changed in place after its capture (as nn.ReLU(inplace=True) does), so its values are "
                 "no longer the module's: DistillModule finds such taps by itself; in your own loop call "
@@ -265,6 +265,6 @@ def _closest(name: str, names: list[str]) -> str:
     return f"closest are {close}" if close else f"there are {names[:12]}{' …' if len(names) > 12 else ''}"
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
     """PyTorch's count of a tensor's in-place changes; always 0 in inference mode, where there is none."""
     return 0 if tensor.is_inference() else tensor._version

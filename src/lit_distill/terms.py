@@ -15,7 +15,6 @@ Weight: TypeAlias = float | Callable[[float], float]
 """A number, or a schedule: a function of the fractional epoch."""
 
 _KEYS = "loss, pair, and optionally target, weight, detach, align_time"
-WEIGHT_TEXT = "a finite number or a schedule (a function of the epoch)"
 
 
 class LossTerm:
@@ -56,8 +55,7 @@ class LossTerm:
             raise ValueError(f"loss must be a callable of two signals, got {loss!r}")
         if isinstance(pair, str) or len(pair) != 2:
             raise ValueError(f"pair must be two references, such as ('Student', 'Teacher'), got {pair!r}")
-        if not callable(weight) and (isinstance(weight, bool) or not math.isfinite(weight)):
-            raise ValueError(f"weight must be {WEIGHT_TEXT}, got {weight!r}")
+        check_weight("weight", weight)
         self.loss = loss
         self.weight = weight
         self.first, self.first_is_list = parse_references(pair[0]), not isinstance(pair[0], str)
@@ -106,6 +104,23 @@ class LossTerm:
 
     def __repr__(self) -> str:
         return f"LossTerm({_loss_name(self.loss)}: {self.pair_text}, weight {self.weight})"
+
+
+def check_weight(name: str, weight: object) -> None:
+    """Raise ValueError, naming the argument, for what is neither a finite number nor a function."""
+    if callable(weight):
+        return
+    try:
+        valid = not isinstance(weight, bool) and math.isfinite(weight)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} must be a finite number or a schedule (a function of the epoch), got {weight!r}")
+
+
+def weight_error(name: str, weight: float, epoch: float) -> ValueError:
+    """To raise for a schedule's weight that is not finite."""
+    return ValueError(f"{name}: its schedule gives the weight {weight} at epoch {epoch:g}")
 
 
 def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
