@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm, loggers
 from lit_distill._pictures import Picture, taker_of
-from lit_distill.loggers import EventFiles, MLflow, WeightsAndBiases
+from lit_distill.loggers import EventFiles, MetricsCSV, MLflow, WeightsAndBiases
 
 
 def train(logger: Any, folder: Path) -> DistillModule:
@@ -43,6 +44,36 @@ def test_event_files_hold_every_figure_at_its_step(tmp_path: Path) -> None:
     points = events.Scalars("train/ce")
     assert [point.step for point in points] == [1, 3, 5]
     assert points[-1].value == pytest.approx(module.last_terms["train/ce"])
+
+
+def test_an_evaluation_replaces_no_row_of_the_training(tmp_path: Path) -> None:
+    module = train(MetricsCSV(tmp_path), tmp_path)
+    file = tmp_path / "metrics.csv"
+    whole = file.read_text()
+    assert [line.split(",")[0] for line in whole.splitlines()] == ["step", "1", "3", "5"]
+    file.write_text(f"{whole}6,0,0.")  # of a writer that was killed
+    loader = DataLoader(TensorDataset(torch.randn(4, 4), torch.arange(4) % 3), batch_size=2)
+    logger = MetricsCSV(tmp_path)
+    for evaluate in (Trainer.validate, Trainer.test):
+        run = Trainer(accelerator="cpu", logger=logger, enable_progress_bar=False, default_root_dir=tmp_path)
+        evaluate(run, module, loader, verbose=False)
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["1", "3", "5", "0", "0"]
+    for row, before in zip(rows, csv.DictReader(whole.splitlines()), strict=False):
+        assert before.items() <= row.items()
+    assert rows[3]["val/loss"]
+    assert rows[4]["test/loss"]
+
+    logger.load_state_dict({"row": {"step": 3, "train/loss": 0.5}})  # then gone on with from an earlier step
+    logger.log_metrics({"train/loss": 0.25}, step=5)
+    logger.finalize("success")
+    with file.open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["1", "0", "0", "3", "5"]
+    logger.load_state_dict({"row": {"step": 3, "train/loss": 0.5}})
+    logger.finalize("success")
+    with file.open() as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["1", "0", "0", "3"]
 
 
 def test_without_tensorboard_a_line_says_so_and_training_goes_on(

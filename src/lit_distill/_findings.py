@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Findings:
         clips: those that the student has wrong with the highest confidence, the worst first.
         reason: why nothing is to be drawn, where the samples have no class or no scores.
         clips_reason: why there are no clips, where their samples are no pictures.
+        left_out: by the models' names, why there is nothing of a model beside the student.
+        unknown: why the normalisation is not known.
     """
 
     student: str
@@ -62,6 +65,8 @@ class Findings:
     clips: list[WrongClip] = field(default_factory=list)
     reason: str = ""
     clips_reason: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
+    unknown: str = "the data module has no mean and std"
     _numbers: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def add(self, outputs: Mapping[str, Any], inputs: Any, target: Tensor | None, index: Tensor | None) -> None:
@@ -86,6 +91,13 @@ class Findings:
                 highest = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(1).max(1)
                 said[name] = (highest.indices, highest.values)
                 self._numbers.setdefault(name, []).append(known * self.classes + highest.indices)
+            else:
+                is_scores = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(scores)
+                self.left_out.setdefault(
+                    name,
+                    f"it gives scores of {logits.shape[1]} classes, {self.student} of {self.classes}" if is_scores
+                    else "it gives no class scores (B, C)",
+                )  # fmt: skip
         if self.most and len(known) and not self.clips_reason:
             places = torch.full_like(known, -1) if index is None else index if rows is None else index[rows]
             self._keep_worst(said, known, places.to(known.device), inputs, rows)
@@ -125,8 +137,7 @@ class Findings:
             return None
         if inputs.is_floating_point() and self.normalisation is None:
             self.clips_reason = (
-                "how the clips were normalised is not known: the data module has no mean and std, give "
-                "MediaLogger(mean=…, std=…)"
+                f"how the clips were normalised is not known: {self.unknown}, give MediaLogger(mean=…, std=…)"
             )
             return None
         sample: Tensor = inputs[row].detach()
@@ -145,10 +156,9 @@ class Findings:
         """Those of all processes together; each of them has to ask. Clips go round only if they are among the worst."""
         self._count()
         if not distributed:
-            return self
-        parts = _gathered(
-            (self.classes, self.cells, [clip.order for clip in self.clips], self.reason, self.clips_reason)
-        )
+            return self._judged()
+        orders_of_mine = [clip.order for clip in self.clips]
+        parts = _gathered((self.classes, self.cells, orders_of_mine, self.reason, self.clips_reason, self.left_out))
         orders = [(order, rank, at) for rank, part in enumerate(parts) for at, order in enumerate(part[2])]
         chosen = sorted(orders)[: self.most]
         mine = torch.distributed.get_rank()
@@ -160,7 +170,14 @@ class Findings:
         whole.clips = sorted((clip for part in clips for clip in part), key=lambda each: each.order)
         whole.reason = next((part[3] for part in parts if part[3]), "")
         whole.clips_reason = next((part[4] for part in parts if part[4]), "")
-        return whole
+        for part in reversed(parts):
+            whole.left_out.update(part[5])
+        return whole._judged()
+
+    def _judged(self) -> Findings:
+        if not self.reason and not self.cells.get(self.student):
+            self.reason = "no sample has a label"
+        return self
 
     def _count(self) -> None:
         for name, numbers in self._numbers.items():
@@ -171,6 +188,20 @@ class Findings:
             pairs = zip(values.tolist(), counts.tolist(), strict=True)
             self.cells[name] = Counter({divmod(value, self.classes): count for value, count in pairs})
         self._numbers = {}
+
+
+def three_numbers(values: Any) -> tuple[float, ...] | None:
+    """The three numbers of an iterable, of the channels; None where it is something else.
+
+    Example:
+        >>> three_numbers([0, 0.5, 1]), three_numbers(0.5), three_numbers([0.5])
+        ((0.0, 0.5, 1.0), None, None)
+    """
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return numbers if len(numbers) == 3 and all(map(math.isfinite, numbers)) else None
 
 
 def class_gains(student: Cells, other: Cells) -> list[tuple[int, int, float]]:

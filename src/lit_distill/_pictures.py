@@ -70,16 +70,18 @@ class Picture:
 Taker: TypeAlias = Callable[[Sequence[Picture], int], None]
 
 
-def taker_of(logger: Logger) -> Taker | None:
+def taker_of(logger: Logger, *, trains: bool = True) -> Taker | None:
     """What puts pictures of a step into a logger; None where it takes none.
+
+    Where it ``trains``, folders of later steps are of a run that is no more; otherwise they stay.
 
     ``metrics.csv`` has them beside it, ``media/step_00000120/confusion.png``; TensorBoard, W&B and MLflow among their
     own. A GIF needs no encoder of videos there: all of them show it as it is.
     """
     if isinstance(logger, MetricsCSV):
-        return partial(_to_folder, Path(logger.save_dir) / MEDIA)
+        return partial(_to_folder, Path(logger.save_dir) / MEDIA, trains)
     if isinstance(logger, CSVLogger):
-        return partial(_to_folder, Path(logger.log_dir) / MEDIA)
+        return partial(_to_folder, Path(logger.log_dir) / MEDIA, trains)
     if isinstance(logger, (EventFiles, TensorBoardLogger)):
         return None if logger.experiment is None else partial(_to_event_files, logger.experiment)
     if isinstance(logger, WandbLogger):
@@ -94,10 +96,11 @@ def step_folder(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def _to_folder(folder: Path, pictures: Sequence[Picture], step: int) -> None:
+def _to_folder(folder: Path, trains: bool, pictures: Sequence[Picture], step: int) -> None:
     for found in folder.glob("step_*"):  # of a run that stood here before, or that is gone on with from an earlier step
         name = _STEP.fullmatch(found.name)
-        if name and int(name[1]) >= step and found.is_dir() and not found.is_symlink():
+        is_old = name is not None and (int(name[1]) == step or (trains and int(name[1]) > step))
+        if is_old and found.is_dir() and not found.is_symlink():
             shutil.rmtree(found)
     for picture in pictures:
         write_bytes(folder / step_folder(step) / picture.file, picture.content)

@@ -10,9 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning import LightningModule
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
+from torch import nn
 
 from lit_distill._files import append_text, write_text
 
@@ -21,7 +24,8 @@ class MetricsCSV(Logger):
     """Writes ``metrics.csv`` into a folder: a row a step with the columns ``step``, ``epoch`` and every metric.
 
     Values logged for the same step share a row. A resumed run goes on in the same file: rows at or past the first
-    step logged anew are replaced. Columns that appear later are added to the header.
+    step logged anew are replaced. ``trainer.validate`` and ``trainer.test`` replace none, they add their row at the
+    end. Columns that appear later are added to the header.
 
     Args:
         folder: where ``metrics.csv`` is written; made if it is missing.
@@ -40,7 +44,9 @@ class MetricsCSV(Logger):
         self.path = Path(folder) / "metrics.csv"
         self._columns: list[str] = ["step"]
         self._row: dict[str, float] = {}
+        self._trains = True
         self._started = False
+        self._found: int | None = None  # rows that were there before this logger wrote any
 
     @property
     def name(self) -> str:
@@ -62,11 +68,17 @@ class MetricsCSV(Logger):
         """Nothing: the run folder holds config.yaml."""
 
     @rank_zero_only
+    def log_graph(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """No graph; but Lightning calls it as each fit, validation or test begins: only a fit replaces rows."""
+        if isinstance(model, LightningModule):
+            self._trains = model.trainer.state.fn == TrainerFn.FITTING
+
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of a step; the row is written when another step comes."""
         step = int(self._row.get("step", -1)) + 1 if step is None else step
-        if not self._started:
-            self._resume(step)
+        if not self._started and (self._trains or self._found is None):
+            self._resume(step if self._trains else None)
         if self._row and self._row["step"] != step:
             self._write_row()
         self._row["step"] = step
@@ -97,13 +109,17 @@ class MetricsCSV(Logger):
             self._resume(step)
             self._row = {**row, **{name: float(value) for name, value in written.items() if value}, "step": step}
 
-    def _resume(self, step: int) -> None:
-        self._started = True
+    def _resume(self, step: int | None) -> None:
+        """Go on in the file, from a step or behind all of it; what was validated here before the training stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = self._read() if self.path.exists() else []
+        mine = len(rows) if self._started or self._found is None else self._found
+        self._found = mine
+        self._started = step is not None
         if self.path.exists():
-            rows = self._read()
             self._columns = list(rows[0]) if rows else ["step"]
-            self._replace([row for row in rows if int(row["step"]) < step])
+            earlier = rows if step is None else [row for row in rows[:mine] if int(row["step"]) < step]
+            self._replace(earlier if step is None else earlier + rows[mine:])
 
     def _write_row(self) -> None:
         row = {name: _text(value) for name, value in self._row.items()}

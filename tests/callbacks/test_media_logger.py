@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill._drawing import (
@@ -34,7 +35,7 @@ from lit_distill._drawing import (
 from lit_distill._findings import Findings
 from lit_distill._pictures import Picture
 from lit_distill.callbacks import ExactResume, LastCheckpoint, MediaLogger, StepSeed
-from lit_distill.callbacks.media_logger import draw
+from lit_distill.callbacks.media_logger import draw, is_last
 from lit_distill.data.samples import Sample
 from lit_distill.loggers import EventFiles, MetricsCSV, is_installed
 
@@ -209,6 +210,108 @@ def test_every_so_many_validations_and_the_last_are_drawn_and_a_resumed_run_draw
     )
 
 
+def test_a_validation_afterwards_leaves_the_pictures_and_the_rows_of_the_training(tmp_path: Path) -> None:
+    trained = module()
+    trainer(tmp_path, [MediaLogger(every_n_validations=1)], max_epochs=2).fit(trained, Clips())
+    media, rows = tmp_path / "media", (tmp_path / "metrics.csv").read_text().splitlines()
+    files = {file: file.read_bytes() for file in media.rglob("*.*")}
+    assert {file.parent.name for file in files} == {"step_00000001", "step_00000003"}
+    (media / "step_00000000").mkdir()
+    (media / "step_00000000" / "of_before").touch()
+    run = trainer(tmp_path, [MediaLogger()])
+    (validated,) = run.validate(trained, Clips(), verbose=False)
+    assert {file: file.read_bytes() for file in files} == files
+    assert {p.name for p in media.iterdir()} == {"step_00000000", "step_00000001", "step_00000003"}
+    assert (media / "step_00000000" / "confusion.png").is_file()
+    assert not (media / "step_00000000" / "of_before").exists()
+    after = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert after[:-1] == rows
+    row = dict(zip(after[0].split(","), after[-1].split(","), strict=True))
+    assert row["step"] == "0"
+    assert float(row["val/Student/top1"]) == pytest.approx(validated["val/Student/top1"])
+
+    run.fit(module(), Clips())  # another training of this folder, which began with a validation
+    now = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in now[1:]] == ["0", "0", "1"]
+    assert now[1] == after[-1], "the validation stays, the first training's rows are replaced"
+    assert {p.name for p in media.iterdir()} == {"step_00000000", "step_00000001"}
+
+
+class Stream(IterableDataset[tuple[Tensor, ...]]):
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return (self.data[place] for place in range(len(self.data)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_epochs": 5},
+        {"max_epochs": 7, "check_val_every_n_epoch": 2},
+        {"max_epochs": 3, "val_check_interval": 3},
+        {"max_epochs": 5, "val_check_interval": 3, "check_val_every_n_epoch": 2},
+        {"max_epochs": 3, "val_check_interval": 5, "check_val_every_n_epoch": None},
+        {"max_epochs": -1, "max_steps": 19, "val_check_interval": 5, "check_val_every_n_epoch": None},
+        {"max_epochs": -1, "max_steps": 20, "val_check_interval": 5, "check_val_every_n_epoch": None},
+        {"max_epochs": -1, "max_steps": 21},
+        {"max_epochs": -1, "max_steps": 24},
+        {"max_epochs": -1, "max_steps": 33, "check_val_every_n_epoch": 2},
+        {"max_epochs": 9, "max_steps": 7, "accumulate_grad_batches": 3},
+        {"max_epochs": 9, "max_steps": 8, "val_check_interval": 4, "accumulate_grad_batches": 3},
+        {"max_epochs": 4, "limit_train_batches": 5, "val_check_interval": 2},
+        {"max_epochs": 7, "limit_train_batches": 5, "check_val_every_n_epoch": 3},
+    ],
+    ids=str,
+)
+def test_the_last_validation_is_known_wherever_it_falls(arguments: dict[str, Any]) -> None:
+    told = said_to_be_last(arguments, stream=False)
+    assert len(told) > 1
+    assert told == [False] * (len(told) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_known"),
+    [
+        ({"max_epochs": 5}, True),
+        ({"max_epochs": 7, "check_val_every_n_epoch": 2}, True),
+        ({"max_epochs": 7, "limit_train_batches": 5, "check_val_every_n_epoch": 3}, True),
+        ({"max_epochs": -1, "max_steps": 19, "val_check_interval": 5, "check_val_every_n_epoch": None}, True),
+        ({"max_epochs": 9, "max_steps": 8, "val_check_interval": 4, "accumulate_grad_batches": 3}, True),
+        ({"max_epochs": 3, "val_check_interval": 3}, False),
+        ({"max_epochs": -1, "max_steps": 21}, False),
+        ({"max_epochs": 2, "val_check_interval": "00:00:00:00"}, True),
+    ],
+    ids=str,
+)
+def test_of_a_stream_it_is_known_as_far_as_its_length_does_not_matter(
+    arguments: dict[str, Any], is_known: bool
+) -> None:
+    told = said_to_be_last(arguments, stream=True)
+    assert len(told) > 1
+    assert told == [False] * (len(told) - 1) + [is_known]
+
+
+def said_to_be_last(arguments: dict[str, Any], *, stream: bool) -> list[bool]:
+    """Of each validation of a training with 8 batches an epoch."""
+    told: list[bool] = []
+
+    class Told(Callback):
+        def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if not trainer.sanity_checking:
+                told.append(is_last(trainer))
+
+    data = Clips(batch=SAMPLES)
+    rows = TensorDataset(normalised(data.train_pixels), torch.arange(8) % CLASSES)
+    loader: DataLoader[Any] = DataLoader(Stream(rows) if stream else rows, batch_size=1)
+    Trainer(
+        accelerator="cpu", logger=False, callbacks=[Told()], enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **arguments,
+    ).fit(module(), loader, data.val_dataloader())  # fmt: skip
+    return told
+
+
 def test_dense_views_show_the_one_in_the_middle() -> None:
     views = normalised(torch.stack([bytes_of(2, seed) for seed in (1, 2, 3)], dim=1))
     found = Findings("Student", 4, (MEAN, STD))
@@ -255,6 +358,69 @@ def test_a_clip_names_its_file_below_the_datas_folder() -> None:
     listed = [Sample("/data/val/x.mp4", 0), Sample("/data/val/run/7.mp4", 1)]
     run.datamodule = SimpleNamespace(root="/data", datasets={"val": SimpleNamespace(samples=listed)})  # type: ignore[attr-defined]
     assert draw(found.of_all_ranks(False), run)[-1].caption == "true 1 · Student 0 73.1 % · val/run/7.mp4"
+
+
+def test_foreign_data_do_not_end_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Foreign(Clips):
+        mean, std = 0.5, 0.2  # type: ignore[assignment]
+        class_names = range(CLASSES)  # type: ignore[assignment]
+        datasets = ("train", "val")
+
+    run = trainer(tmp_path, [MediaLogger(every_n_validations=1)], max_epochs=2)
+    run.fit(module(), Foreign())
+    told = " ".join(capsys.readouterr().out.split())
+    assert run.current_epoch == 2
+    reason = "mean and std of the data module are expected to be 3 numbers each, came 0.5 and 0.2, give MediaLogger("
+    assert told.count(f"no clips: how the clips were normalised is not known: {reason}") == 1
+    assert {p.name for p in tmp_path.rglob("*.png")} == {"confusion.png", "classes_Teacher.png"}
+    run = trainer(tmp_path / "given", [MediaLogger(mean=MEAN, std=STD)])
+    run.fit(module(), Foreign())
+    assert len(list((tmp_path / "given").rglob("wrong_*.gif"))) == 4, "its datasets are no mapping, so without names"
+
+    class Worse(Clips):
+        class_names = 3  # type: ignore[assignment]
+
+    capsys.readouterr()
+    run = trainer(tmp_path / "worse", [MediaLogger(every_n_validations=1)], max_epochs=2)
+    run.fit(module(), Worse())
+    assert run.current_epoch == 2
+    assert capsys.readouterr().out.count("media: no pictures: TypeError: ") == 1
+
+
+def test_a_logger_that_cannot_begin_does_not_end_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(EventFiles):
+        @property
+        def experiment(self) -> Any:
+            if run.validating:
+                raise OSError("the disk is full")
+
+    pictures = MediaLogger(every_n_validations=1)
+    run = trainer(tmp_path, [pictures], logger=[Broken(tmp_path), MetricsCSV(tmp_path)], num_sanity_val_steps=0)
+    run.fit(module(), Clips())
+    assert capsys.readouterr().out.count("media: no pictures in Broken: OSError: the disk is full") == 1
+    assert (tmp_path / "media" / "step_00000001" / "confusion.png").is_file()
+
+
+def test_what_is_left_out_has_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Unlabelled(Clips):
+        has_unlabelled = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.targets = torch.full_like(self.targets, -1)
+
+    trainer(tmp_path, [MediaLogger(every_n_validations=1)], max_epochs=2).fit(module(), Unlabelled())
+    assert capsys.readouterr().out.count("media: no pictures: no sample has a label") == 1
+    assert not (tmp_path / "media").exists()
+
+    found = Findings("Student", 0, None)
+    found.add({"Student": torch.eye(2), "Teacher": torch.ones(2, 7), "Peer": [1]}, None, torch.tensor([0, 1]), None)
+    assert found.of_all_ranks(False).left_out == {
+        "Teacher": "it gives scores of 7 classes, Student of 2",
+        "Peer": "it gives no class scores (B, C)",
+    }
 
 
 class Deaf(Logger):
@@ -370,6 +536,8 @@ def test_lightnings_own_csv_logger_has_them_in_its_folder(tmp_path: Path) -> Non
         ({"clips": -1}, "clips is a number from 0, got -1"),
         ({"mean": MEAN}, "mean and std are given together"),
         ({"mean": (0.5,), "std": (0.5,)}, "3 numbers each"),
+        ({"mean": 0.5, "std": 0.2}, "3 numbers each"),
+        ({"mean": MEAN, "std": (0.2, "a", 0.3)}, "3 numbers each"),
     ],
 )
 def test_a_value_out_of_range_is_told(arguments: dict[str, Any], message: str) -> None:

@@ -13,10 +13,12 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
+from lit_distill._cli import conf_dir
 from lit_distill.callbacks import NonFinite, StepSeed, TermGradients
 from lit_distill.loggers import MetricsCSV
 from lit_distill.losses import KDLoss
@@ -262,3 +264,9 @@ def test_half_precision_holds_the_gradients_of_a_small_weight() -> None:
     found = one_batch(distilled, TermGradients(every_n_steps=1), plugins=[scaled])
     wanted = {"grad/a": 0.5, "grad/b": 0.5, "grad/off": 0, "grad_cos/a/b": 0}
     assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gradients", "media"])
+def test_the_defaults_are_those_of_the_constructor_alone(name: str) -> None:
+    config = OmegaConf.load(conf_dir() / "callbacks" / f"{name}.yaml")
+    assert list(config[name]) == ["_target_"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -12,12 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_distill._drawing import RIGHT, WRONG, Bar, bars_image, clip_images, confusion_image, drawable
-from lit_distill._findings import Findings, Normalisation, WrongClip, class_gains
+from lit_distill._findings import Findings, Normalisation, WrongClip, class_gains, three_numbers
 from lit_distill._pictures import Picture, taker_of
 from lit_distill._screen import percent, printable
 from lit_distill.data.samples import Sample
 from lit_distill.module import DistillModule
 
+_T = TypeVar("_T")
 _INK = (25, 28, 33)
 _CLASSES = 10  # with the largest gains, and as many with the largest losses
 
@@ -37,12 +40,14 @@ class MediaLogger(Callback):
     Clips move (GIF), images stand still (PNG). Beside ``metrics.csv`` (:class:`lit_distill.loggers.MetricsCSV`, and
     Lightning's CSVLogger) they are files, ``media/step_00000120/confusion.png``; TensorBoard has them under Images,
     W&B and MLflow among their media and artifacts. Where no logger takes pictures, or there is nothing to draw, one
-    line says so. A logger that fails at it is told of as well, and training goes on.
+    line says so. A logger that fails at it is told of as well, a data module that they cannot be drawn with too, and
+    training goes on.
 
     It looks at what validation computes anyway, runs no model, draws no random number and changes no figure: training
     is the same bit for bit with and without it. The first validation is drawn, every ``every_n_validations``-th after
-    it, and the last of the training; ``trainer.validate`` draws always. With ``student="best"`` the student is the one
-    that the validation before has chosen.
+    it, and the last that is known beforehand, from epochs and steps: early stopping and ``max_time`` end without.
+    ``trainer.validate`` draws always, and leaves the pictures of other steps. With ``student="best"`` the student is
+    the one that the validation before has chosen.
 
     Args:
         every_n_validations: validations from one picture to the next, at least 1.
@@ -69,11 +74,11 @@ class MediaLogger(Callback):
         for name, value, least in (("every_n_validations", every_n_validations, 1), ("clips", clips, 0)):
             if isinstance(value, bool) or value < least:
                 raise ValueError(f"MediaLogger: {name} is a number from {least}, got {value!r}")
-        if (mean is None) != (std is None) or any(len(v) != 3 for v in (mean, std) if v is not None):
+        self._normalisation = _normalisation(mean, std)
+        if self._normalisation is None and not (mean is None and std is None):
             raise ValueError(f"MediaLogger: mean and std are given together, 3 numbers each, got {mean} and {std}")
         self.every_n_validations = every_n_validations
         self.clips = clips
-        self._normalisation: Normalisation | None = None if mean is None or std is None else (mean, std)
         self._validations = 0
         self._findings: Findings | None = None
         self._told: set[str] = set()
@@ -90,8 +95,7 @@ class MediaLogger(Callback):
         """Begin anew, where pictures are due."""
         if not isinstance(pl_module, DistillModule):
             raise ValueError(f"MediaLogger is of the models of a DistillModule, got a {type(pl_module).__name__}")
-        due = self._is_due(trainer)
-        self._findings = Findings(pl_module.student, self.clips, self._normalisation_of(trainer)) if due else None
+        self._findings = self._begun(trainer, pl_module.student) if self._is_due(trainer) else None
 
     def on_validation_batch_end(
         self,
@@ -118,7 +122,14 @@ class MediaLogger(Callback):
         for what, reason in (("pictures", findings.reason), ("clips", findings.clips_reason)):
             if reason:
                 self._tell(trainer, f"no {what}: {reason}")
-        takers = [(logger, taker) for logger in trainer.loggers if (taker := taker_of(logger)) is not None]
+        for name, reason in findings.left_out.items():
+            self._tell(trainer, f"nothing of {name}: {reason}")
+        # Only the first process comes here, the others wait for it at their next exchange: what fails is told.
+        trains, takers = trainer.state.fn == TrainerFn.FITTING, []
+        for logger in trainer.loggers:
+            name = type(logger).__name__
+            taker = self._tried(trainer, f" in {name}", partial(taker_of, logger, trains=trains))
+            takers += [] if taker is None else [(name, taker)]
         if not takers:
             names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "there is none"
             self._tell(
@@ -126,14 +137,11 @@ class MediaLogger(Callback):
                 f"no pictures: no logger takes any ({names}); MetricsCSV, TensorBoard, W&B, MLflow do",
             )
             return
-        pictures = draw(findings, trainer)
+        pictures = self._tried(trainer, "", partial(draw, findings, trainer))
         step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning's own figures of a validation
-        for logger, taker in takers if pictures else ():
-            try:
-                taker(pictures, step)
-            except Exception as error:  # a full disk, a service: pictures are no reason to end a training
-                name = type(logger).__name__
-                self._tell(trainer, f"no pictures in {name}: {type(error).__name__}: {error}", once=name)
+        if pictures:
+            for name, taker in takers:
+                self._tried(trainer, f" in {name}", partial(taker, pictures, step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count it, before a checkpoint is taken of it."""
@@ -145,15 +153,25 @@ class MediaLogger(Callback):
             return False
         if trainer.state.fn != TrainerFn.FITTING or self._validations % self.every_n_validations == 0:
             return True
-        epochs, steps = trainer.max_epochs, trainer.max_steps
-        last_epoch = epochs is not None and trainer.current_epoch + 1 == epochs
-        at_its_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        return (last_epoch and at_its_end) or 0 < steps <= trainer.global_step
+        return is_last(trainer)
 
-    def _normalisation_of(self, trainer: Trainer) -> Normalisation | None:
+    def _begun(self, trainer: Trainer, student: str) -> Findings:
+        findings = Findings(student, self.clips, self._normalisation)
         data = getattr(trainer, "datamodule", None)
         mean, std = getattr(data, "mean", None), getattr(data, "std", None)
-        return self._normalisation or (None if mean is None or std is None else (mean, std))
+        if self._normalisation is None and not (mean is None and std is None):
+            findings.normalisation = _normalisation(mean, std)
+            findings.unknown = (
+                f"mean and std of the data module are expected to be 3 numbers each, came {mean!r:.80} and {std!r:.80}"
+            )
+        return findings
+
+    def _tried(self, trainer: Trainer, where: str, act: Callable[[], _T]) -> _T | None:
+        try:
+            return act()
+        except Exception as error:  # a full disk, a service, foreign data: pictures are no reason to end a training
+            self._tell(trainer, f"no pictures{where}: {type(error).__name__}: {error}", once=f"no pictures{where}")
+            return None
 
     def _tell(self, trainer: Trainer, text: str, *, once: str = "") -> None:
         """On the screen; the same, or more of the same kind, once."""
@@ -164,12 +182,36 @@ class MediaLogger(Callback):
             say(Text(f"media: {text}"))
 
 
+def is_last(trainer: Trainer) -> bool:
+    """Whether no later validation fits into the training, as far as epochs, batches and steps tell it beforehand."""
+    loop, epochs, steps = trainer.fit_loop.epoch_loop, trainer.max_epochs, trainer.max_steps
+    epochs_left = math.inf if epochs in (None, -1) else epochs - trainer.current_epoch - 1
+    done, length = loop.batch_progress.current.ready, trainer.num_training_batches
+    every, apart = trainer.val_check_batch, trainer.check_val_every_n_epoch  # batches, inf for whole epochs; epochs
+    window = trainer.accumulate_grad_batches
+    if every is None or math.isinf(length):  # by the clock, or of a stream whose end is not known
+        ahead = 0 if every is None or math.isinf(every) else every
+        fits = not loop.batch_progress.is_last_batch or epochs_left >= (apart or 1)
+        stepped = (done + max(ahead - 1, 0)) // window - done // window
+    else:
+        left, windows = length - done, math.ceil(length / window)
+        if every <= (left if apart is not None else left + epochs_left * length):
+            ahead, fits = every, True
+        else:
+            ahead, fits = left + ((apart or 1) - 1) * length + min(every, length), (apart or 1) <= epochs_left
+        before, after = ((at // length) * windows + at % length // window for at in (done, done + ahead - 1))
+        stepped = after - before
+    # the batch that it comes after is not begun where the steps are made before
+    return not fits or 0 < steps <= trainer.global_step + stepped
+
+
 def draw(findings: Findings, trainer: Trainer) -> list[Picture]:
     """The pictures of a validation; none where samples could not be judged."""
     if findings.reason or not findings.cells.get(findings.student):
         return []
     data = getattr(trainer, "datamodule", None)
-    names = tuple(getattr(data, "class_names", None) or ())
+    class_names, datasets = getattr(data, "class_names", None), getattr(data, "datasets", None)
+    names = () if class_names is None else tuple(map(str, class_names))
     if len(names) != findings.classes:
         names = tuple(map(str, range(findings.classes)))
     student = findings.student
@@ -182,12 +224,17 @@ def draw(findings: Findings, trainer: Trainer) -> list[Picture]:
     for other in findings.cells:
         if other != student:
             pictures.append(_classes_picture(findings, names, other, when))
-    listed = getattr((getattr(data, "datasets", None) or {}).get("val"), "samples", ())
+    listed = getattr(datasets.get("val") if isinstance(datasets, Mapping) else None, "samples", ())
     for place, clip in enumerate(findings.clips, 1):
         is_listed = 0 <= clip.place < len(listed) and isinstance(listed[clip.place], Sample)
         file = listed[clip.place].name_in(getattr(data, "root", None)) if is_listed else ""
         pictures.append(_clip_picture(place, clip, names, file or (f"sample {clip.place}" if clip.place >= 0 else "")))
     return pictures
+
+
+def _normalisation(mean: Any, std: Any) -> Normalisation | None:
+    numbers = three_numbers(mean), three_numbers(std)
+    return None if numbers[0] is None or numbers[1] is None else (numbers[0], numbers[1])
 
 
 def _classes_picture(findings: Findings, names: Sequence[str], other: str, when: str) -> Picture:
