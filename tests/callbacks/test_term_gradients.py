@@ -268,5 +268,6 @@ def test_half_precision_holds_the_gradients_of_a_small_weight() -> None:
 
 @pytest.mark.parametrize("name", ["gradients", "media"])
 def test_the_defaults_are_those_of_the_constructor_alone(name: str) -> None:
-    config = OmegaConf.load(conf_dir() / "callbacks" / f"{name}.yaml")
+    config = OmegaConf.to_container(OmegaConf.load(conf_dir() / "callbacks" / f"{name}.yaml"))
+    assert isinstance(config, dict)
     assert list(config[name]) == ["_target_"]
