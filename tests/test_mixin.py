@@ -641,7 +641,7 @@ class Forgets(Callback):
         self.part.train()
 
 
-def test_every_part_of_the_teacher_is_in_eval_mode() -> None:
+def test_every_part_of_the_teacher_is_in_eval_mode(tmp_path: Path) -> None:
     given = teacher()
     module = distilled(given=given)
     seen: list[bool] = []
@@ -650,6 +650,13 @@ def test_every_part_of_the_teacher_is_in_eval_mode() -> None:
     fit(module, callbacks=[Forgets(given[3])])
     assert len(seen) >= 8
     assert not any(seen[-8:]), "in all steps of both epochs"
+
+    fit(distilled(), max_steps=3).save_checkpoint(tmp_path / "a.ckpt")
+    module = distilled(given=given)
+    given[3].train()
+    seen.clear()
+    fit(module, ckpt_path=tmp_path / "a.ckpt", max_epochs=1)
+    assert not any(seen[-1:]), "from the middle of an epoch, whose start is not told again"
 
 
 class Stream(IterableDataset[Any]):
