@@ -651,12 +651,14 @@ def test_every_part_of_the_teacher_is_in_eval_mode(tmp_path: Path) -> None:
     assert len(seen) >= 8
     assert not any(seen[-8:]), "in all steps of both epochs"
 
-    fit(distilled(), max_steps=3).save_checkpoint(tmp_path / "a.ckpt")
-    module = distilled(given=given)
+    last = LastCheckpoint(tmp_path, every_n_steps=2)
+    with pytest.raises(InterruptedError):
+        fit(distilled(), callbacks=[last, Ends(3)], enable_checkpointing=True)
+    module = distilled(given=given, preflight=False)
     given[3].train()
     seen.clear()
-    fit(module, ckpt_path=tmp_path / "a.ckpt", max_epochs=1)
-    assert not any(seen[-1:]), "from the middle of an epoch, whose start is not told again"
+    fit(module, ckpt_path=tmp_path / "last.ckpt", max_epochs=1)
+    assert seen == [False, False], "in the last steps of an epoch, whose start is not told again"
 
 
 class Stream(IterableDataset[Any]):
