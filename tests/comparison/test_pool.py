@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_distill.comparison.pool import Job, Pool, alone_in, places
+from lit_distill.comparison.pool import Job, Pool, _get, alone_in, places
 
 PROGRAM = """
 import os, signal, sys, time
@@ -138,3 +139,8 @@ def test_a_folder_is_held_by_one_comparison_and_by_the_runs_that_it_left(tmp_pat
     left.communicate(b"")
     with alone_in(tmp_path):
         pass
+
+
+def test_a_signal_whose_exception_was_lost_ends_the_wait_all_the_same() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _get(queue.SimpleQueue(), [signal.SIGTERM])

@@ -82,12 +82,12 @@ class Pool:
             for place in range(min(self.jobs, len(jobs)))
         ]
         self._ending = False
-        with _terminated_as_interrupted():
+        with _terminated_as_interrupted() as came:
             try:
                 for place in places:
                     place.start()
                 for _ in jobs:
-                    done(*_get(ended))
+                    done(*_get(ended, came))
             except BaseException:  # Ctrl-C mostly; whatever it is, nothing is left running
                 self._end(places)
                 raise
@@ -197,27 +197,38 @@ def alone_in(folder: Path) -> Iterator[int | None]:
         yield file.fileno()
 
 
-def _get(ended: queue.SimpleQueue[tuple[Job, str]]) -> tuple[Job, str]:
-    while True:  # in steps: a wait without end would not be interrupted on all systems
+def _get(ended: queue.SimpleQueue[tuple[Job, str]], came: Sequence[int]) -> tuple[Job, str]:
+    while not came:  # in steps: a wait without end would not be interrupted on all systems
         with suppress(queue.Empty):
             return ended.get(timeout=0.5)
+    raise KeyboardInterrupt
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM is what Ctrl-C is, as long as the block lasts; nothing in threads, where handlers cannot be set."""
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """SIGTERM is what Ctrl-C is, as long as the block lasts; nothing in threads, where handlers cannot be set.
+
+    Gives a list of the signals that came. Python drops the exception of a handler that happens to run within a
+    finalizer; who waits looks at the list too.
+    """
+    came: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before: Any = signal.signal(signal.SIGTERM, interrupt)
+    taken = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        taken.append(signal.SIGINT)
+    before: dict[signal.Signals, Any] = {number: signal.signal(number, interrupt) for number in taken}
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _told(log: Path, start: int) -> str:
