@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,9 +90,17 @@ def test_the_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert places(None) == (2, 4, 2)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as a terminal has it: a program in the background of a shell is started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_every_process_save_once_and_begins_no_more(
-    number: signal.Signals, tmp_path: Path, program: str
+    number: signal.Signals, tmp_path: Path, program: str, ctrl_c: None
 ) -> None:
     jobs = [
         Job("first", ((program, "save", str(tmp_path)), (program, "say", str(tmp_path), "never")), tmp_path / "1.log"),
