@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import re
 import runpy
@@ -49,8 +48,6 @@ def figures_of(output: str) -> dict[str, float]:
 def test_example(
     program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if program.startswith("timm") and importlib.util.find_spec("timm") is None:
-        pytest.skip("timm is not installed: pip install 'lit-distill[timm]'")
     path = EXAMPLES / f"{program}.py"
     if program in IN_A_PROCESS_OF_ITS_OWN:
         output = by_command(tmp_path, str(path))
@@ -84,7 +81,6 @@ def test_several_machines_by_the_line_that_is_shown(tmp_path: Path) -> None:
 
 
 def test_timm_takes_the_weights_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("timm", reason="timm is not installed: pip install 'lit-distill[timm]'")
     import torch
     from safetensors.torch import save_file
 

@@ -1,8 +1,9 @@
-"""What validation and test of a DistillModule evaluate and log, and how the best of several peers is chosen."""
+"""How a DistillModule runs its models, what validation and test evaluate and log, how the best of peers is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,12 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._checkpointed import CheckpointedModule
-from lit_distill._preflight import BEST, TOP1
+from lit_distill._preflight import BEST, TOP1, unpack_batch
 from lit_distill.composer import LossComposer
+from lit_distill.data.input_view import InputView
 from lit_distill.data.views import average_views
 from lit_distill.losses.base import class_indices
 from lit_distill.metrics import TermMeans, TopKAccuracy
-from lit_distill.signals import SignalCapture
+from lit_distill.signals import SignalCache, SignalCapture
 
 
 def default_metrics() -> MetricCollection:
@@ -26,9 +28,11 @@ def default_metrics() -> MetricCollection:
 
 
 class EvaluatedModule(CheckpointedModule):
-    """The part of :class:`lit_distill.DistillModule` that validates and tests."""
+    """The part of :class:`lit_distill.DistillModule` that runs the models, validates and tests."""
 
     composer: LossComposer
+    inputs: dict[str, InputView]
+    signal_cache: SignalCache | None
     val_metrics: nn.ModuleDict
     val_terms: TermMeans
     _own_val_composer: LossComposer | None
@@ -45,17 +49,34 @@ class EvaluatedModule(CheckpointedModule):
         """The models by name."""
         return dict(self.models.items())
 
+    def run_model(self, name: str, inputs: Any) -> Any:
+        """Run one named model; override it for models that take something else than the batch's inputs."""
+        return self.models[name](inputs)
+
     def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-        """Split a batch into inputs, target and sample index."""
-        raise NotImplementedError
+        """Split a batch into inputs, target and sample index; override it for batches of another form."""
+        return unpack_batch(batch)
+
+    def _seen_by(self, name: str, inputs: Any) -> Any:
+        view = self.inputs.get(name)
+        return inputs if view is None else view(inputs)
+
+    def _run_frozen_or_not(self, name: str, inputs: Any) -> Any:
+        inputs = self._seen_by(name, inputs)
+        if name not in self.frozen:
+            return self.run_model(name, inputs)
+        if self.models[name].training:  # someone called .train() on the model itself
+            self.models[name].eval()
+        with torch.no_grad():
+            return self.run_model(name, inputs)
 
     def _ask(
         self, name: str, inputs: Any, signals: SignalCapture, run: Callable[[str, Any], Any], *, output: bool = False
     ) -> Any:
-        raise NotImplementedError
-
-    def _run_frozen_or_not(self, name: str, inputs: Any) -> Any:
-        raise NotImplementedError
+        """Run a model, or have the signals of a frozen one from where they are kept."""
+        if self.signal_cache is None or name not in self.frozen:
+            return run(name, inputs)
+        return self.signal_cache.run(name, inputs, signals, partial(run, name), output=output)
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""

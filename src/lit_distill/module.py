@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
 from typing import Any, TypeAlias
 
-import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,7 +22,6 @@ from lit_distill._preflight import (
     input_views,
     student_candidates,
     try_example,
-    unpack_batch,
 )
 from lit_distill._step import RunningTerms, StepRecord, fractional_epoch
 from lit_distill._train_only import TrainOnly
@@ -34,7 +31,7 @@ from lit_distill.data.input_view import InputView
 from lit_distill.gradients import loss_scale
 from lit_distill.metrics import TermMeans
 from lit_distill.schedules import Schedule
-from lit_distill.signals import SignalCache, SignalCapture
+from lit_distill.signals import SignalCache
 from lit_distill.terms import LossTerm
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
@@ -188,35 +185,6 @@ class DistillModule(EvaluatedModule):
     def forward(self, inputs: Any) -> Any:
         """The student's output."""
         return self.run_model(self.student, self._seen_by(self.student, inputs))
-
-    def run_model(self, name: str, inputs: Any) -> Any:
-        """Run one named model; override it for models that take something else than the batch's inputs."""
-        return self.models[name](inputs)
-
-    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-        """Split a batch into inputs, target and sample index; override it for batches of another form."""
-        return unpack_batch(batch)
-
-    def _seen_by(self, name: str, inputs: Any) -> Any:
-        view = self.inputs.get(name)
-        return inputs if view is None else view(inputs)
-
-    def _run_frozen_or_not(self, name: str, inputs: Any) -> Any:
-        inputs = self._seen_by(name, inputs)
-        if name not in self.frozen:
-            return self.run_model(name, inputs)
-        if self.models[name].training:  # someone called .train() on the model itself
-            self.models[name].eval()
-        with torch.no_grad():
-            return self.run_model(name, inputs)
-
-    def _ask(
-        self, name: str, inputs: Any, signals: SignalCapture, run: Callable[[str, Any], Any], *, output: bool = False
-    ) -> Any:
-        """Run a model, or have the signals of a frozen one from where they are kept."""
-        if self.signal_cache is None or name not in self.frozen:
-            return run(name, inputs)
-        return self.signal_cache.run(name, inputs, signals, partial(run, name), output=output)
 
     # ---------------------------------------------------------------- before training
 

@@ -97,7 +97,7 @@ def test_at_no_moment_of_a_run_is_there_no_good_checkpoint(died: dict[str, dict[
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB."""
+    """A file system of 128 KiB: of those who may mount one; EFBIG and EIO are injected without."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=128k,mode=777", "tmpfs", str(folder)]

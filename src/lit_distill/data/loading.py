@@ -156,13 +156,15 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         """Whether training batches hold samples without labels: -1 in a target, a row of zeros in probabilities."""
         return self.unlabelled_share != 0 and (self.unlabelled is not None or self.labelled_share < 1)
 
+    # Only data.unlabelled, data.labelled_share and `select` ask for these two: data that have no files need not tell.
+
     def _listed_samples(self, split: Split) -> list[Sample]:
         """What a split lists with labels; for what is without, and for :meth:`kinds`."""
-        raise NotImplementedError(f"{type(self).__name__} does not tell its samples")
+        raise ValueError(f"{type(self).__name__} has no list of its samples, which training without labels goes by")
 
     def _pool(self) -> list[Sample]:
         """The samples that ``unlabelled`` names."""
-        raise NotImplementedError(f"{type(self).__name__} reads no data.unlabelled")
+        raise ValueError(f"{type(self).__name__} reads no data.unlabelled={self.unlabelled}: leave it out")
 
     def kinds(self) -> tuple[list[Sample], list[Sample]]:
         """The training samples with a label that is used, and those without, whatever batches are made of.
