@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm, loggers
-from lit_distill._pictures import Picture, taker_of
 from lit_distill.loggers import EventFiles, MetricsCSV, MLflow, WeightsAndBiases
+from lit_distill.media.pictures import Picture, taker_of
 
 
 def train(logger: Any, folder: Path) -> DistillModule:

@@ -87,6 +87,8 @@ class DistillModule(EvaluatedModule):
 
     Example:
         >>> from functools import partial
+        >>> import torch
+        >>> from torch import nn
         >>> from lit_distill.losses import KDLoss
         >>> module = DistillModule(
         ...     models={"Student": nn.Linear(8, 3), "Teacher": nn.Linear(8, 3)},

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill._drawing import (
+from lit_distill.callbacks import ExactResume, LastCheckpoint, MediaLogger, StepSeed
+from lit_distill.callbacks.media_logger import draw, is_last
+from lit_distill.data.samples import Sample
+from lit_distill.loggers import EventFiles, MetricsCSV, is_installed
+from lit_distill.media.drawing import (
     AGREE,
     CELL,
     CONFUSED,
@@ -32,12 +36,8 @@ from lit_distill._drawing import (
     most_confused,
     shade,
 )
-from lit_distill._findings import Findings
-from lit_distill._pictures import Picture
-from lit_distill.callbacks import ExactResume, LastCheckpoint, MediaLogger, StepSeed
-from lit_distill.callbacks.media_logger import draw, is_last
-from lit_distill.data.samples import Sample
-from lit_distill.loggers import EventFiles, MetricsCSV, is_installed
+from lit_distill.media.findings import Findings
+from lit_distill.media.pictures import Picture
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 CLASSES, SAMPLES, FRAMES, PIXELS = 4, 22, 3, 6

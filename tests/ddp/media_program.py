@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill._findings import Findings
-from lit_distill._pictures import Picture
 from lit_distill.callbacks import MediaLogger, StepSeed, media_logger
 from lit_distill.loggers import MetricsCSV
+from lit_distill.media.findings import Findings
+from lit_distill.media.pictures import Picture
 
 draw = media_logger.draw
 
