@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from lit_distill._cli import conf_dir
 from lit_distill.artifacts import state_sha256
 from lit_distill.loggers import is_installed
 from lit_distill.models.state_files import file_sha256
@@ -27,7 +29,12 @@ RUN_FILES = {
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """With the clips in it: what a command prints does not depend on which test is the first to need them."""
+    folder = tmp_path_factory.mktemp("cache")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", ["experiment=baseline_pptsmv2", "data=moving_digits_tiny", f"data.root={folder}"])
+    instantiate(config.data, _convert_="all").prepare_data()
+    return folder
 
 
 def train(cache: Path, folder: Path, *overrides: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
