@@ -12,9 +12,10 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -141,6 +142,12 @@ def take_allow(arguments: list[str]) -> list[str]:
         else:
             rest.append(argument)
     return [*rest, f"++allow=[{','.join(allowed)}]"] if allowed else rest
+
+
+def typed_overrides() -> list[str]:
+    """The overrides of the running command as they were typed: an interpolation within one is not resolved."""
+    overrides = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(override) for override in cast(list[Any], overrides)]
 
 
 def command(config_name: str, *, receives: bool = False) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:

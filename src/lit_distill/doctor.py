@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill._cli import command, quiet_lightning
+from lit_distill._cli import command, quiet_lightning, typed_overrides
 from lit_distill.cost import Cost, measure
 from lit_distill.diagnosis import Diagnosis, diagnose
 from lit_distill.preset import set_preset_weights
@@ -137,7 +136,7 @@ def _size(count: int) -> str:
 @command("doctor")
 def _main(config: DictConfig) -> None:
     quiet_lightning()
-    set_preset_weights(config, HydraConfig.get().overrides.task)
+    set_preset_weights(config, typed_overrides())
     diagnosis, _ = run(config)
     if diagnosis.findings:
         sys.exit(FINDINGS)

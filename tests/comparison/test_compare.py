@@ -357,6 +357,24 @@ def test_without_matplotlib_it_says_so(
     assert (tmp_path / "compare.md").is_file()
 
 
+def test_a_real_comparison_trains_and_tests_its_runs(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "lit_distill.compare", "experiments=[baseline,self]", "seeds=1",
+        "data=moving_digits_tiny", "trainer=cpu", "trainer.max_epochs=1", "+trainer.limit_train_batches=2",
+        "+trainer.limit_val_batches=1", f"folder={tmp_path}/runs", "teacher=null", "plots=false",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    record = json.loads((tmp_path / "runs/compare.json").read_text())
+    assert record["strategies"]["self"]["unpaired"] == []
+    for strategy in record["strategies"].values():
+        (run,) = strategy["runs"]
+        assert run["fault"] == ""
+        assert run["peak_mib"] > 0
+        assert 0 <= run["top1"] <= 100
+
+
 @pytest.mark.slow
 def test_a_real_comparison_of_two_strategies_and_two_seeds(tmp_path: Path) -> None:
     command = [
