@@ -28,7 +28,7 @@ test-slow: $(VENV)/.installed
 # The long form of the fault suite; its figures go into docs/reliability.md.
 faults: $(VENV)/.installed
 	mkdir -p $(dir $(FAULTS_REPORT)) && rm -f $(FAULTS_REPORT)
-	OMP_NUM_THREADS=1 LIT_DISTILL_FAULTS_REPORT=$(abspath $(FAULTS_REPORT)) $(BIN)/python -m pytest $(FAULTS) -m 'slow or not slow'
+	OMP_NUM_THREADS=1 LIT_DISTILL_FAULTS_REPORT=$(abspath $(FAULTS_REPORT)) $(BIN)/python -m pytest -n auto $(FAULTS) -m 'slow or not slow'
 	$(BIN)/python tests/faults/summarise.py $(FAULTS_REPORT)
 
 # Each protection taken out in turn: its test must turn red.
