@@ -25,7 +25,7 @@ def worker(agent: TCPStore, **more: str) -> dict[str, str]:
 def test_the_first_process_of_torchrun_names_it_for_all_and_for_restarts(agent: TCPStore) -> None:
     first = worker(agent)
     share_start(first)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", first[STARTED])
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", first[STARTED])
     agent.set("lit_distill/started", "2020-01-01_00-00-00")  # as if long ago: a later clock has no say
     second = worker(agent)
     share_start(second)

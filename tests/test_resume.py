@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_distill.checkpoints import write_checkpoint
 from lit_distill.loggers import MetricsCSV
-from lit_distill.resume import find_resume_point
+from lit_distill.resume import find_resume_point, take_environment
 
 CONFIG = OmegaConf.create(
     {"run_dir": "x", "seed": 0, "resume": "auto", "ckpt_path": None, "data": {"num_workers": 2, "batch_size": 8}}
@@ -47,6 +47,18 @@ def test_the_same_folder_is_gone_on_with(tmp_path: Path) -> None:
     point = find_resume_point(changed(data__num_workers=0), run, siblings=False)
     assert (point.folder, point.checkpoint, point.finished) == (run, run / "checkpoints" / "last.ckpt", False)
     assert f"{run} from step 7, epoch 2" in point.message
+
+
+def test_another_value_of_the_environment_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = ["seed=${oc.env:TASK}", "resume=auto"]
+    for task, found in ((0, True), (1, False)):
+        monkeypatch.setenv("TASK", str(task))
+        config = changed(seed="${oc.env:TASK}")
+        take_environment(config, typed)
+        if not tmp_path.joinpath("run").exists():
+            begin(tmp_path / "run", results={"interrupted": "SIGTERM"}, seed=config.seed)
+        point = find_resume_point(config, tmp_path / "now", siblings=True)
+        assert (point.folder == tmp_path / "run") is found
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:

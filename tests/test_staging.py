@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from lit_distill import load_student
 from lit_distill.artifacts import state_of, state_sha256
+from lit_distill.callbacks import Interrupted, Preemption
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.running import build_module
 from lit_distill.runs import load_run
@@ -198,6 +200,28 @@ def test_a_run_that_is_not_finished_says_so(fitnet: Path, tmp_path: Path) -> Non
     (run_folder / "results.json").write_text('{"student_stage": "../../outside"}')
     with pytest.raises(ValueError, match="is not finished"):
         load_run(run_folder)
+
+
+def test_a_signal_behind_a_stages_last_step_ends_before_the_next(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Preemption.on_train_end
+
+    def late(self: Preemption, *given: Any) -> None:
+        self._handle(signal.SIGTERM, None)
+        ended(self, *given)
+
+    monkeypatch.setattr(Preemption, "on_train_end", late)
+    with pytest.raises(Interrupted) as end:
+        train(clips, tmp_path / "run", "experiment=baseline_pptsmv2", stages=TWO)
+    assert end.value.code == 143
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["interrupted"] == "SIGTERM"
+    assert list(results["stages"]) == ["wide"]
+    monkeypatch.undo()
+    results = train(clips, tmp_path / "run", "experiment=baseline_pptsmv2", "resume=auto", stages=TWO)
+    assert not results["interrupted"]
+    assert list(results["stages"]) == ["wide", "head"]
 
 
 def test_other_frames_need_what_begins_anew_to_be_named(clips: Path, tmp_path: Path) -> None:

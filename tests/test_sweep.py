@@ -35,3 +35,15 @@ def test_a_sweep_leaves_a_run_folder_a_job(launcher: list[str], tmp_path: Path) 
         results = json.loads((sweep / "baseline_pptsmv2" / str(job) / "results.json").read_text())
         assert results["seed"] == job
         assert results["steps"] == 4
+
+
+@pytest.mark.slow
+def test_a_job_of_several_processes_is_refused(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "lit_distill.train", "-m", "experiment=baseline_pptsmv2", "trainer=ddp", "seed=0,1",
+         "trainer.accelerator=cpu", "trainer.devices=2", "data=moving_digits_tiny", "trainer.max_epochs=1"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "a job of this sweep trains in 2 processes" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -37,7 +37,7 @@ def share_start(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def _from_torchrun(environment: MutableMapping[str, str]) -> str:
-    mine = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    mine = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     if environment.get("WORLD_SIZE") == "1":
         return mine
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,22 @@ def begin(config: DictConfig) -> ResumePoint:
     if point.checkpoint is not None and point.checkpoint.parents[1] == point.folder:
         config.ckpt_path = str(point.checkpoint)
     return point
+
+
+def take_environment(config: DictConfig, typed: Sequence[str]) -> None:
+    """Write the values that overrides take from the environment into a config, such as a seed of the job's number.
+
+    They are part of what is trained: another value is another run, and ``config.yaml`` tells it.
+
+    Args:
+        config: as composed.
+        typed: the overrides that it was composed with.
+    """
+    for override in typed:
+        key, _, given = override.partition("=")
+        key = key.lstrip("+").partition("@")[0]
+        if "${oc.env:" in given and not OmegaConf.is_config(value := OmegaConf.select(config, key)):
+            OmegaConf.update(config, key, value)
 
 
 def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, siblings: bool) -> ResumePoint:

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
@@ -66,6 +68,7 @@ def fit(config: DictConfig) -> Fitted:
     loggers = [instantiate(c) for c in config.logger.values() if c is not None]
     plugins = [instantiate(config.checkpoint_io), *instantiate(config.trainer.get("plugins") or [])]
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
+    _refuse_processes_in_a_sweep(trainer)
     if trainer.is_global_zero:
         (folder / artifacts.RESULTS_FILE).unlink(missing_ok=True)  # of a run that stood here before
         write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
@@ -102,6 +105,17 @@ def fit(config: DictConfig) -> Fitted:
     artifacts.write_student(folder, state, _card(config, module, datamodule, results))
     artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
     return Fitted(module, results)
+
+
+def _refuse_processes_in_a_sweep(trainer: Trainer) -> None:
+    """Lightning's launcher starts processes by the sweep's command line: they would train its first job."""
+    sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeps and trainer.world_size > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise ValueError(
+            f"a job of this sweep trains in {trainer.world_size} processes, which Lightning would start by the command "
+            "line of the whole sweep: give each job one device (trainer.devices=1), start the jobs one by one, or "
+            "as jobs of SLURM (hydra/launcher=submitit_slurm), whose tasks are the processes"
+        )
 
 
 def _look_first(module: DistillModule, datamodule: LightningDataModule) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from lit_distill import artifacts
 from lit_distill._cli import command, quiet_lightning, typed_overrides
 from lit_distill.preset import describe_weight, set_preset_weights
-from lit_distill.resume import begin, let_go
+from lit_distill.resume import begin, let_go, take_environment
 from lit_distill.running import build_module, fit
 from lit_distill.stages import stages_of
 from lit_distill.staging import run_stages
@@ -57,8 +57,10 @@ def _run(config: DictConfig) -> dict[str, Any]:
 def main(config: DictConfig) -> float | None:
     """Train an experiment; with `-m` and a sweeper the value to optimise is returned."""
     quiet_lightning()
-    config.run_dir = HydraConfig.get().runtime.output_dir
-    for term, weight in set_preset_weights(config, typed_overrides()).items():
+    hydra, typed = HydraConfig.get(), typed_overrides()
+    config.run_dir = hydra.runtime.output_dir
+    take_environment(config, typed)
+    for term, weight in set_preset_weights(config, typed).items():
         Console().print(f"weight of {term}, from the data's preset: {describe_weight(weight)}", highlight=False)
     results = run(config)
     value = results.get("best", {}).get(f"val/{config.student}/top1")

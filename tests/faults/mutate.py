@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MUTATIONS = Path(__file__).with_name("mutations")
 SECONDS = 300.0
 _LINKED = ("src", "conf", "tests", "docs", "examples", "benchmarks", "README.md", "pyproject.toml")
+_CONFIGS = Path("src/lit_distill/conf")
 _KILLED, _SURVIVED, _BROKEN = "killed", "SURVIVED", "BROKEN"
 
 
@@ -117,18 +118,29 @@ def overlay(folder: Path, file: str | None = None, text: str = "") -> Path:
             (folder / name).symlink_to(ROOT / name)
     if file is None:
         return folder
+    _make_real(folder, Path(file).parent)
+    (folder / file).unlink()
+    (folder / file).write_text(text, encoding="utf-8")
+    if file.startswith("conf/"):  # the package has a link to the configs, which would lead out of this tree
+        _make_real(folder, _CONFIGS.parent)
+        (folder / _CONFIGS).unlink()
+        (folder / _CONFIGS).symlink_to(folder / "conf")
+    return folder
+
+
+def _make_real(folder: Path, way: Path) -> None:
+    """Folders instead of links along a way, with links to what is in them."""
     place = folder
-    for part in Path(file).parts[:-1]:
+    for part in way.parts:
         place = place / part
+        if not place.is_symlink():
+            continue
         source = place.resolve()
         place.unlink()
         place.mkdir()
         for child in source.iterdir():
             if child.name != "__pycache__":
                 (place / child.name).symlink_to(child)
-    (folder / file).unlink()
-    (folder / file).write_text(text, encoding="utf-8")
-    return folder
 
 
 def run_tests(tests: Sequence[str], tree: Path, seconds: float) -> tuple[int | None, str]:

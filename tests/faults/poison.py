@@ -103,15 +103,17 @@ def module(term: nn.Module | None = None, *, weight: float = 1.0, teacher: nn.Mo
 
 
 class States(Callback):
-    """The trained state after every step: weights, buffers, momentum."""
+    """The trained state after every step: weights, buffers, momentum; and what was logged of the loss until then."""
 
     def __init__(self) -> None:
         self.states: list[dict[str, Tensor]] = []
         self.steps: list[int] = []
+        self.losses: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         self.states.append(state(trainer))
         self.steps.append(trainer.global_step)
+        self.losses.append(float(trainer.callback_metrics.get("train/loss", 0.0)))
 
 
 def state(trainer: Trainer) -> dict[str, Tensor]:

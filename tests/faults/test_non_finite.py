@@ -10,6 +10,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from faults import poison
 from faults.poison import BAD, At, Overflows, Points, States, fit, module
 from faults.report import report
 from lit_distill import DistillModule, LossTerm
-from lit_distill.callbacks import EMATeacher, NonFinite, NonFiniteError
+from lit_distill.callbacks import EMATeacher, NonFinite, NonFiniteError, RankGuard
 from lit_distill.losses import hard_label_loss
 from lit_distill.losses._numerics import values_unchecked
 from lit_distill.losses.feature.overhaul import partial_l2
@@ -80,7 +81,28 @@ def test_skip_trains_as_if_the_batch_had_not_been(case: str) -> None:
     assert all(map(is_finite, states.states))
     assert float(trainer.callback_metrics["train/skipped_steps"]) == 1
     assert math.isfinite(trainer.callback_metrics["train/loss"])
+    assert all(map(math.isfinite, states.losses)), "a step that was skipped is in no figure of the log"
     report(PROMISE, tried=1, survived=1)
+
+
+def test_a_dropped_step_is_no_unused_parameter(tmp_path: Path) -> None:
+    class Plain(LightningModule):
+        """It knows nothing of dropped steps."""
+
+    wrapped_module = Plain()
+    wrapped_module.one, wrapped_module.other = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(wrapped_module.parameters())
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(wrapped_module)
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=wrapped))
+        RankGuard().on_before_optimizer_step(trainer, wrapped_module, optimizer)
+        for parameter in wrapped_module.one.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with pytest.raises(ValueError, match=r"no gradient reached other.weight, other.bias"):
+            RankGuard().on_before_optimizer_step(trainer, wrapped_module, optimizer)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_message_names_term_pair_samples_and_files() -> None:

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from lightning import Trainer
+from lightning import Callback, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-from lit_distill.callbacks import LastCheckpoint, Preemption
-from lit_distill.callbacks.preemption import _requeue
+from lit_distill import SafeCheckpointIO
+from lit_distill.callbacks import Interrupted, LastCheckpoint, Preemption
+from lit_distill.callbacks.preemption import requeue
 from lit_distill.checkpoints import read_checkpoint
 
 from .killing import Server, differences, samples_lost_and_repeated, serving
@@ -91,6 +92,37 @@ def test_no_handler_is_left_behind(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
+def test_where_nothing_could_be_written_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from .tiny import loader, module, trainer
+
+    class Full(SafeCheckpointIO):
+        def save_checkpoint(self, *_: Any, **__: Any) -> None:
+            """As with on_error=warn."""
+
+    class Signal(Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    given = {"callbacks": [LastCheckpoint(tmp_path), Preemption(["SIGTERM"]), Signal()], "enable_checkpointing": True}
+    for plugin, told in ((SafeCheckpointIO(), "step 1 is saved in"), (Full(), "step 1 COULD NOT BE SAVED, ")):
+        with pytest.raises(Interrupted):
+            trainer(tmp_path, plugins=[plugin], **given).fit(module(), loader())
+        assert told in capsys.readouterr().err
+
+
+def test_a_signal_behind_the_last_step_is_left_for_whoever_goes_on(tmp_path: Path) -> None:
+    from .tiny import loader, module, trainer
+
+    class Signal(Callback):
+        def on_train_end(self, *_: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    preemption = Preemption(["SIGTERM"])
+    fit = trainer(tmp_path, callbacks=[Signal(), LastCheckpoint(tmp_path), preemption], enable_checkpointing=True)
+    fit.fit(module(), loader())
+    assert preemption.left == signal.SIGTERM
+
+
 def test_it_needs_a_checkpoint_to_save(tmp_path: Path) -> None:
     from .tiny import loader, module, trainer
 
@@ -107,5 +139,5 @@ def test_a_slurm_job_is_put_back_into_the_queue(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     environment = SLURMEnvironment(auto_requeue=True)
-    _requeue(cast(Trainer, SimpleNamespace(_accelerator_connector=SimpleNamespace(cluster_environment=environment))))
+    requeue(cast(Trainer, SimpleNamespace(_accelerator_connector=SimpleNamespace(cluster_environment=environment))))
     assert (tmp_path / "called").read_text() == "requeue 17\n"

@@ -70,10 +70,27 @@ class ExactResume(Callback):
         if _is_half_begun(total):  # Lightning sets back the epoch's count alone
             total.ready -= 1
         epoch_loop.val_loop.batch_progress.total.reset()
-        loaders = trainer.fit_loop._combined_loader
-        for loader in loaders.flattened if loaders is not None else ():
-            if isinstance(loader, ResumableLoader):
-                loader.follow(trainer)
+        for loader in _loaders(trainer):
+            loader.follow(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the loaders be the user's again."""
+        self._let_go(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let the loaders be the user's again."""
+        self._let_go(trainer)
+
+    @staticmethod
+    def _let_go(trainer: Trainer) -> None:
+        for loader in _loaders(trainer):
+            loader.let_go()
+
+
+def _loaders(trainer: Trainer) -> list[ResumableLoader[Any]]:
+    combined = trainer.fit_loop._combined_loader
+    found = [] if combined is None else combined.flattened
+    return [loader for loader in found if isinstance(loader, ResumableLoader)]
 
 
 def _is_half_begun(total: Any) -> bool:

@@ -35,6 +35,8 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(None if dirpath is None else os.fspath(dirpath), filename="last", enable_version_counter=False)
         self.every_n_steps = every_n_steps
         self._place: tuple[int, int, int] | None = None
+        self.is_saved = False
+        """On the first rank, whether the last :meth:`save` has written a file: a CheckpointIO may only warn."""
 
     @property
     def state_key(self) -> str:
@@ -70,7 +72,9 @@ class LastCheckpoint(ModelCheckpoint):
         """
         path = Path(self.format_checkpoint_name({}))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            before = _stamp(path)
             self._save_checkpoint(trainer, str(path))
+            self.is_saved = _stamp(path) not in (None, before)
             self.last_model_path = self.best_model_path = str(path)
             self._place = _place(trainer)
         return path
@@ -90,6 +94,15 @@ def is_between_steps(trainer: Trainer) -> bool:
     done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
     at_end = done == trainer.num_training_batches
     return bool(at_end or done % trainer.accumulate_grad_batches == 0)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Tells a file from the one that stood there before: a checkpoint is renamed to its place."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _place(trainer: Trainer) -> tuple[int, int, int]:

@@ -59,6 +59,8 @@ class Preemption(Callback):
         self.signals = tuple(signal.Signals[name] for name in signals)
         self._received = 0
         self._agreed = 0
+        self.left = 0
+        """The signal that came when no step was left to end at, the same on all ranks; 0 for none."""
         self._installed = False
         self._trainer: Trainer | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -71,7 +73,7 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals; Lightning puts back what it found, or on_train_end does."""
         self._last(trainer)
-        self._received = self._agreed = 0
+        self._received = self._agreed = self.left = 0
         self._pending, self._trainer = None, trainer
         if trainer.world_size > 1:
             group = dist.new_group(backend="gloo")  # beside the gradients' group, and for numbers on the CPU
@@ -84,6 +86,13 @@ class Preemption(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Training is complete: signals are what they were."""
         self._installed = False
+        if self._group is not None:
+            if self._pending is not None:
+                self._pending[0].wait()
+            latest = torch.tensor([self._received])
+            dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=self._group)
+            self._received, self._pending = int(latest), None
+        self.left = self._received
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -117,7 +126,8 @@ class Preemption(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ranks may have different numbers of batches: they exchange signals in those that all have."""
         if self._installed:
-            batches = min(float(sum(trainer.num_val_batches)), 2.0**52)
+            first = trainer.num_val_batches[0] if trainer.num_val_batches else 0  # signals are exchanged in its batches
+            batches = min(float(first), 2.0**52)
             self._shared_batches = int(batches)
             if self._group is not None:
                 fewest = torch.tensor([int(batches)])
@@ -153,12 +163,17 @@ class Preemption(Callback):
         return self._agreed
 
     def _end(self, trainer: Trainer) -> None:
-        path = self._last(trainer).save(trainer)
+        last = self._last(trainer)
+        path = last.save(trainer)
         self._drop_group()
         if trainer.is_global_zero:
-            name = signal.Signals(self._agreed).name
-            print(f"{name}: step {trainer.global_step} is saved in {path}", file=sys.stderr, flush=True)
-            _requeue(trainer)
+            name, step = signal.Signals(self._agreed).name, trainer.global_step
+            told = f"step {step} is saved in {path}"
+            if not last.is_saved:
+                stands = f"{path} is of an earlier step" if path.exists() else f"there is no {path}"
+                told = f"step {step} COULD NOT BE SAVED, {stands}"
+            print(f"{name}: {told}", file=sys.stderr, flush=True)
+            requeue(trainer)
         raise Interrupted(self._agreed, path)
 
     def _drop_group(self) -> None:
@@ -174,7 +189,7 @@ class Preemption(Callback):
         raise ValueError("Preemption saves by LastCheckpoint: add one to the trainer's callbacks")
 
 
-def _requeue(trainer: Trainer) -> None:
+def requeue(trainer: Trainer) -> None:
     """What Lightning's own handler does once it has saved."""
     environment = trainer._accelerator_connector.cluster_environment
     if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):

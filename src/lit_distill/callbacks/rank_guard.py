@@ -100,7 +100,8 @@ class RankGuard(Callback):
         wrapped = trainer.strategy.model
         if not isinstance(wrapped, DistributedDataParallel) or wrapped.find_unused_parameters or wrapped.static_graph:
             return
-        if any(p.grad is None for group in optimizer.param_groups for p in group["params"]):
+        absent = [p.grad is None for group in optimizer.param_groups for p in group["params"]]
+        if any(absent) and not all(absent):  # all: NonFinite has dropped the step
             self._name_unused(pl_module, wrapped)
 
     @staticmethod

@@ -36,8 +36,16 @@ class ResumableLoader(DataLoader[T_co]):
 
     def follow(self, trainer: Trainer) -> None:
         """Begin where this trainer's training is."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        self.position = lambda: progress.current.ready
+        progress, loaders = trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop._combined_loader
+        if loaders is not None and len(loaders.flattened) > 1 and loaders._mode == "max_size_cycle":
+            # Beside a longer loader this one begins again within an epoch.
+            self.position = lambda: progress.current.ready % max(1, len(self))
+        else:
+            self.position = lambda: progress.current.ready
+
+    def let_go(self) -> None:
+        """Begin at the beginning again: training is over, and whoever iterates next wants all batches."""
+        self.position = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         done = 0 if self.position is None else self.position()
