@@ -61,6 +61,18 @@ def test_another_value_of_the_environment_is_another_run(tmp_path: Path, monkeyp
         assert (point.folder == tmp_path / "run") is found
 
 
+def test_what_the_environment_gave_is_written_wherever_an_override_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TASK", "3")
+    env = "${oc.env:TASK}"
+    config = OmegaConf.create(
+        {"epochs": 2, "a": {"b": env, "c": "${epochs}"}, "list": [env, 1], "data": {"root": env}, "left": env}
+    )
+    take_environment(config, [f"+a={{b: {env}, c: '${{epochs}}'}}", f"list=[{env},1]", f"data={env}", "~gone"])
+    assert OmegaConf.to_container(config, resolve=False) == {
+        "epochs": 2, "a": {"b": "3", "c": "${epochs}"}, "list": ["3", 1], "data": {"root": env}, "left": env,
+    }  # fmt: skip
+
+
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     point = find_resume_point(CONFIG, begin(tmp_path / "run", results={"interrupted": False}), siblings=False)
     assert point.finished

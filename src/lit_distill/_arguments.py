@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 PATHS = ("run", "weights", "input", "unlabelled", "output", "checkpoint", "data.root", "ckpt_path", "*.pretrained")
 
@@ -38,6 +41,20 @@ def as_overrides(arguments: Sequence[str], *, paths: Collection[str] = PATHS) ->
         ["input='a (1), b.mp4'", 'named=Teacher', 'topk=3']
     """
     return [re.sub(r"^model=", "named=", argument) for argument in quote_paths(arguments, paths=paths)]
+
+
+def given_values(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Where in the config each override puts what, as typed: interpolations are not resolved.
+
+    Args:
+        overrides: in Hydra's words; of a choice from a group the place is its package.
+
+    Example:
+        >>> list(given_values(["seed=1", "+losses.kd={weight: 2}", "model@models.Teacher=resnet50"]))
+        [('seed', 1), ('losses.kd', {'weight': 2}), ('models.Teacher', 'resnet50')]
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        yield override.package or override.key_or_group, override.value()
 
 
 def _quoted(argument: str, paths: Collection[str]) -> str:

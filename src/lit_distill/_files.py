@@ -125,7 +125,8 @@ def archive_damage(path: Path) -> str:
         if zipfile.is_zipfile(path):
             return f"it is no checkpoint archive: {error}"
         return f"its end is missing, {size} bytes are left" if is_archive(path) else "it is no checkpoint archive"
-    # What zipfile raises where a flipped bit asks for a compression, a version or a password that no checkpoint has.
+    # What zipfile raises where a flipped bit asks for a compression (NotImplementedError), a version or a password
+    # (RuntimeError) that no checkpoint has.
     except (zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         return f"its index is unreadable: {error}"
     except OSError as error:

@@ -36,22 +36,19 @@ class RunningTerms:
     optimizer has stepped: until then it can be dropped with the step.
     """
 
-    __slots__ = ("_pending", "count", "dropped", "sums")
+    __slots__ = ("_pending", "count", "sums")
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
         self.count = 0
-        self.dropped = False
         self._pending: list[tuple[Tensor, Tensor]] = []
 
     def add(self, result: ComposedLoss) -> None:
         """Take in the terms of one batch, for now."""
-        self.dropped = False
         self._pending.append((result.values, result.weights))
 
     def drop(self) -> None:
         """Forget what was added since the last :meth:`commit`."""
-        self.dropped = True
         self._pending.clear()
 
     def commit(self) -> None:

@@ -263,11 +263,6 @@ class DistillModule(EvaluatedModule):
         """Leave the batches since the last optimizer step out of the log: they were not trained on."""
         self._train_terms.drop()
 
-    @property
-    def step_was_dropped(self) -> bool:
-        """Whether the last optimizer step left everything as it was, by :meth:`drop_step`: averages wait as well."""
-        return self._train_terms.dropped
-
     def epoch_at(self, batch_idx: int) -> float:
         """The fractional epoch at the start of a batch, for schedules."""
         return fractional_epoch(self.trainer, batch_idx)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lit_distill._arguments import given_values
 
 
 def preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
@@ -34,9 +35,8 @@ def preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
 def _weighted_by(given: Sequence[str]) -> set[str]:
     """The terms whose weight overrides set: by its own key, within a mapping, or from a group."""
     said = set()
-    for override in OverridesParser.create().parse_overrides(list(given)):
-        value: Any = override.value()
-        for name in reversed((override.package or override.key_or_group).split(".")):
+    for place, value in given_values(given):
+        for name in reversed(place.split(".")):
             value = {name: value}
         losses = value.get("losses")
         if isinstance(losses, dict):

@@ -27,7 +27,7 @@ from lit_distill.reporting.training_cost import training_cost
 from lit_distill.runs import Run, load_run
 
 FILE = "report.html"
-_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of older runs without microseconds
 _TAKES_VALUE = ("--allow", "--cfg", "-c", "--config-dir", "-cd", "--package", "-p")  # options before a word of theirs
 
 
@@ -143,7 +143,7 @@ def labels_of(folders: Sequence[Path]) -> list[str]:
         folders: different absolute paths.
 
     Example:
-        >>> labels_of([Path("/runs/kd/2026-11-24_10-00-00"), Path("/runs/dml/2026-11-24_11-00-00")])
+        >>> labels_of([Path("/runs/kd/2026-11-24_10-00-00-512034"), Path("/runs/dml/2026-11-24_11-00-00")])
         ['kd', 'dml']
         >>> labels_of([Path("/runs/kd/2026-11-24_10-00-00"), Path("/runs/kd/2026-11-24_11-00-00")])
         ['2026-11-24_10-00-00', '2026-11-24_11-00-00']

@@ -15,9 +15,10 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
+from lit_distill._arguments import given_values
 from lit_distill.artifacts import RESULTS_FILE
 from lit_distill.checkpoints import read_checkpoint
 
@@ -93,11 +94,20 @@ def take_environment(config: DictConfig, typed: Sequence[str]) -> None:
         config: as composed.
         typed: the overrides that it was composed with.
     """
-    for override in typed:
-        key, _, given = override.partition("=")
-        key = key.lstrip("+").partition("@")[0]
-        if "${oc.env:" in given and not OmegaConf.is_config(value := OmegaConf.select(config, key)):
-            OmegaConf.update(config, key, value)
+    for place, value in given_values(typed):
+        _take(config, place, value)
+
+
+def _take(config: DictConfig, place: str, given: Any) -> None:
+    if isinstance(given, Mapping):
+        for name, part in given.items():
+            _take(config, f"{place}.{name}", part)
+    elif "${oc.env:" in str(given):
+        value = OmegaConf.select(config, place)
+        if isinstance(value, ListConfig):
+            value = OmegaConf.to_container(value, resolve=True)
+        if not isinstance(value, DictConfig):  # which is what a choice from a group has put there
+            OmegaConf.update(config, place, value)
 
 
 def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, siblings: bool) -> ResumePoint:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from lit_distill import artifacts
 from lit_distill._files import write_bytes, write_text
-from lit_distill.callbacks import Interrupted, Preemption
-from lit_distill.callbacks.preemption import requeue
+from lit_distill.callbacks import Interrupted
+from lit_distill.callbacks.preemption import end_behind
 from lit_distill.resume import CONFIG_FILE, LAST, ResumePoint, stage_folders, tell
 from lit_distill.running import build_module, fit
 from lit_distill.stages import Stage
@@ -77,11 +77,8 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
             done[stage.name] = fitted.results
             trainer = fitted.module.trainer
             trainer.strategy.barrier()  # what the first rank has written, the next stage of all begins from
-            left = max((each.left for each in trainer.callbacks if isinstance(each, Preemption)), default=0)  # type: ignore[attr-defined]
-            if left and stage is not stages[-1]:  # it came when this stage had no step left to end at
-                if first:
-                    requeue(trainer)
-                raise Interrupted(left, stage.folder / LAST)
+            if stage is not stages[-1]:
+                end_behind(trainer, stage.folder / LAST)
         except Interrupted as end:
             if first:
                 done[stage.name] = json.loads((stage.folder / artifacts.RESULTS_FILE).read_text())

@@ -97,15 +97,18 @@ def test_at_no_moment_of_a_run_is_there_no_good_checkpoint(died: dict[str, dict[
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB: of those who may mount one; EFBIG and EIO are injected without."""
+    """A file system of 128 KiB, which only who may mount one gets.
+
+    Others see what these tests show where it is injected: EFBIG at every size in dying_writers.py, EIO below.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=128k,mode=777", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    except FileNotFoundError:  # as on Windows; no other system lets a test fill a disk that is not the user's own
         pytest.skip("no mount command here")
-    if mounted.returncode:
+    if mounted.returncode:  # not root: a mount within a namespace would be invisible to the test's own process
         pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
     try:
         yield folder

@@ -92,16 +92,20 @@ def test_a_dropped_step_is_no_unused_parameter(tmp_path: Path) -> None:
     wrapped_module = Plain()
     wrapped_module.one, wrapped_module.other = nn.Linear(2, 2), nn.Linear(2, 2)
     optimizer = torch.optim.SGD(wrapped_module.parameters())
+    guard = NonFinite(policy="skip")
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(wrapped_module)
-        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=wrapped))
+        trainer: Any = SimpleNamespace(strategy=SimpleNamespace(model=wrapped), callbacks=[guard])
+        guard._drop(wrapped_module, optimizer)
         RankGuard().on_before_optimizer_step(trainer, wrapped_module, optimizer)
+        guard.on_train_batch_start(trainer, wrapped_module, None, 1)
         for parameter in wrapped_module.one.parameters():
             parameter.grad = torch.zeros_like(parameter)
         with pytest.raises(ValueError, match=r"no gradient reached other.weight, other.bias"):
             RankGuard().on_before_optimizer_step(trainer, wrapped_module, optimizer)
     finally:
+        guard._forget()
         torch.distributed.destroy_process_group()
 
 

@@ -15,7 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from lit_distill import SafeCheckpointIO
 from lit_distill.callbacks import Interrupted, LastCheckpoint, Preemption
-from lit_distill.callbacks.preemption import requeue
+from lit_distill.callbacks.preemption import _requeue
 from lit_distill.checkpoints import read_checkpoint
 
 from .killing import Server, differences, samples_lost_and_repeated, serving
@@ -139,5 +139,5 @@ def test_a_slurm_job_is_put_back_into_the_queue(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     environment = SLURMEnvironment(auto_requeue=True)
-    requeue(cast(Trainer, SimpleNamespace(_accelerator_connector=SimpleNamespace(cluster_environment=environment))))
+    _requeue(cast(Trainer, SimpleNamespace(_accelerator_connector=SimpleNamespace(cluster_environment=environment))))
     assert (tmp_path / "called").read_text() == "requeue 17\n"

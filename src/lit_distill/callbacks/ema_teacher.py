@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lit_distill.callbacks.non_finite import step_was_dropped
 from lit_distill.module import DistillModule
 
 
@@ -100,7 +101,7 @@ class EMATeacher(Callback):
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        if getattr(pl_module, "step_was_dropped", False):
+        if step_was_dropped(trainer):
             return
         average = get_ema_multi_avg_fn(self.decay_at(self._step))  # type: ignore[no-untyped-call]
         average(*self._averaged, self._step)

@@ -77,6 +77,8 @@ class NonFinite(Callback):
         self.min_scale = min_scale
         self.skips = 0
         """Steps skipped so far in this run, resumed parts included."""
+        self.dropped = False
+        """Whether the last optimizer step was dropped, so that everything stands as before it."""
         self._stack = contextlib.ExitStack()
         self._buffers = _Buffers()
         self._window: list[_Batch] = []
@@ -126,6 +128,7 @@ class NonFinite(Callback):
         """Keep the buffers of a window's beginning; from here on no loss raises on its own."""
         self._stack.close()
         self._stack.enter_context(values_unchecked())
+        self.dropped = False
         if not self._window:
             self._buffers.keep()
 
@@ -225,6 +228,7 @@ class NonFinite(Callback):
             for parameter in group["params"]:
                 parameter.grad = None
         self._buffers.restore()
+        self.dropped = True
         drop = getattr(pl_module, "drop_step", None)
         if drop is not None:
             drop()
@@ -247,6 +251,11 @@ class NonFinite(Callback):
             rank_zero_warn(
                 f"validation gave figures that are not finite: {', '.join(bad)} (epoch {pl_module.current_epoch})"
             )
+
+
+def step_was_dropped(trainer: Trainer) -> bool:
+    """Whether a :class:`NonFinite` dropped the step that has just ended: averages and figures of it wait as well."""
+    return any(each.dropped for each in trainer.callbacks if isinstance(each, NonFinite))  # type: ignore[attr-defined]
 
 
 @dataclass

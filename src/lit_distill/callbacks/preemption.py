@@ -87,11 +87,9 @@ class Preemption(Callback):
         """Training is complete: signals are what they were."""
         self._installed = False
         if self._group is not None:
-            if self._pending is not None:
-                self._pending[0].wait()
             latest = torch.tensor([self._received])
             dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=self._group)
-            self._received, self._pending = int(latest), None
+            self._received = int(latest)
         self.left = self._received
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -173,7 +171,7 @@ class Preemption(Callback):
                 stands = f"{path} is of an earlier step" if path.exists() else f"there is no {path}"
                 told = f"step {step} COULD NOT BE SAVED, {stands}"
             print(f"{name}: {told}", file=sys.stderr, flush=True)
-            requeue(trainer)
+            _requeue(trainer)
         raise Interrupted(self._agreed, path)
 
     def _drop_group(self) -> None:
@@ -189,7 +187,25 @@ class Preemption(Callback):
         raise ValueError("Preemption saves by LastCheckpoint: add one to the trainer's callbacks")
 
 
-def requeue(trainer: Trainer) -> None:
+def end_behind(trainer: Trainer, checkpoint: Path) -> None:
+    """End here, where more was to follow, if a signal came when the training had no step left to end at.
+
+    Args:
+        trainer: of a training that is complete.
+        checkpoint: what it has left.
+
+    Raises:
+        Interrupted: one came.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    left = max((each.left for each in callbacks if isinstance(each, Preemption)), default=0)
+    if left:
+        if trainer.is_global_zero:
+            _requeue(trainer)
+        raise Interrupted(left, checkpoint)
+
+
+def _requeue(trainer: Trainer) -> None:
     """What Lightning's own handler does once it has saved."""
     environment = trainer._accelerator_connector.cluster_environment
     if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):

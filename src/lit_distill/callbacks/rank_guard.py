@@ -18,6 +18,8 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lit_distill.callbacks.non_finite import step_was_dropped
+
 _LONGEST = 4000  # characters of an error's text
 
 
@@ -100,14 +102,13 @@ class RankGuard(Callback):
         wrapped = trainer.strategy.model
         if not isinstance(wrapped, DistributedDataParallel) or wrapped.find_unused_parameters or wrapped.static_graph:
             return
-        absent = [p.grad is None for group in optimizer.param_groups for p in group["params"]]
-        if any(absent) and not all(absent):  # all: NonFinite has dropped the step
+        if step_was_dropped(trainer):
+            return
+        if any(p.grad is None for group in optimizer.param_groups for p in group["params"]):
             self._name_unused(pl_module, wrapped)
 
     @staticmethod
     def _name_unused(pl_module: LightningModule, wrapped: DistributedDataParallel) -> None:
-        if getattr(pl_module, "step_was_dropped", False):
-            return
         ignored = wrapped.parameters_to_ignore
         names = [n for n, p in pl_module.named_parameters() if p.requires_grad and p.grad is None and n not in ignored]
         if names:

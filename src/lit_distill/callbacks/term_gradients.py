@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_distill.callbacks.non_finite import step_was_dropped
 from lit_distill.gradients import flattened, gradients_of, gram_matrix, loss_scale, require_whole_parameters
 from lit_distill.module import DistillModule
 
@@ -95,7 +96,7 @@ class TermGradients(Callback):
     ) -> None:
         """Log what was measured, in the step's own row, whatever ``log_every_n_steps`` is."""
         due, self._due = self._due, False
-        if not due or getattr(pl_module, "step_was_dropped", False):
+        if not due or step_was_dropped(trainer):
             return
         for logger in trainer.loggers:
             logger.log_metrics(self.last, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
