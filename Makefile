@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 DEMO_ARGS ?=
 BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
-FAULTS ?= tests/faults tests/ddp tests/curves tests/data/test_quarantine.py tests/test_launch.py
+FAULTS ?= tests/faults tests/ddp tests/curves tests/data/catalogue/test_quarantine.py tests/command/test_launch.py
 
 .PHONY: demo test test-slow faults mutation docs lint types format benchmarks clean
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from results import left_out, missing, parser, write_section
 
 from lit_distill.data import read_frames, scan
-from lit_distill.data._bitstream import SPARE, inspector
+from lit_distill.data.decoding.bitstream import SPARE, inspector
 
 Frames = NDArray[np.uint8]
 Read = Callable[[], Frames]

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from lit_distill import benchmark
 from lit_distill.data import FrameSampling, VideoDataModule, write_video
-from lit_distill.export import fused
+from lit_distill.inference.exported import fused
+from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
+from lit_distill.inference.preprocess import Preprocess
 from lit_distill.models import PPTSMv2, pptsm_v2
 from lit_distill.models.layers import ConvBN
-from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.preprocess import Preprocess
 
 CLASSES, FRAMES, SIDE = 400, 16, 224
 WARM_UP = 2

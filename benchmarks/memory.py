@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from results import parser, write_section
 from torch import Tensor, nn
 
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 
 MIB = 2**20
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.losses import DMLLoss, dml_loss
 from lit_distill.models import PPTSMResNet, PPTSMv2
 

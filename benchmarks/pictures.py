@@ -21,10 +21,10 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from results import parser, write_section
 
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.callbacks import MediaLogger
 from lit_distill.loggers import EventFiles, MetricsCSV
-from lit_distill.running import build_module
+from lit_distill.training.fit import build_module
 
 ROUNDS = 7
 

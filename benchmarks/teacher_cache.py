@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import nn
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.callbacks import TeacherCache
 from lit_distill.losses import KDLoss
 

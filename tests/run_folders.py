@@ -14,11 +14,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lit_distill import artifacts
-from lit_distill._arguments import as_overrides
-from lit_distill._cli import conf_dir
+from lit_distill._command.arguments import as_overrides
+from lit_distill._command.command import conf_dir
 from lit_distill.checkpoints import write_checkpoint
 from lit_distill.data import write_video
+from lit_distill.models.identity import state_of
+from lit_distill.runs import artifacts
 
 CLASSES = ("jump", "run", "swim")
 VIDEOS = [  # frames, frames a second, height, width: all lengths, rates and shapes that training may not have had
@@ -88,7 +89,7 @@ def write_run(folder: Path, overrides: Sequence[str], *, class_names: Sequence[s
         "class_names": list(class_names),
         "teachers": artifacts.teacher_card(models, "Student"),
     }
-    artifacts.write_student(folder, artifacts.state_of({"state_dict": states["best"]}, "Student"), card)
+    artifacts.write_student(folder, state_of({"state_dict": states["best"]}, "Student"), card)
     artifacts.write_json(folder / "results.json", {"experiment": "dml_pptsmv2"})
     return folder
 

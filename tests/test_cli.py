@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_distill import cli
-from lit_distill._arguments import as_overrides, quote_paths
+from lit_distill._command.arguments import as_overrides, quote_paths
 from run_folders import environment
 
 PATHS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1)

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lit_distill import export, predict, train
-from lit_distill._cli import conf_dir
-from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.runs import load_run, load_student
+from lit_distill._command.command import conf_dir
+from lit_distill.inference.exported import load_program
+from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
+from lit_distill.runs.opened import load_run, load_student
 
 pytest.importorskip("onnxruntime")
 
@@ -96,7 +97,7 @@ def test_a_program_is_loaded_by_those_who_trust_it_only(run: Path, tmp_path: Pat
     with pytest.raises(ValueError, match=r"student\.pt2 is not the file that its card describes"):
         predict.run(composed("predict", *arguments, "allow=[torch.export.load]"))
     with pytest.raises(ValueError, match=r"student\.pt2 is no torch\.export program"):
-        export.load_program(tmp_path / "student.pt2")
+        load_program(tmp_path / "student.pt2")
 
 
 def test_formats_stand_side_by_side_and_another_checkpoint_is_told(run: Path) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from image_folders import CLASSES, write_images
-from lit_distill._cli import conf_dir, user_error_text
+from lit_distill._command.command import conf_dir, user_error_text
 from lit_distill.models.state_files import file_sha256
 from lit_distill.train import build_module, run
 

@@ -16,10 +16,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from data.conftest import grey, moving_bars, write_images, write_lines
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.data import Sample, write_video
-from lit_distill.data import checking as module
-from lit_distill.data.checking import Job, check, check_all
+from lit_distill.data.catalogue import checking as module
+from lit_distill.data.catalogue.checking import Job, check, check_all
 from lit_distill.index import Findings, run, show
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_distill import DistillMixin, LossTerm
-from lit_distill._preflight import try_example
+from lit_distill._module.preflight import try_example
 from lit_distill.callbacks import ExactResume, LastCheckpoint, StepSeed
 from lit_distill.data import EpochSampler, ResumableLoader
 from lit_distill.data.samplers import SampleKey

@@ -19,10 +19,10 @@ from image_folders import CLASSES as ANIMALS
 from image_folders import write_images
 from lit_distill import predict as command
 from lit_distill import test as test_command
-from lit_distill._rows import RowFile
-from lit_distill.predictions import Prediction, Top, predict_files
-from lit_distill.preprocess import Preprocess
-from lit_distill.runs import load_run
+from lit_distill.inference.predictions import Prediction, Top, predict_files
+from lit_distill.inference.preprocess import Preprocess
+from lit_distill.inference.rows import RowFile
+from lit_distill.runs.opened import load_run
 from run_folders import CLASSES, VIDEOS, composed, video_overrides, video_root, write_run
 
 

@@ -15,8 +15,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lit_distill import search
-from lit_distill._cli import conf_dir
-from lit_distill.search import Axis, axes_of, markdown
+from lit_distill._command.command import conf_dir
+from lit_distill.searching import study
+from lit_distill.searching.space import Axis, axes_of
+from lit_distill.searching.study import markdown
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -124,9 +126,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, folder: Path, values: dict[int, list[
     )
     program = folder.with_suffix(".py")
     program.write_text(script)
-    running = search._running
-    monkeypatch.setattr(search, "_POLL", 0.02)
-    monkeypatch.setattr(search, "_running", lambda words, *rest: running([words[0], str(program), *words[3:]], *rest))
+    running = study._running
+    monkeypatch.setattr(study, "POLL", 0.02)
+    monkeypatch.setattr(study, "_running", lambda words, *rest: running([words[0], str(program), *words[3:]], *rest))
     config = composed("sweep=dkd", DKD, f"folder={folder}", f"trials={len(values)}", "startup_trials=2", *more)
     return search.run(config, console=Console(quiet=True))
 
@@ -151,7 +153,7 @@ def test_a_trial_below_the_median_is_pruned_and_the_best_found(monkeypatch: pyte
 def test_an_interrupted_trial_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     values = {0: [0.5, 0.6], 1: [0.5, 0.7]}
-    train, asked = search._train, []
+    train, asked = study.train_trial, []
 
     def interrupted(trial: Any, arguments: Any, *rest: Any, **more: Any) -> Any:
         asked.append((trial.number, arguments))
@@ -159,7 +161,7 @@ def test_an_interrupted_trial_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPa
             raise KeyboardInterrupt
         return train(trial, arguments, *rest, **more)
 
-    monkeypatch.setattr(search, "_train", interrupted)
+    monkeypatch.setattr(search, "train_trial", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quick(monkeypatch, tmp_path / "study", values)
     record = quick(monkeypatch, tmp_path / "study", values)

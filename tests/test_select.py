@@ -15,7 +15,7 @@ from rich.console import Console
 from lit_distill import predict as predict_command
 from lit_distill import select as command
 from lit_distill.data import VideoDataModule, read_list
-from lit_distill.selection import Chosen, TopPerClass, without_twins
+from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
 from run_folders import CLASSES, VIDEOS, composed, video_overrides, video_root, write_run
 from test_predict import rows_of
 

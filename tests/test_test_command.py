@@ -17,7 +17,7 @@ from image_folders import CLASSES as ANIMALS
 from image_folders import write_images
 from lit_distill import test as command
 from lit_distill.data import average_views
-from lit_distill.runs import load_run
+from lit_distill.runs.opened import load_run
 from run_folders import CLASSES, VIDEOS, composed, environment, video_overrides, video_root, write_run
 
 

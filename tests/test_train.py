@@ -16,9 +16,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from lit_distill._cli import conf_dir
-from lit_distill.artifacts import state_sha256
+from lit_distill._command.command import conf_dir
 from lit_distill.loggers import is_installed
+from lit_distill.models.identity import state_sha256
 from lit_distill.models.state_files import file_sha256
 
 RUN_FILES = {

@@ -35,7 +35,7 @@ def test_the_wheel_runs_from_an_empty_folder(tmp_path: Path) -> None:
     empty.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "LIT_DISTILL_CACHE": str(tmp_path / "cache")}
     where = subprocess.run(
-        [sys.executable, "-c", "import lit_distill._cli as c; print(c.conf_dir())"],
+        [sys.executable, "-c", "import lit_distill._command.command as c; print(c.conf_dir())"],
         cwd=empty, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()) == tmp_path / "site" / "lit_distill" / "conf"

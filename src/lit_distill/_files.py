@@ -169,3 +169,9 @@ def _remove_leftovers(path: Path) -> None:
         with suppress(OSError), leftover.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink(missing_ok=True)
+
+
+def cache_root() -> Path:
+    """Where the set goes unless told otherwise: ``$LIT_DISTILL_CACHE``, or ``~/.cache/lit_distill``."""
+    named = os.environ.get("LIT_DISTILL_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "lit_distill"

@@ -21,12 +21,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_distill._arguments import as_overrides
-from lit_distill._cli import command
-from lit_distill.artifacts import versions, write_json
-from lit_distill.export import fused
-from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.runs import open_run
+from lit_distill._command.arguments import as_overrides
+from lit_distill._command.command import command
+from lit_distill._version import versions
+from lit_distill.inference.exported import fused
+from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
+from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.opened import open_run
 
 Engine = Literal["eager", "compile", "onnx", "int8"]
 Network = Callable[[Tensor], Tensor]

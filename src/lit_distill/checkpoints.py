@@ -8,7 +8,7 @@ import re
 import shutil
 import warnings
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Literal, TypeAlias, cast
 
@@ -17,9 +17,6 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_distill._files import archive_damage, atomic_file
-
-FORMAT = 1
-"""What ``checkpoint["lit_distill"]["format"]`` says; raised when older releases could not read it."""
 
 _Path: TypeAlias = "str | os.PathLike[str]"
 
@@ -159,37 +156,6 @@ def readable_checkpoints(folder: _Path) -> Iterator[Path]:
     for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if not _read(path, "cpu")[0]:
             yield path
-
-
-def check_record(checkpoint: Mapping[str, Any], frozen: Collection[str]) -> Mapping[str, Any]:
-    """What a checkpoint of :class:`DistillModule` tells of itself.
-
-    Raises:
-        CheckpointError: it is of a newer release, of another kind of module, or other models were frozen.
-    """
-    record = checkpoint.get("lit_distill")
-    if not isinstance(record, Mapping):
-        raise CheckpointError(
-            "the checkpoint was not written by DistillModule: training cannot go on from it; "
-            "its weights can be loaded by models.<Name>.pretrained=<file>#<Name>"
-        )
-    if record.get("format", 0) > FORMAT:
-        raise CheckpointError(
-            f"the checkpoint was written by lit_distill {record.get('version')} in format {record['format']}, and this "
-            f"release reads formats up to {FORMAT}: upgrade lit_distill"
-        )
-    if set(record["frozen"]) != set(frozen):
-        raise CheckpointError(
-            f"the checkpoint was trained with frozen={sorted(record['frozen'])}, here it is frozen={sorted(frozen)}"
-        )
-    return record
-
-
-def refuse_instantiator(checkpoint: Mapping[str, Any], path: _Path) -> None:
-    """Raise a CheckpointError where a checkpoint names something to call in place of the module's own class."""
-    arguments = checkpoint.get("hyper_parameters")
-    if isinstance(arguments, Mapping) and any(str(key).startswith("_") for key in arguments):
-        raise CheckpointError(f"{path} is refused: it says what to call to build the module")
 
 
 def _read(path: Path, map_location: Any | None) -> tuple[str, dict[str, Any]]:

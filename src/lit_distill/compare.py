@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill import artifacts
-from lit_distill._arguments import literal
-from lit_distill._cli import command, conf_dir
+from lit_distill._command.arguments import literal
+from lit_distill._command.command import command, conf_dir
 from lit_distill._files import write_text
 from lit_distill._screen import printable
 from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
@@ -26,6 +25,7 @@ from lit_distill.comparison.plots import can_plot, write_plots
 from lit_distill.comparison.pool import Job, Pool, alone_in, places
 from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
 from lit_distill.comparison.table import HEAD, markdown, notes, rows
+from lit_distill.runs import artifacts
 
 JSON_FILE, TABLE_FILE = "compare.json", "compare.md"
 

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _convert_config(source: str, target: str) -> int:
-    from lit_distill.paddle_config import convert_config
+    from lit_distill.paddlevideo.config import convert_config
 
     conversion = convert_config(source, target)
     print(conversion)

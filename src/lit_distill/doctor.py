@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill._cli import command, quiet_lightning, typed_overrides
-from lit_distill.cost import Cost, measure
-from lit_distill.diagnosis import Diagnosis, diagnose
-from lit_distill.preset import set_preset_weights
-from lit_distill.running import build_module
-from lit_distill.stages import stages_of
+from lit_distill._command.command import command, quiet_lightning, typed_overrides
+from lit_distill.diagnosis.cost import Cost, measure
+from lit_distill.diagnosis.diagnose import Diagnosis, diagnose
+from lit_distill.training.fit import build_module
+from lit_distill.training.preset import set_preset_weights
+from lit_distill.training.stages import stages_of
 
 FINDINGS = 3
 """Exit code where there is something to look at."""

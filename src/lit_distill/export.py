@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,81 +16,22 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lit_distill._arguments import as_overrides
-from lit_distill._cli import command
+from lit_distill._command.arguments import as_overrides
+from lit_distill._command.command import command
 from lit_distill._files import atomic_file
-from lit_distill._received import read_plain
-from lit_distill._sample_batches import batches_of, labelled_batches
-from lit_distill.artifacts import write_json
+from lit_distill.allow_list.plain import read_plain
+from lit_distill.inference.exported import compare, fused, load_program, top1
+from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
+from lit_distill.inference.preprocess import Preprocess
+from lit_distill.inference.sample_batches import batches_of, labelled_batches
 from lit_distill.models.state_files import file_sha256
-from lit_distill.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.preprocess import Preprocess
-from lit_distill.runs import Run, open_run
+from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.opened import Run, open_run
 
 Format = Literal["onnx", "torch_export", "safetensors"]
 _SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}
 # No two share their card, and none that of the run's own student.safetensors.
 _ENDING = {"onnx": ".onnx", "torch_export": ".program.pt2", "safetensors": ".fused.safetensors"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """How an exported file compares with the network that it came from.
-
-    Attributes:
-        samples: how many real samples both were given.
-        difference: largest absolute difference of their logits, in units of the largest absolute logit.
-        agreement: share of the samples for which both name the same class.
-    """
-
-    samples: int
-    difference: float
-    agreement: float
-
-
-def fused(network: nn.Module) -> nn.Module:
-    """The network in eval mode, its parallel branches fused where it has a ``reparameterize`` method; in place."""
-    network.eval()
-    fuse: Callable[[], object] | None = getattr(network, "reparameterize", None)
-    if fuse is not None:
-        fuse()
-    return network
-
-
-@torch.inference_mode()
-def compare(
-    reference: Callable[[Tensor], Tensor], exported: Callable[[Tensor], Tensor], batches: Iterator[Tensor]
-) -> Check:
-    """Give both the same batches and compare their logits.
-
-    Raises:
-        ValueError: there is no sample, or the reference gives numbers that are not finite.
-    """
-    pairs = [(reference(batch), exported(batch)) for batch in batches]
-    if not pairs:
-        raise ValueError("an export needs real samples to be checked on, came none")
-    wanted, came = (torch.cat(list(side)).double() for side in zip(*pairs, strict=True))
-    if not bool(wanted.isfinite().all()):
-        raise ValueError("the network gives logits that are not finite on real samples: it can't be exported")
-    if came.shape != wanted.shape:
-        raise ValueError(f"the exported file gives {tuple(came.shape)}, the network {tuple(wanted.shape)}")
-    difference = float((came - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-    agreement = float((came.argmax(1) == wanted.argmax(1)).double().mean())
-    # a comparison with NaN is False wherever it is asked, so it is turned into what fails every tolerance
-    return Check(samples=len(wanted), difference=difference if came.isfinite().all() else float("inf"),
-                 agreement=agreement)  # fmt: skip
-
-
-@torch.inference_mode()
-def top1(network: Callable[[Tensor], Tensor], batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, int]:
-    """Share of the labelled samples that a network names right, and their number."""
-    right = total = 0
-    for inputs, target in batches:
-        right += int((network(inputs).argmax(1) == target).sum())
-        total += len(target)
-    if not total:
-        raise ValueError("accuracy needs labelled samples, came none")
-    return right / total, total
 
 
 def run(config: DictConfig) -> Path:
@@ -214,25 +154,6 @@ def _write(format: Format, network: nn.Module, example: Tensor, file: Path) -> C
         tensor.zero_()  # what the file does not bring is not there
     again.load_state_dict(load_file(file))
     return again
-
-
-def load_program(file: Path) -> Callable[[Tensor], Tensor]:
-    """A ``.pt2`` file as a callable. Loading it can run code that is hidden in it: only those that are trusted.
-
-    Raises:
-        ValueError: it is no program that this PyTorch can load.
-    """
-    try:
-        loaded = torch.export.load(file).module()
-    except Exception as error:  # of no common class
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{file} is no torch.export program that can be loaded here: {reason}") from error
-
-    def program(batch: Tensor) -> Tensor:
-        logits: Tensor = loaded(batch)
-        return logits
-
-    return program  # no module: it has its mode for good, and says so when it is asked for another
 
 
 def _quantise(

@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lit_distill._cli import command
+from lit_distill._command.command import command
 from lit_distill._files import write_text
-from lit_distill.data._counting import counting
-from lit_distill.data.checking import Job, check_all
+from lit_distill.data.catalogue.checking import Job, check_all
+from lit_distill.data.catalogue.counting import counting
+from lit_distill.data.catalogue.samples import Sample
+from lit_distill.data.catalogue.video_index import VideoIndex, stamp_of
 from lit_distill.data.datamodule import VideoDataModule
-from lit_distill.data.samples import Sample
-from lit_distill.data.video import VideoLayout
-from lit_distill.data.video_index import VideoIndex, stamp_of
+from lit_distill.data.decoding.layout import VideoLayout
 
 _SHOWN = 30  # bad files on the screen; the file has all
 _KINDS = 3  # codecs and sizes in the table

@@ -11,9 +11,9 @@ from lightning import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-from lit_distill._frozen import FrozenRecord
-from lit_distill._preflight import check_names, try_example, unpack_batch
-from lit_distill._step import fractional_epoch
+from lit_distill._module.frozen import FrozenRecord
+from lit_distill._module.preflight import check_names, try_example, unpack_batch
+from lit_distill._module.step import fractional_epoch
 from lit_distill.composer import LossComposer
 from lit_distill.signals import version_of
 from lit_distill.terms import LossTerm, Weight, check_weight, weight_error

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric, MetricCollection
 
-from lit_distill._evaluated import EvaluatedModule, default_metrics
-from lit_distill._frozen import FrozenRecord
-from lit_distill._preflight import (
+from lit_distill._module.evaluated import EvaluatedModule, default_metrics
+from lit_distill._module.frozen import FrozenRecord
+from lit_distill._module.metrics import TermMeans
+from lit_distill._module.preflight import (
     BEST,
     check_classes,
     check_judges_best,
@@ -23,13 +24,12 @@ from lit_distill._preflight import (
     student_candidates,
     try_example,
 )
-from lit_distill._step import RunningTerms, StepRecord, fractional_epoch
-from lit_distill._train_only import TrainOnly
+from lit_distill._module.step import RunningTerms, StepRecord, fractional_epoch
+from lit_distill._module.train_only import TrainOnly
+from lit_distill._views import InputView
 from lit_distill.balance import Balancer
 from lit_distill.composer import ComposedLoss, LossComposer
-from lit_distill.data.input_view import InputView
 from lit_distill.gradients import loss_scale
-from lit_distill.metrics import TermMeans
 from lit_distill.schedules import Schedule
 from lit_distill.signals import SignalCache
 from lit_distill.terms import LossTerm

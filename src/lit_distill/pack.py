@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from lit_distill._cli import command
+from lit_distill._command.command import command
 from lit_distill._files import atomic_file, write_text
 from lit_distill.data import Sample, VideoDataModule
-from lit_distill.data.shards import VIDEO_ENDINGS
+from lit_distill.data.catalogue.shards import VIDEO_ENDINGS
 
 _SPLITS = ("train", "val", "test")
 

@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
-from lit_distill._arguments import as_overrides
-from lit_distill._cli import command
-from lit_distill._inputs import find_inputs
-from lit_distill._rows import RowFile
+from lit_distill._command.arguments import as_overrides
+from lit_distill._command.command import command
 from lit_distill._screen import percent, printable
-from lit_distill.classifiers import Classifier, NetworkClassifier
-from lit_distill.export import load_program
+from lit_distill.inference.inputs import find_inputs
+from lit_distill.inference.predictions import Prediction, default_workers, predict_files
+from lit_distill.inference.preprocess import Preprocess
+from lit_distill.inference.rows import RowFile
 from lit_distill.models.state_files import file_sha256
-from lit_distill.predictions import Prediction, default_workers, predict_files
-from lit_distill.preprocess import Preprocess
-from lit_distill.runs import Run, open_run
+from lit_distill.runs.classifier import open_classifier
+from lit_distill.runs.opened import open_run
 
 SOME_FAILED = 3
 """Exit code where some files could not be read."""
 
-LOADS_PROGRAMS = "torch.export.load"
-"""What ``allow`` has to name before a ``.pt2`` file is loaded."""
 
 _SHOWN_ERRORS = 20
 
@@ -101,44 +96,6 @@ def run(config: DictConfig) -> int:
 
 def _batch_size(preprocess: Preprocess) -> int:
     return 1 if preprocess.views == "dense" else 8
-
-
-def open_classifier(
-    opened: Run, preprocess: Preprocess, *, model: str | None, checkpoint: str, device: str
-) -> Classifier:
-    """A classifier of a run's network, or of an exported file.
-
-    Args:
-        opened: the run, or the file with its card.
-        preprocess: of the run.
-        model: which of its models; None for its student.
-        checkpoint: as for :meth:`lit_distill.runs.Run.model`.
-        device: where it runs; ``"auto"`` for CUDA where there is one. Exported files run on the CPU.
-
-    Raises:
-        ValueError: the file is none that can be run, or a torch.export program that ``opened.allow`` does not admit;
-            there is no such device.
-    """
-    if opened.weights is not None and opened.weights.suffix == ".onnx":
-        from lit_distill.onnx_files import OnnxNetwork  # its extra may be missing
-
-        network: Callable[[Tensor], Tensor] = OnnxNetwork(opened.verified(opened.weights))
-        return NetworkClassifier(network, preprocess)
-    if opened.weights is not None and opened.weights.suffix == ".pt2":
-        if LOADS_PROGRAMS not in opened.allow:
-            raise ValueError(
-                f"{opened.weights} is a torch.export program: loading one can run what is hidden in it. If you trust "
-                f"where it is from, --allow {LOADS_PROGRAMS}; its .onnx or .safetensors form runs nothing"
-            )
-        return NetworkClassifier(load_program(opened.verified(opened.weights)), preprocess)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device} is not to be had: {str(error).splitlines()[0]}") from error
-    return NetworkClassifier(opened.model(model, checkpoint=checkpoint), preprocess, device=place)
 
 
 class _Screen:

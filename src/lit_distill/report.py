@@ -13,18 +13,18 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lit_distill._arguments import literal, quote_paths
-from lit_distill._cli import command, quiet_lightning
+from lit_distill._command.arguments import literal, quote_paths
+from lit_distill._command.command import command, quiet_lightning
 from lit_distill._files import write_text
 from lit_distill.callbacks import Progress, Quarantine
-from lit_distill.cost import Cost
-from lit_distill.data.decode import VideoError
+from lit_distill.data.decoding.decode import VideoError
+from lit_distill.diagnosis.cost import Cost
 from lit_distill.reporting.evidence import gather, pairs_of
 from lit_distill.reporting.history import histories
 from lit_distill.reporting.page import page
 from lit_distill.reporting.sections import Material, sections
 from lit_distill.reporting.training_cost import training_cost
-from lit_distill.runs import Run, load_run
+from lit_distill.runs.opened import Run, load_run
 
 FILE = "report.html"
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of older runs without microseconds
@@ -40,7 +40,8 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
 
     Returns:
         ``file``, the page; ``models``, by their labels the figures of
-        :meth:`lit_distill.evaluation.ClassificationReport.compute`; ``pairs``, by theirs ``agreement`` and ``kl``.
+        :meth:`lit_distill.inference.evaluation.ClassificationReport.compute`;
+        ``pairs``, by theirs ``agreement`` and ``kl``.
 
     Raises:
         ValueError: the config asks for what there is not.

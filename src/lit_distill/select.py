@@ -14,17 +14,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill._arguments import as_overrides
-from lit_distill._cli import command
+from lit_distill._command.arguments import as_overrides
+from lit_distill._command.command import command
 from lit_distill._files import write_text
-from lit_distill._inputs import find_inputs
 from lit_distill._screen import printable
 from lit_distill.data import ImageFolderDataModule, Sample, VideoDataModule
-from lit_distill.predict import SOME_FAILED, open_classifier
-from lit_distill.predictions import default_workers, predict_files
-from lit_distill.preprocess import Preprocess, count_images
-from lit_distill.runs import Run, open_run
-from lit_distill.selection import Chosen, TopPerClass, without_twins
+from lit_distill.inference.inputs import find_inputs
+from lit_distill.inference.predictions import default_workers, predict_files
+from lit_distill.inference.preprocess import Preprocess, count_images
+from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
+from lit_distill.predict import SOME_FAILED
+from lit_distill.runs.classifier import open_classifier
+from lit_distill.runs.opened import Run, open_run
 
 _CLASSES_SHOWN = 40
 

@@ -17,15 +17,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill import artifacts
-from lit_distill._arguments import as_overrides
-from lit_distill._cli import command, quiet_lightning
+from lit_distill._command.arguments import as_overrides
+from lit_distill._command.command import command, quiet_lightning
 from lit_distill._files import write_text
 from lit_distill._screen import percent, printable
+from lit_distill._version import versions
 from lit_distill.callbacks import Progress, Quarantine
-from lit_distill.evaluation import Evaluation, class_rows
+from lit_distill.inference.evaluation import Evaluation, class_rows
 from lit_distill.models.state_files import file_sha256
-from lit_distill.runs import BEST, Run, open_run
+from lit_distill.runs import artifacts
+from lit_distill.runs.opened import BEST, Run, open_run
 
 _SHOWN_CLASSES = 20
 
@@ -82,7 +83,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         "confusion": _confusion_file(file).name,
         "data": {"class": f"{type(data).__module__}.{type(data).__qualname__}", "root": str(data.root)},  # type: ignore[attr-defined]
         "seconds": round(time.perf_counter() - started, 1),
-        "versions": artifacts.versions(),
+        "versions": versions(),
     }
     write_text(_confusion_file(file), confusion_csv(confusion, names))
     artifacts.write_json(file, report)

@@ -10,14 +10,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lit_distill import artifacts
-from lit_distill._cli import command, quiet_lightning, typed_overrides
-from lit_distill.preset import describe_weight, set_preset_weights
-from lit_distill.resume import begin, let_go, take_environment
-from lit_distill.running import build_module, fit
-from lit_distill.stages import stages_of
-from lit_distill.staging import run_stages
-from lit_distill.summary import show_summary
+from lit_distill._command.command import command, quiet_lightning, typed_overrides
+from lit_distill.runs import artifacts
+from lit_distill.runs.resume import begin, let_go, take_environment
+from lit_distill.training.fit import build_module, fit
+from lit_distill.training.preset import describe_weight, set_preset_weights
+from lit_distill.training.run_stages import run_stages
+from lit_distill.training.stages import stages_of
+from lit_distill.training.summary import show_summary
 
 __all__ = ["build_module", "main", "run"]
 

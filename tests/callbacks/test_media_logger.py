@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from lit_distill import DistillModule, LossTerm
 from lit_distill.callbacks import ExactResume, LastCheckpoint, MediaLogger, StepSeed
 from lit_distill.callbacks.media_logger import draw, is_last
-from lit_distill.data.samples import Sample
+from lit_distill.data.catalogue.samples import Sample
 from lit_distill.loggers import EventFiles, MetricsCSV, is_installed
 from lit_distill.media.drawing import (
     AGREE,

@@ -19,8 +19,8 @@ from faults import tiny
 from faults.killing import Server, differences, serving
 from faults.resume_program import PointsModule, build
 from lit_distill import DistillModule, LossTerm
-from lit_distill.artifacts import state_sha256
 from lit_distill.callbacks import EMATeacher, NonFinite, NonFiniteError, StepSeed, TeacherCache
+from lit_distill.models.identity import state_sha256
 from lit_distill.teacher_cache.shards import shard_size
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.callbacks import NonFinite, StepSeed, TermGradients
 from lit_distill.loggers import MetricsCSV
 from lit_distill.losses import KDLoss

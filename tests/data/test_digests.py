@@ -11,10 +11,10 @@ import torch
 from lightning import Trainer
 
 from lit_distill.data import CutMix, Mixup, VideoDataModule
+from lit_distill.data.catalogue.quarantine import BadVideo, PartialBatch
 from lit_distill.data.datasets import collate
 from lit_distill.data.digests import InputKeys, KeyedInputs, batch_keys, collate_with_digests, row_digests
 from lit_distill.data.mixing import Mix
-from lit_distill.data.quarantine import BadVideo, PartialBatch
 
 from .test_datamodule import Recorder, make
 

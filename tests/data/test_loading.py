@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lit_distill.data import SampleKey, VideoDataModule
 from lit_distill.data import datasets as datasets_module
+from lit_distill.data.catalogue.quarantine import Batch
+from lit_distill.data.catalogue.samples import Member, Sample, SampleTable
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.loading import SampleDataModule, Split
-from lit_distill.data.quarantine import Batch
-from lit_distill.data.samples import Member, Sample, SampleTable
 
 from .test_datamodule import make
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_distill.data import FrameSampling
-from lit_distill.data.lists import Format
+from lit_distill.data.catalogue.lists import Format
 from lit_distill.data.sampling import DENSE_SPAN, Mode, linspace_frames, wrap
 
 modes = st.sampled_from(get_args(Mode))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_distill.artifacts import state_of, state_sha256
 from lit_distill.checkpoints import read_checkpoint
+from lit_distill.models.identity import state_of, state_sha256
 
 
 def train(folder: Path, cache: Path) -> subprocess.Popen[str]:

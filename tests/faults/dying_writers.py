@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from faults import tiny
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.checkpoints import read_checkpoint, readable_checkpoints, write_checkpoint
 
 

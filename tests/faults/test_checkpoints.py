@@ -25,10 +25,10 @@ from faults import tiny
 from faults.report import report
 from lit_distill import SafeCheckpointIO
 from lit_distill._files import atomic_file, write_text
-from lit_distill.artifacts import write_json, write_student
 from lit_distill.checkpoints import CheckpointError, read_checkpoint, readable_checkpoints, write_checkpoint
 from lit_distill.loggers import MetricsCSV
 from lit_distill.models.state_files import read_state
+from lit_distill.runs.artifacts import write_json, write_student
 
 NOBODY = 65534
 

@@ -16,10 +16,10 @@ from ddp.launch import run_on_ranks
 from faults import tiny
 from faults.report import report
 from lit_distill import DistillModule
-from lit_distill.artifacts import state_sha256
 from lit_distill.callbacks import EMATeacher
 from lit_distill.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from lit_distill.models import load_weights
+from lit_distill.models.identity import state_sha256
 
 STEPS = 100
 

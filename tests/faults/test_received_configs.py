@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from faults.report import report
-from lit_distill.allow_list import check_targets, read_config
+from lit_distill.allow_list.check import check_targets, read_config
 
 T = "_target_"
 CALLBACKS, LOGGERS = "lightning.pytorch.callbacks", "lightning.pytorch.loggers"
@@ -74,9 +74,9 @@ RUNS: dict[str, Any] = {
     "logging.FileHandler": {T: "logging.FileHandler", "filename": "MARK"},
     "webbrowser": {T: "webbrowser.open", "url": "http://127.0.0.1:9/"},
     "urlretrieve": {T: "urllib.request.urlretrieve", "url": "file:///etc/hostname", "filename": "MARK"},
-    "through a module that we import": {T: "lit_distill.artifacts.os.system", **TOUCH},
+    "through a module that we import": {T: "lit_distill.runs.artifacts.os.system", **TOUCH},
     "through a listed module": {T: "lit_distill.losses.base.torch.hub.os.system", **TOUCH},
-    "our own writer": {T: "lit_distill.artifacts.write_json", "path": "MARK", "content": {}},
+    "our own writer": {T: "lit_distill.runs.artifacts.write_json", "path": "MARK", "content": {}},
     "our own video writer": {T: "lit_distill.data.write_video", "path": "MARK"},
     "our own reader of weights": {T: "lit_distill.models.read_state", "path": "evil.pth"},
     "torch.nn's neighbour": {T: "torch.nn.parallel.DistributedDataParallel"},

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_distill import LossTerm
-from lit_distill._cli import conf_dir
+from lit_distill._command.command import conf_dir
 from lit_distill.composer import LossComposer
 from lit_distill.losses import BeYourOwnTeacherLoss, Example, be_your_own_teacher_loss
 from lit_distill.models import PPTSMv2

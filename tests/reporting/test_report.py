@@ -19,13 +19,13 @@ from rich.console import Console
 
 from lit_distill import report as command
 from lit_distill import test as tested
-from lit_distill._arguments import literal
+from lit_distill._command.arguments import literal
 from lit_distill._screen import percent
 from lit_distill.reporting.charts import shown
 from lit_distill.reporting.clips import changed
 from lit_distill.reporting.evidence import Judged, Pair
 from lit_distill.reporting.similarity import linear_cka, stage_features, stage_names
-from lit_distill.runs import load_run
+from lit_distill.runs.opened import load_run
 from run_folders import VIDEOS, composed, video_overrides, video_root, write_run
 
 HOSTILE = ("<script>alert(1)</script>", '"><img src=https://x.invalid/a onerror=alert(2)>', 'swim\' & "run"')

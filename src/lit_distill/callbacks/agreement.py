@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lit_distill.metrics import TermMeans
+from lit_distill._module.metrics import TermMeans
 from lit_distill.module import DistillModule
 
 

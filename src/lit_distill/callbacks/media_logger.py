@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_distill._screen import percent, printable
-from lit_distill.data.samples import Sample
+from lit_distill.data.catalogue.samples import Sample
 from lit_distill.media.drawing import RIGHT, WRONG, Bar, bars_image, clip_images, confusion_image, drawable
 from lit_distill.media.findings import Findings, Normalisation, WrongClip, class_gains, three_numbers
 from lit_distill.media.pictures import Picture, taker_of

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
-from lit_distill._step import StepRecord
+from lit_distill._module.step import StepRecord
 from lit_distill.losses._numerics import values_unchecked
 
 Policy: TypeAlias = Literal["raise", "skip"]

@@ -11,8 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from lit_distill.artifacts import write_json
-from lit_distill.data.quarantine import Quarantined, QuarantineError, QuarantineList, from_json
+from lit_distill.data.catalogue.quarantine import Quarantined, QuarantineError, QuarantineList, from_json
+from lit_distill.runs.artifacts import write_json
 
 QUARANTINE_FILE = "quarantine.json"
 

@@ -19,9 +19,10 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_distill.artifacts import state_sha256, versions
-from lit_distill.data._making import cache_root
+from lit_distill._files import cache_root
+from lit_distill._version import versions
 from lit_distill.data.digests import InputKeys, batch_keys, memory_order
+from lit_distill.models.identity import state_sha256
 from lit_distill.module import DistillModule
 from lit_distill.signals import SignalCapture
 from lit_distill.teacher_cache.codec import SignalCodec, Storage

@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from lit_distill._arguments import literal
-from lit_distill._cli import conf_dir
-from lit_distill.artifacts import STUDENT_FILE
-from lit_distill.preset import preset_weights
-from lit_distill.resume import differing
+from lit_distill._command.arguments import literal
+from lit_distill._command.command import conf_dir
+from lit_distill.runs.artifacts import STUDENT_FILE
+from lit_distill.runs.resume import differing
+from lit_distill.training.preset import preset_weights
 
 _GIVEN = ("experiment", "seed", "hydra.run.dir", "run_dir", "resume", "ckpt_path", "doctor")
 _AMOUNT = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "overfit_batches", "max_time")

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lit_distill import artifacts
+from lit_distill._version import versions
 from lit_distill.callbacks.account import ACCOUNT_FILE
 from lit_distill.comparison.paired import LEVEL, PairedGain, holm, paired_gain, verdict
 from lit_distill.comparison.plan import Plan, PlannedRun, network_name, plain, student_of
-from lit_distill.resume import CONFIG_FILE, differing_keys
+from lit_distill.runs import artifacts
+from lit_distill.runs.resume import CONFIG_FILE, differing_keys
 
 FORMAT = 1
 TEST_FILE = "test.json"
@@ -87,7 +88,7 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
         "format": FORMAT,
         **about,
         "machine": machine(),
-        "versions": artifacts.versions(),
+        "versions": versions(),
         "figure": "top-1 in percent on the test split, of the weights of the epoch with the best validation top-1",
         "student": network_name(config, student_of(config)),
         "data": OmegaConf.to_container(config.data, resolve=True),

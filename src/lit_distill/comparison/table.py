@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_distill.preset import describe_weight
+from lit_distill.training.preset import describe_weight
 
 HEAD = (
     "strategy", "teacher", "top-1, %", "paired gain [95 %]", "p", "verdict", "minutes (CPU)", "memory, MiB",

@@ -1,21 +1,20 @@
 """Videos or images in, batches out: list files, exact frames, the published transforms, mixing, loaders."""
 
+from lit_distill._views import InputView, average_views
+from lit_distill.data.catalogue.lists import read_class_names, read_list
+from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.datasets import VideoDataset
-from lit_distill.data.decode import count_frames, probe, read_frames, read_images, scan
-from lit_distill.data.encode import write_video
+from lit_distill.data.decoding.decode import count_frames, probe, read_frames, read_images, scan
+from lit_distill.data.decoding.encode import write_video
+from lit_distill.data.decoding.layout import Limits, ShortVideoError, VideoError, VideoInfo, VideoLayout
 from lit_distill.data.images import ImageDataset, ImageFolderDataModule
-from lit_distill.data.input_view import InputView
-from lit_distill.data.lists import read_class_names, read_list
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
-from lit_distill.data.moving_digits import MovingDigits
+from lit_distill.data.moving_digits.datamodule import MovingDigits
 from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
-from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling
 from lit_distill.data.transforms import ClipTransform, normalize
-from lit_distill.data.video import Limits, ShortVideoError, VideoError, VideoInfo, VideoLayout
-from lit_distill.data.views import average_views
 
 __all__ = [
     "ClipTransform",

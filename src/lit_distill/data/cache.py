@@ -22,8 +22,8 @@ import av
 import numpy as np
 import PIL
 
-from lit_distill.data._frames import Frames
-from lit_distill.data.video import VideoError
+from lit_distill.data.decoding.frames import Frames
+from lit_distill.data.decoding.layout import VideoError
 
 try:
     import fcntl

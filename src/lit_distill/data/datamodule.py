@@ -10,21 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, cast
 
-from lit_distill.data._making import cache_root
-from lit_distill.data.archives import Archives, Stamp, is_url
+from lit_distill._files import cache_root
 from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
+from lit_distill.data.catalogue.archives import Archives, Stamp, is_url
+from lit_distill.data.catalogue.lists import Format, missing_samples, read_class_names, read_list
+from lit_distill.data.catalogue.quarantine import OnBad, QuarantineList
+from lit_distill.data.catalogue.samples import Sample
+from lit_distill.data.catalogue.shards import ShardOrder, find_samples, shard_names
+from lit_distill.data.catalogue.video_index import VideoIndex
 from lit_distill.data.datasets import Resize, VideoDataset, Views, require_known
-from lit_distill.data.lists import Format, missing_samples, read_class_names, read_list
+from lit_distill.data.decoding.layout import Limits
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer, MixName
-from lit_distill.data.quarantine import OnBad, QuarantineList
-from lit_distill.data.samples import Sample
 from lit_distill.data.sampling import FrameSampling, Mode
-from lit_distill.data.shards import ShardOrder, find_samples, shard_names
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
-from lit_distill.data.video import Limits
-from lit_distill.data.video_index import VideoIndex
 
 
 class VideoDataModule(SampleDataModule[VideoDataset]):

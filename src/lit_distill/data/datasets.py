@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from lit_distill.data.archives import Archives, Stamp
 from lit_distill.data.augment import augmented
 from lit_distill.data.cache import ClipCache, content_key
-from lit_distill.data.decode import Frames, read_frames, read_images, scan
-from lit_distill.data.lists import Format, is_inside
-from lit_distill.data.quarantine import BadVideo, Batch, OnBad, PartialBatch, reason_for
+from lit_distill.data.catalogue.archives import Archives, Stamp
+from lit_distill.data.catalogue.lists import Format, is_inside
+from lit_distill.data.catalogue.quarantine import BadVideo, Batch, OnBad, PartialBatch, reason_for
+from lit_distill.data.catalogue.samples import Sample, SampleTable
+from lit_distill.data.catalogue.video_index import VideoIndex, stamp_of
+from lit_distill.data.decoding.decode import Frames, read_frames, read_images, scan
+from lit_distill.data.decoding.layout import Limits, VideoError, VideoLayout, VideoSource
 from lit_distill.data.samplers import SampleKey, seeded
-from lit_distill.data.samples import Sample, SampleTable
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
 from lit_distill.data.transforms import ClipTransform
-from lit_distill.data.video import Limits, VideoError, VideoLayout, VideoSource
-from lit_distill.data.video_index import VideoIndex, stamp_of
 
 Views: TypeAlias = Literal["train", "center", "dense"]
 Item: TypeAlias = tuple[Tensor, int, int]
@@ -55,7 +55,8 @@ class VideoDataset(Dataset[Item | BadVideo]):
             published, at some cost.
         limits: of what may be spent on a video.
         index: where the videos' layouts are kept; without one each read scans its video anew, to the same end.
-        on_bad: ``"raise"``, or ``"quarantine"``: a :class:`lit_distill.data.quarantine.BadVideo` takes the place of an
+        on_bad: ``"raise"``, or ``"quarantine"``: a
+            :class:`lit_distill.data.catalogue.quarantine.BadVideo` takes the place of an
             item that can't be read.
         inside: folders that links among the images of a folder must not lead out of; none to follow them anywhere.
         cache: where decoded frames are kept, scaled. Parts of them that a multi-scale crop resizes are resized as with
@@ -68,7 +69,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from lit_distill.data.encode import write_video
+        >>> from lit_distill.data.decoding.encode import write_video
         >>> with TemporaryDirectory() as folder:
         ...     write_video(f"{folder}/a.mp4", np.zeros((9, 48, 64, 3), np.uint8))
         ...     dataset = VideoDataset(

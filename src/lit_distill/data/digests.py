@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from lit_distill.data.catalogue.quarantine import BadVideo, Batch, PartialBatch
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.mixing import Mix
-from lit_distill.data.quarantine import BadVideo, Batch, PartialBatch
 
 DIGEST_BYTES = 16
 

@@ -17,12 +17,12 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_a
 from torchvision.transforms import v2
 
 from lit_distill.data.augment import Augment, augmentation, interpolation_mode, torch_seeded
+from lit_distill.data.catalogue.lists import read_list
+from lit_distill.data.catalogue.samples import UNLABELLED, Sample, SampleTable
 from lit_distill.data.datasets import Item
-from lit_distill.data.lists import read_list
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer, MixName
 from lit_distill.data.samplers import SampleKey
-from lit_distill.data.samples import UNLABELLED, Sample, SampleTable
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]

@@ -14,14 +14,14 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_distill.data.catalogue.quarantine import Admission, BadVideo, QuarantineList
+from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.datasets import Item, collate
 from lit_distill.data.digests import InputKeys, KeyedInputs, collate_with_digests
 from lit_distill.data.mixing import Mix, Mixer, MixName, class_probabilities, mixer_of
 from lit_distill.data.pool import PoolSampler, batch_share, hide_labels, labelled_count, within_kinds
-from lit_distill.data.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, Excluded, SampleKey, seeded, view_of
-from lit_distill.data.samples import Sample
 from lit_distill.data.transforms import normalize
 
 Split = Literal["train", "val", "test"]

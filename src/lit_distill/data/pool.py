@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence, Sized
 import torch
 from torch import Tensor
 
+from lit_distill.data.catalogue.samples import UNLABELLED, Sample
 from lit_distill.data.mixing import Mix
 from lit_distill.data.samplers import EpochSampler, Excluded, SampleKey, seeded, view_of
-from lit_distill.data.samples import UNLABELLED, Sample
 
 
 def hide_labels(samples: Sequence[Sample], share: float) -> list[Sample]:

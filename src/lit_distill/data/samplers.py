@@ -86,7 +86,8 @@ class EpochSampler(_KeySampler):
         rank: of this process, from 0.
         seed: of the order.
         excluded: the positions that an epoch leaves out; none for none.
-        order: gives all positions in the order of an epoch, such as :class:`lit_distill.data.shards.ShardOrder`; none
+        order: gives all positions in the order of an epoch, such as
+            :class:`lit_distill.data.catalogue.shards.ShardOrder`; none
             shuffles them.
         views: after so many epochs their order, and the epoch of their keys, begins anew; none for never.
 

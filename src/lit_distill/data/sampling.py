@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from lit_distill.data.lists import Format
+from lit_distill.data.catalogue.lists import Format
 
 Mode: TypeAlias = Literal["plain", "linspace", "dense", "select_left", "interval"]
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lit_distill.data.decode import Frames
-from lit_distill.data.video import Rectangle
+from lit_distill.data.decoding.decode import Frames
+from lit_distill.data.decoding.layout import Rectangle
 
 Aspect: TypeAlias = Literal["fixed", "keep", "square"]
 

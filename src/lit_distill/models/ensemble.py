@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_distill.data.input_view import InputView
+from lit_distill._views import InputView
 from lit_distill.optim import ParameterGroup, groups_of
 
 Mode: TypeAlias = Literal["logits", "probabilities", "confidence"]

@@ -101,7 +101,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]], *, title: str, colour: int
     """Accuracy over confidence: bars the share that is right, the dashed diagonal what it would be if calibrated.
 
     Args:
-        bins: of :meth:`lit_distill.evaluation.ClassificationReport.compute`.
+        bins: of :meth:`lit_distill.inference.evaluation.ClassificationReport.compute`.
         title: of the figure.
         colour: of the bars.
     """

@@ -11,11 +11,11 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_distill.classifiers import log_probabilities
 from lit_distill.data import InputView
-from lit_distill.evaluation import ClassificationReport
+from lit_distill.inference.classifiers import log_probabilities
+from lit_distill.inference.evaluation import ClassificationReport
 from lit_distill.reporting.similarity import OUTPUT, linear_cka, stage_features, stage_names
-from lit_distill.runs import Run
+from lit_distill.runs.opened import Run
 from lit_distill.test import class_names_of
 
 
@@ -26,7 +26,7 @@ class Judged:
     Attributes:
         run: label of the run.
         model: its name there.
-        figures: what :meth:`lit_distill.evaluation.ClassificationReport.compute` gives.
+        figures: what :meth:`lit_distill.inference.evaluation.ClassificationReport.compute` gives.
         log_probabilities: (N, C), float32, by the samples of :attr:`RunEvidence.index`.
         features: by layer, (n, k) of the first n samples; the logits' last.
         parameters: their number.
@@ -217,7 +217,7 @@ def gather(
         trainer: of one process.
         split: ``val`` or ``test``.
         checkpoint: ``best``, ``last``, or the path of one.
-        data: arguments of the data module to replace, as for :meth:`lit_distill.runs.Run.data`.
+        data: arguments of the data module to replace, as for :meth:`lit_distill.runs.opened.Run.data`.
         layers: by the models' names, the layers whose CKA is looked at; the stages of those that are not named.
         cka_samples: so many of the first samples are used for it; fewer than 4 for none.
 

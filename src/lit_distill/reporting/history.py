@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from lit_distill.resume import stage_folders
-from lit_distill.runs import Run
+from lit_distill.runs.opened import Run
+from lit_distill.runs.resume import stage_folders
 
 METRICS_FILE = "metrics.csv"
 MAX_BYTES = 500_000_000

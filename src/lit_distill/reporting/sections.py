@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_distill._screen import percent
-from lit_distill.cost import Cost
-from lit_distill.evaluation import class_rows
+from lit_distill.diagnosis.cost import Cost
+from lit_distill.inference.evaluation import class_rows
 from lit_distill.reporting.charts import (
     Line,
     bar_chart,

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lit_distill.allow_list import check_targets
-from lit_distill.cost import Cost, measure
-from lit_distill.running import build_module
-from lit_distill.runs import Run
+from lit_distill.allow_list.check import check_targets
+from lit_distill.diagnosis.cost import Cost, measure
+from lit_distill.runs.opened import Run
+from lit_distill.training.fit import build_module
 
 _BUILT = ("models", "losses", "val_losses", "optimizer", "scheduler", "balance")
 _NAMED = ("frozen", "student", "inputs", "candidates", "replaced_frozen", "train_only", "start", "fresh")
@@ -22,7 +22,7 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     Args:
         run: opened by its folder.
         steps: timed ones, after one to warm up.
-        data: arguments of the data module to replace, as for :meth:`lit_distill.runs.Run.data`.
+        data: arguments of the data module to replace, as for :meth:`lit_distill.runs.opened.Run.data`.
 
     Raises:
         ValueError: the config names what is not admitted, or something that cannot be trained.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_distill.data.lists import Format
+from lit_distill.data.catalogue.lists import Format
 from lit_distill.data.mixing import Mix
 from lit_distill.data.sampling import FrameSampling, Mode, linspace_frames
 from lit_distill.data.transforms import (

@@ -1,0 +1,155 @@
+"""What checkpoints of a DistillModule hold: what is trained, and hashes of what is frozen; how they are read back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from typing import Any, cast
+
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lit_distill._module.frozen import FrozenRecord, check_keys
+from lit_distill._module.step import RunningTerms
+from lit_distill._version import versions
+from lit_distill.checkpoints import CheckpointError, read_checkpoint
+
+FORMAT = 1
+"""What ``checkpoint["lit_distill"]["format"]`` says; raised when older releases could not read it."""
+
+
+class CheckpointedModule(LightningModule):
+    """The part of :class:`lit_distill.DistillModule` that saves and loads; frozen models are held to their hashes."""
+
+    models: nn.ModuleDict
+    frozen: tuple[str, ...]
+    moving: set[str]
+    student: str
+    candidates: tuple[str, ...]
+    last_terms: dict[str, float]
+    _train_terms: RunningTerms
+    _stored_terms: dict[str, Any]
+    _frozen_record: FrozenRecord | None
+    _replaced_frozen: tuple[str, ...]
+
+    def _is_frozen_key(self, key: str) -> bool:
+        return any(key.startswith(f"models.{name}.") for name in self.frozen)
+
+    def _unmoved(self) -> dict[str, nn.Module]:
+        """The frozen models that nothing may change."""
+        return {name: self.models[name] for name in self.frozen if name not in self.moving}
+
+    def _gather_ranks(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        return cast("Tensor", self.all_gather(tensor)).flatten(0, 1)
+
+    def _is_unmoved_key(self, key: str) -> bool:
+        return any(key.startswith(f"models.{name}.") for name in self.frozen if name not in self.moving)
+
+    def _record_frozen(self) -> FrozenRecord:
+        unmoved = self._unmoved()
+        if self._frozen_record is None or not self._frozen_record.is_of(unmoved):
+            self._frozen_record = FrozenRecord(unmoved)
+        return self._frozen_record
+
+    def on_train_start(self) -> None:
+        """Take the frozen models as they stand now, on their device, for what they must stay; go on with the sums."""
+        stored, self._stored_terms = self._stored_terms, {}
+        self._train_terms.load_state_dict(stored, self.global_rank, self.trainer.world_size, self.device)
+        if self._frozen_record is not None:
+            self._frozen_record.moved(self._unmoved())
+
+    def on_train_end(self) -> None:
+        """Hold that the frozen models are what they were, every byte."""
+        if self._frozen_record is not None:
+            self._frozen_record.require_unchanged(self._unmoved(), thorough=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen models out, which come from their own weights files, and record their hashes."""
+        record, unmoved = self._frozen_record or self._record_frozen(), self._unmoved()
+        record.require_unchanged(unmoved)
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_unmoved_key(key)}
+        figures = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
+        checkpoint["lit_distill"] = {
+            "format": FORMAT,
+            "version": versions()["lit_distill"],
+            "models": list(self.models),
+            "frozen": list(self.frozen),
+            "frozen_records": {name: record.stored[name] for name in unmoved},
+            "student": self.student,
+            "figures": {name: value for name, value in figures.items() if name.startswith("val/")},
+            "train_terms": self._train_terms.state_dict(self._gather_ranks),
+            "last_terms": dict(self.last_terms),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen models' present tensors beside the stored ones, so that loading stays strict.
+
+        Raises:
+            ValueError: the checkpoint is of a newer release or another module; a frozen model is another one than it
+                was trained with; a tensor is missing, unexpected or of another shape.
+        """
+        stored = check_record(checkpoint, self.frozen)
+        self._stored_terms = dict(stored.get("train_terms", {}))
+        self.last_terms = dict(stored.get("last_terms", {}))
+        if stored.get("student") in self.candidates:
+            self.student = stored["student"]
+        (self._frozen_record or self._record_frozen()).compare(
+            stored.get("frozen_records", {}), self._replaced_frozen, admit="replaced_frozen=[{}]"
+        )
+        state = self.state_dict()
+        moved = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if self._is_unmoved_key(key)})
+        if moved and self._trainer is not None and self._trainer.training:
+            raise ValueError(
+                f"the checkpoint was trained with a callback that moves {moved}, such as EMATeacher: add it"
+            )
+        present = {key: value for key, value in state.items() if self._is_unmoved_key(key)}
+        checkpoint["state_dict"] = {**present, **checkpoint["state_dict"]}
+        if self.strict_loading:
+            check_keys(state, checkpoint["state_dict"])
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's, but verified, always under ``weights_only``, and with nothing that the file says to call.
+
+        Raises:
+            ValueError: the file is damaged or refused.
+        """
+        if isinstance(checkpoint_path, (str, os.PathLike)):
+            refuse_instantiator(read_checkpoint(checkpoint_path), checkpoint_path)
+        if kwargs.setdefault("weights_only", True) is not True:
+            raise ValueError("checkpoints are read with weights_only=True alone")
+        return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+
+
+def check_record(checkpoint: Mapping[str, Any], frozen: Collection[str]) -> Mapping[str, Any]:
+    """What a checkpoint of :class:`DistillModule` tells of itself.
+
+    Raises:
+        CheckpointError: it is of a newer release, of another kind of module, or other models were frozen.
+    """
+    record = checkpoint.get("lit_distill")
+    if not isinstance(record, Mapping):
+        raise CheckpointError(
+            "the checkpoint was not written by DistillModule: training cannot go on from it; "
+            "its weights can be loaded by models.<Name>.pretrained=<file>#<Name>"
+        )
+    if record.get("format", 0) > FORMAT:
+        raise CheckpointError(
+            f"the checkpoint was written by lit_distill {record.get('version')} in format {record['format']}, and this "
+            f"release reads formats up to {FORMAT}: upgrade lit_distill"
+        )
+    if set(record["frozen"]) != set(frozen):
+        raise CheckpointError(
+            f"the checkpoint was trained with frozen={sorted(record['frozen'])}, here it is frozen={sorted(frozen)}"
+        )
+    return record
+
+
+def refuse_instantiator(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise a CheckpointError where a checkpoint names something to call in place of the module's own class."""
+    arguments = checkpoint.get("hyper_parameters")
+    if isinstance(arguments, Mapping) and any(str(key).startswith("_") for key in arguments):
+        raise CheckpointError(f"{path} is refused: it says what to call to build the module")

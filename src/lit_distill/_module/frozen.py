@@ -1,0 +1,141 @@
+"""Frozen models stay what they are: their hashes, when they were loaded, in checkpoints, and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lit_distill.models.identity import loaded_from, state_sha256
+
+_SHOWN = 5
+
+
+class FrozenRecord:
+    """What frozen models held when they were loaded, and a check that costs microseconds that they still do.
+
+    A hash reads every byte, so it is taken once; from then on a tensor counts as untouched while its storage and
+    PyTorch's own count of in-place changes are the same.
+
+    Args:
+        models: the frozen models by name; those that a callback moves on purpose left out.
+
+    Example:
+        >>> teacher = nn.Linear(2, 2)
+        >>> record = FrozenRecord({"Teacher": teacher})
+        >>> record.changed({"Teacher": teacher})
+        []
+        >>> nn.init.zeros_(teacher.weight).sum().item()
+        0.0
+        >>> record.changed({"Teacher": teacher})
+        ['Teacher']
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self.stored = {name: {"sha256": state_sha256(m.state_dict()), **loaded_from(m)} for name, m in models.items()}
+        """For checkpoints: hash and source of each model as it was loaded."""
+        self._hashes = {name: stored["sha256"] for name, stored in self.stored.items()}
+        self._marks = {name: _mark(model) for name, model in models.items()}
+        self._placed = False  # before training, precision and device still change them
+
+    def moved(self, models: Mapping[str, nn.Module]) -> None:
+        """Take the models as they stand now, moved to a device or to another precision, for unchanged."""
+        self._placed = True
+        for name, model in models.items():
+            if _mark(model) != self._marks[name]:
+                self._hashes[name], self._marks[name] = state_sha256(model.state_dict()), _mark(model)
+
+    def changed(self, models: Mapping[str, nn.Module], *, thorough: bool = False) -> list[str]:
+        """Names of the models whose values are not what they were.
+
+        Args:
+            models: the frozen models by name.
+            thorough: read every byte, which also shows what was written past PyTorch's count.
+        """
+        names = []
+        for name, model in models.items():
+            mark = _mark(model)
+            if thorough or mark != self._marks[name]:
+                if state_sha256(model.state_dict()) != self._hashes[name]:
+                    names.append(name)
+                else:
+                    self._marks[name] = mark  # values written over themselves, or a buffer that is not the state's
+        return names
+
+    def is_of(self, models: Mapping[str, nn.Module]) -> bool:
+        """Whether it was taken of these very tensors, untouched since."""
+        return {name: _mark(model) for name, model in models.items()} == self._marks
+
+    def require_unchanged(self, models: Mapping[str, nn.Module], *, thorough: bool = False) -> None:
+        """Raise a RuntimeError that names the models that are no longer what they were."""
+        if self._placed and (names := self.changed(models, thorough=thorough)):
+            raise RuntimeError(
+                f"{', '.join(names)}: frozen, but its values have changed since training began; something writes to it "
+                "(an optimizer, a callback, a hook). What was trained since then learned from a wrong teacher"
+            )
+
+    def compare(self, stored: Mapping[str, Mapping[str, Any]], replaced: Collection[str], *, admit: str) -> None:
+        """Compare with what a checkpoint recorded of the models that it was trained with.
+
+        Args:
+            stored: what it recorded, by name.
+            replaced: names of models that may be others.
+            admit: for the message: the argument that admits another model, with ``{}`` for its name.
+
+        Raises:
+            ValueError: a model is another one, and its name is not in ``replaced``.
+        """
+        for name, here in self.stored.items():
+            there = stored.get(name)
+            if there is None or there["sha256"] == here["sha256"] or name in replaced:
+                continue
+            raise ValueError(
+                f"{name} is frozen and is another network than the checkpoint was trained with: sha256 "
+                f"{there['sha256'][:12]} from {_source(there)} then, {here['sha256'][:12]} from {_source(here)} now; "
+                f"give the file of then, or say that it is meant: {admit.format(name)}"
+            )
+
+
+def check_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare the tensors of a module with those of a checkpoint by name and shape.
+
+    Raises:
+        ValueError: lists the missing, the unexpected and those of another shape.
+    """
+    shapes = [
+        f"{key} {tuple(found[key].shape)}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if isinstance(tensor, Tensor)
+        and isinstance(found.get(key), Tensor)
+        and not is_lazy(tensor)
+        and tensor.shape != found[key].shape
+    ]
+    faults = [
+        f"{label} {len(keys)}: {_few(keys)}"
+        for label, keys in {
+            "missing": [key for key in expected if key not in found],
+            "unexpected": [key for key in found if key not in expected],
+            "of another shape": shapes,
+        }.items()
+        if keys
+    ]
+    if faults:
+        raise ValueError(f"the checkpoint does not fit the models and losses here: {'; '.join(faults)}")
+
+
+def _mark(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    tensors = (*model.parameters(), *model.buffers())
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if not is_lazy(t))
+
+
+def _source(record: Mapping[str, Any]) -> str:
+    if "loaded_from" in record:
+        return f"{record['loaded_from']} (file {str(record.get('loaded_sha256', ''))[:12]})"
+    return "no file"
+
+
+def _few(keys: Iterable[str]) -> str:
+    keys = list(keys)
+    return ", ".join(keys[:_SHOWN]) + (f", … ({len(keys) - _SHOWN} more)" if len(keys) > _SHOWN else "")

@@ -1,0 +1,167 @@
+"""What is looked at before training: names, an example batch, the number of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from itertools import islice
+from typing import Any
+
+from lightning import LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+
+from lit_distill._views import InputView
+from lit_distill.signals import RESERVED
+
+
+def check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> None:
+    """Raise ValueError for a model's name that cannot be used, or a frozen name that is no model's."""
+    if not models:
+        raise ValueError("models is empty: expected a mapping such as {'Student': …, 'Teacher': …}")
+    for name, model in models.items():
+        if not name or "." in name or ":" in name or name in RESERVED or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"{name!r} cannot name a model: no dots or colons, and not one of {list(RESERVED)}")
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"models[{name!r}] must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(frozen, str):
+        raise ValueError(f"frozen must be a list of names, got the string {frozen!r}")
+    unknown = sorted(set(frozen) - set(models))
+    if unknown:
+        raise ValueError(f"frozen names {unknown}, but the models are {sorted(models)}")
+    if set(frozen) == set(models):
+        raise ValueError("every model is frozen, so nothing would be trained")
+
+
+BEST = "best"
+"""As the student's name: the best of several candidates by validation."""
+
+
+TOP1 = "top1"
+"""The validation metric that it is the best by."""
+
+
+def student_candidates(
+    models: Mapping[str, nn.Module], frozen: Collection[str], student: str | None, candidates: Collection[str] | None
+) -> tuple[str, ...]:
+    """Who may be the student: the one that is named, else ``Student``, else the only model; or several for ``best``.
+
+    Args:
+        models: all of them, by name.
+        frozen: those that only teach, and are no candidates.
+        student: a name; None; or ``"best"``, where no model is named so.
+        candidates: with ``"best"``, names in the order in which a tie is decided; None for all that learn.
+
+    Raises:
+        ValueError: there is no such model, a candidate is frozen, or candidates are given for one student.
+    """
+    if student == BEST and BEST not in models:
+        names = tuple(name for name in models if name not in frozen) if candidates is None else tuple(candidates)
+        if isinstance(candidates, str) or not names or len(set(names)) != len(names):
+            raise ValueError(f"student=best needs candidates, a list of different names of models, got {candidates!r}")
+        for name in names:
+            if name not in models or name in frozen:
+                what = "is frozen" if name in models else f"names no model: they are {sorted(models)}"
+                raise ValueError(f"candidates: {name!r} {what}; the best is chosen among models that learn")
+        return names
+    if candidates is not None:
+        raise ValueError(f"candidates={list(candidates)} go with student=best, got student={student!r}")
+    if student is None:
+        student = "Student" if "Student" in models or len(models) != 1 else next(iter(models))
+    if student not in models:
+        raise ValueError(f"student={student!r} names no model: they are {sorted(models)}; give student=<name>")
+    return (student,)
+
+
+def check_judges_best(metrics: Mapping[str, Any], candidates: Collection[str]) -> None:
+    """Raise ValueError where the validation metrics of a candidate will not tell its top-1, before it is trained."""
+    for name in candidates:
+        metric = metrics.get(name)
+        keys = list(map(str, metric)) if isinstance(metric, MetricCollection) else None
+        if keys is None or TOP1 not in keys:
+            came = "none" if metric is None else type(metric).__name__ + ("" if keys is None else f" of {keys}")
+            raise ValueError(
+                f"student=best is chosen by validation top-1, so that metrics must make a MetricCollection with "
+                f"{TOP1!r}, got {came} for {name}; or name one student"
+            )
+
+
+def input_views(
+    models: Mapping[str, nn.Module], inputs: Mapping[str, InputView | Mapping[str, Any]] | None
+) -> dict[str, InputView]:
+    """What each model sees of a batch, where that is said.
+
+    Raises:
+        ValueError: there is no such model, or what is said is no view.
+    """
+    if unknown := sorted(set(inputs or {}) - set(models)):
+        raise ValueError(f"inputs names {unknown}, but the models are {sorted(models)}")
+    return {str(name): InputView.of(given) for name, given in (inputs or {}).items()}
+
+
+def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
+    """A small batch without starting the loader's workers or moving its sampler, where its data set allows it."""
+    dataset = loader.dataset
+    if loader.batch_sampler is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        return next(iter(loader))
+    items = map(dataset.__getitem__, range(len(dataset)))
+    readable = (item for item in items if not getattr(item, "is_unreadable", False))  # see data.catalogue.quarantine
+    return loader.collate_fn(list(islice(readable, samples)))
+
+
+def size_of(loader: DataLoader[Any]) -> int | None:
+    """Number of samples of a loader's data set, where it is known."""
+    return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
+
+
+def unpack_batch(batch: Any, hook: str = "unpack") -> tuple[Any, Tensor | None, Tensor | None]:
+    """Inputs, target and sample index of a batch of the usual form; raises ValueError, naming ``hook``, for others."""
+    if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override {hook}()")
+
+
+def try_example(module: LightningModule, build: Callable[[Any, int | None], None]) -> None:
+    """In ``setup("fit")``: hand ``build`` an example batch as training will have it, and the number of samples.
+
+    Nothing of the training changes by it: no random number is drawn, no worker started. That is so for data sets that
+    are read by index. Of an ``IterableDataset``, or a loader without a batch sampler, a batch is taken from a fresh
+    iterator, with its workers: a stream that can be read but once trains on one batch less. ``preflight=False`` leaves
+    it whole. Several loaders at once are left alone: their batches are the user's own form.
+    """
+    trainer = module.trainer
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        return
+    precision = trainer.precision_plugin
+    precision.convert_module(module)  # what the strategy does later; a second time changes nothing
+    with isolate_rng(), precision.forward_context():
+        batch = trainer.strategy.batch_to_device(precision.convert_input(example_batch(loader)), module.device)
+        build(batch, size_of(loader))
+
+
+def check_classes(name: str, logits: Tensor, target: Tensor | None, num_classes: int | None) -> None:
+    """Raise ValueError if a classifier's outputs do not fit the classes of the data.
+
+    Args:
+        name: of the model.
+        logits: its output; only (B, C) is looked at.
+        target: class indices (B,) or probabilities (B, C).
+        num_classes: what the data module says, where it says it.
+    """
+    if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
+        return
+    classes, wanted = logits.shape[1], num_classes
+    if target.ndim == 2 and target.is_floating_point():
+        wanted = target.shape[1]
+    elif wanted is None and not target.is_floating_point() and int(target.max()) >= classes:
+        wanted = int(target.max()) + 1
+    if wanted is not None and wanted != classes:
+        raise ValueError(
+            f"{name} gives {classes} classes but the data has {wanted}: build {name} with num_classes={wanted} "
+            f"(on the command line models.{name}.num_classes={wanted})"
+        )

@@ -1,0 +1,172 @@
+"""Looks at many videos in worker processes: a file that takes a worker down is one more bad file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
+from typing import NamedTuple
+
+import torch
+
+from lit_distill.data.catalogue.archives import Archives
+from lit_distill.data.catalogue.quarantine import reason_for
+from lit_distill.data.catalogue.samples import Sample
+from lit_distill.data.catalogue.video_index import Check, Stamp
+from lit_distill.data.decoding.decode import read_frames, read_images, scan
+from lit_distill.data.decoding.layout import Limits, VideoError, VideoLayout, VideoSource
+
+_CHUNK = 500  # frames decoded under one time limit, where decoding can start anywhere
+_SIDE = (16, 16)  # of decoded frames, which nobody looks at
+_AHEAD = 4  # jobs a worker
+
+
+class Job(NamedTuple):
+    """A video to look at.
+
+    Attributes:
+        sample: the video file, folder of frames, or member of an archive.
+        stamp: size and time of the file or archive.
+        suffix: pattern of the names in a folder.
+        check: ``"headers"``, or ``"decode"`` to decode every frame.
+        limits: of what may be spent on it.
+        archives: what members are read through.
+    """
+
+    sample: Sample
+    stamp: Stamp | None = None
+    suffix: str = ""
+    check: Check = "headers"
+    limits: Limits = Limits()
+    archives: Archives | None = None
+
+
+class Checked(NamedTuple):
+    """What looking at a video gave.
+
+    Attributes:
+        name: of the sample.
+        layout: of a video file that is in order.
+        reason: what is wrong with it; empty for nothing.
+        stamp: size and time of the file when it was looked at.
+    """
+
+    name: str
+    layout: VideoLayout | None
+    reason: str = ""
+    stamp: Stamp | None = None
+
+
+def check(job: Job) -> Checked:
+    """Look at one video; what is wrong with it is in the result."""
+    name = job.sample.name
+    try:
+        if job.sample.frames is not None:
+            _check_folder(job, job.sample.frames)
+            return Checked(name, None)
+        layout = scan(_source(job), limits=job.limits)
+        if job.check == "decode":
+            step = _CHUNK if layout.starts else layout.info.frames
+            for start in range(0, layout.info.frames, step):
+                wanted = range(start, min(start + step, layout.info.frames))
+                read_frames(_source(job), wanted, size=_SIDE, limits=job.limits, layout=layout)
+        return Checked(name, layout, stamp=job.stamp)
+    except VideoError as error:
+        return Checked(name, None, reason_for(name, error.path, error.reason))
+
+
+def check_all(jobs: Sequence[Job], *, workers: int) -> Iterator[Checked]:
+    """Look at many videos.
+
+    A worker that ends without a word (a crash within the decoder, no memory) takes its pool along: the videos then
+    under way are looked at one by one, each in a process of its own, and the one that ends that too is bad.
+
+    Args:
+        jobs: the videos.
+        workers: number of processes; 0 looks at them in this one.
+
+    Yields:
+        a result for each, in the order in which they come.
+    """
+    left = iter(jobs)
+    if workers == 0:
+        yield from map(check, left)
+        return
+    context = _context()
+    broken = True
+    while broken:
+        running: dict[Future[Checked], Job] = {}
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+        broken = False
+        try:
+            while not broken:
+                for job in left:
+                    running[pool.submit(check, job)] = job
+                    if len(running) >= _AHEAD * workers:
+                        break
+                if not running:
+                    break
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        broken = True
+                    else:
+                        del running[future]
+                        yield future.result()
+        except BrokenProcessPool:  # from submit
+            broken = True
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        for job in running.values():
+            yield _check_alone(job, context)
+
+
+def _check_alone(job: Job, context: BaseContext) -> Checked:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_begin) as pool:
+        try:
+            return pool.submit(check, job).result()
+        except BrokenProcessPool:
+            return Checked(
+                job.sample.name, None, "reading it ended its process (a crash within the decoder, or no memory)"
+            )
+
+
+def _source(job: Job) -> VideoSource:
+    if job.sample.member is None:
+        return job.sample.path
+    assert job.archives is not None
+    return job.archives.source(job.sample)
+
+
+def _check_folder(job: Job, frames: int) -> None:
+    folder, numbers = job.sample.path, range(1, frames + 1)
+    if job.check == "decode":
+        for start in range(0, frames, _CHUNK):
+            read_images(folder, job.suffix, numbers[start : start + _CHUNK], size=_SIDE)
+        return
+    try:
+        there = {entry.name for entry in os.scandir(folder) if entry.is_file()}
+    except OSError as error:
+        raise VideoError(folder, error.strerror or str(error)) from error
+    missing = [number for number in numbers if job.suffix.format(number) not in there]
+    if missing:
+        raise VideoError(
+            folder, f"{len(missing)} of its {frames} images are missing, first {job.suffix.format(missing[0])}"
+        )
+
+
+def _context() -> BaseContext:
+    """Workers are forked from a clean process that has imported this module, where the system can do that."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    torch.set_num_threads(1)

@@ -1,0 +1,163 @@
+"""Opening a video as data: a local file or bytes, no protocol, no playlist, within limits."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import av
+import av.container
+import av.stream
+import av.video.codeccontext
+import av.video.stream
+
+from lit_distill.data.decoding.layout import Limits, VideoError, VideoSource, name_of
+
+Packet: TypeAlias = Any  # av.Packet is generic in its stubs and not at run time
+
+# Formats that fetch what a file names (playlists, concatenations, image sequences) are not among them.
+_FORMATS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
+
+# FFmpeg decodes up to 20 frames to guess what the headers of these containers say: most of the time of a short read.
+_HEADERS = {"skip_frame": "all", "probesize": "2048"}
+
+# Decoders that drop or conceal damaged frames without a word, unless they are told to fail.
+_SILENT = ("h264", "hevc", "mpeg4")
+
+
+@dataclass
+class Opened:
+    """A video that is open for decoding.
+
+    Attributes:
+        name: what errors call it.
+        size: of the file, in bytes.
+        container: its container.
+        stream: its video stream; covers and thumbnails are none.
+        limits: what may be spent on it.
+        until: CPU time of this thread at which the limit of seconds is reached.
+    """
+
+    name: str
+    size: int
+    container: av.container.InputContainer
+    stream: av.video.stream.VideoStream
+    limits: Limits
+    until: float
+
+    @property
+    def context(self) -> av.video.codeccontext.VideoCodecContext:
+        """The stream's decoder."""
+        return self.stream.codec_context
+
+    def packets(self) -> Iterator[Packet]:
+        """The stream's packets from here to the end of the file, empty ones left out."""
+        packets = enumerate(self.container.demux(self.stream))
+        while True:
+            try:
+                number, packet = next(packets)
+            except (StopIteration, IndexError):  # IndexError: at the end of a file in which streams appeared midway
+                return
+            if number > self.limits.frames:
+                raise VideoError(self.name, f"it has more than {self.limits.frames} frames, the limit")
+            if number % 64 == 0:
+                self.check_time()
+            if packet.size and packet.stream_index == self.stream.index:
+                yield packet
+
+    def check_time(self) -> None:
+        """Raise a VideoError when the limit of seconds is spent."""
+        if time.thread_time() > self.until:
+            raise VideoError(self.name, f"reading it took more than {self.limits.seconds:g} s, the limit")
+
+
+@contextmanager
+def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -> Iterator[Opened]:
+    """Open a video for decoding; whatever FFmpeg says against it becomes a VideoError.
+
+    Args:
+        source: a regular file, bytes, or a seekable file object.
+        limits: of what may be spent until the end of the ``with`` block.
+        headers_only: believe the headers of an mp4, mov, mkv or webm file without decoding its first frames. What the
+            headers don't say, such as the rate or the depth of reordering, then is not guessed.
+
+    Raises:
+        VideoError: it can't be opened or is beyond the limits.
+    """
+    name, until = name_of(source), time.thread_time() + limits.seconds
+    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(limits.pixels)}
+    try:
+        file, size, head = _resolved(source)
+        if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"):
+            options |= _HEADERS
+        with av.open(file, options=options, metadata_errors="replace", buffer_size=1 << 18) as container:
+            stream = _video_stream(container, name)
+            context = stream.codec_context
+            # the data loader's workers are the parallelism: FFmpeg's threads cost more than they gain beside them
+            context.thread_type, context.thread_count = "NONE", 1
+            context.options = {"max_pixels": str(limits.pixels)}
+            if context.name in _SILENT:
+                context.options |= {"err_detect": "explode"}
+            video = Opened(name, size, container, stream, limits, until)
+            video.check_time()
+            if context.width * context.height > limits.pixels:
+                reason = f"{context.width} x {context.height} is more than {limits.pixels} pixels a frame, the limit"
+                raise VideoError(name, reason)
+            if len(stream.index_entries) > limits.frames:
+                reason = f"its index has {len(stream.index_entries)} frames, the limit is {limits.frames}"
+                raise VideoError(name, reason)
+            yield video
+    except (OSError, av.FFmpegError) as error:  # FFmpeg's errors are not all OSErrors
+        raise VideoError(name, one_line(error)) from error
+
+
+def require_regular(path: str | os.PathLike[str]) -> int:
+    """The size of a regular file.
+
+    Raises:
+        VideoError: it is none.
+        OSError: there is none.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, "not a regular file")
+    return status.st_size
+
+
+def one_line(error: BaseException) -> str:
+    """An error's reason in one line."""
+    reason = getattr(error, "strerror", None) or str(error)  # FFmpeg's errors have it too, without number and path
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def _resolved(source: VideoSource) -> tuple[Any, int, bytes]:
+    """What FFmpeg is to open, its size in bytes, and its first bytes."""
+    if isinstance(source, (str, os.PathLike)):
+        size = require_regular(source)
+        with open(source, "rb", buffering=0) as opened_file:
+            head = opened_file.read(8)
+        # "file:" and an absolute path: a name such as "concat:a|b" is a name, not a protocol
+        return f"file:{os.path.abspath(source)}", size, head
+    file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(8)
+    file.seek(0)
+    return file, size, head
+
+
+def _video_stream(container: av.container.InputContainer, name: str) -> av.video.stream.VideoStream:
+    not_video = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & not_video]
+    if not streams:
+        raise VideoError(name, "it has no video stream")
+    decodable = [stream for stream in streams if stream.codec_context is not None]
+    if not decodable:
+        raise VideoError(name, "there is no decoder for its video stream")
+    return decodable[0]

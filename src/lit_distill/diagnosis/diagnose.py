@@ -1,0 +1,405 @@
+"""What one batch tells of a training before it is paid for: models, terms, gradients, mistakes that cost weeks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_distill._module.preflight import check_classes, example_batch, size_of
+from lit_distill.gradients import gradients_of, norm_of
+from lit_distill.inference.preprocess import Preprocess
+from lit_distill.losses.base import class_indices
+from lit_distill.models.identity import load_reports
+from lit_distill.module import DistillModule
+from lit_distill.runs.opened import load_run
+
+_LOUD = 1e3
+"""Gradient norms of two terms that differ by more are told."""
+_ALIKE = 1e-4
+"""Means and deviations of two preprocessings that differ by less are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """One named model.
+
+    Attributes:
+        kind: its class.
+        frozen: whether it only teaches.
+        parameters: how many.
+        trainable: how many of them learn.
+        input_shape: of what it was given.
+        output_shape: of what it gave; empty where that is no tensor.
+        forward_seconds: one forward pass, on the batch.
+        unreached: parameters that should learn and that no term's gradient reaches.
+    """
+
+    kind: str
+    frozen: bool
+    parameters: int
+    trainable: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    forward_seconds: float
+    unreached: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermFacts:
+    """One loss term on the batch.
+
+    Attributes:
+        loss: its class.
+        shapes: of the tensors that it gets, by reference.
+        value: before its weight.
+        weight: at the start of training.
+        gradient_norms: of its weighted value, by model that learns.
+        dead: captured signals of learning models that its gradient does not reach.
+    """
+
+    loss: str
+    shapes: Mapping[str, tuple[int, ...]]
+    value: float
+    weight: float
+    gradient_norms: Mapping[str, float]
+    dead: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A short validation.
+
+    Attributes:
+        samples: how many.
+        top1: by model.
+        chance: what guessing gives.
+    """
+
+    samples: int
+    top1: Mapping[str, float]
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What :func:`diagnose` saw.
+
+    Attributes:
+        batch_size: samples of the batch that everything was tried on.
+        models: by name.
+        terms: by name.
+        accuracy: of the short validation; None where it was left out.
+        findings: what a user should look at, a sentence each; empty is good.
+        seconds: that the diagnosis took.
+    """
+
+    batch_size: int
+    models: Mapping[str, ModelFacts]
+    terms: Mapping[str, TermFacts]
+    accuracy: Accuracy | None = None
+    findings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+@dataclass
+class _Seen:
+    """What one forward pass of all models left."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+def diagnose(
+    module: DistillModule,
+    data: LightningDataModule,
+    *,
+    samples: int | None = None,
+    validation_samples: int = 64,
+    device: torch.device | str = "cpu",
+) -> Diagnosis:
+    """Try one batch and a short validation on a copy of a module, and tell what looks wrong.
+
+    Nothing of the module, the data or the random state is changed: training afterwards is what it would have been.
+
+    Args:
+        module: before training.
+        data: where its batches come from.
+        samples: of the training batch; None for a whole one.
+        validation_samples: at most so many are evaluated, where a frozen model can be judged; 0 for none.
+        device: where it is tried.
+
+    Raises:
+        ValueError: what training itself would refuse: a wrong reference, shape or number of classes.
+        FileNotFoundError: the data is not there.
+
+    Example:
+        >>> from functools import partial
+        >>> from torch import nn
+        >>> from torch.utils.data import TensorDataset
+        >>> from lit_distill import LossTerm
+        >>> module = DistillModule(
+        ...     {"Student": nn.Linear(4, 3)},
+        ...     {"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))},
+        ...     optimizer=partial(torch.optim.SGD, lr=0.1),
+        ... )
+        >>> pairs = TensorDataset(torch.randn(8, 4), torch.arange(8) % 3)
+        >>> diagnosis = diagnose(module, LightningDataModule.from_datasets(pairs, batch_size=4))
+        >>> diagnosis.models["Student"].output_shape, diagnosis.findings
+        ((4, 3), ())
+    """
+    started = time.perf_counter()
+    with isolate_rng():
+        data.prepare_data()
+        data.setup("fit")
+        loader = cast("DataLoader[Any]", data.train_dataloader())
+        tried = copy.deepcopy(module).to(device)
+        tried.expect_labels_of(data)
+        batch = _on_device(data, example_batch(loader, samples or loader.batch_size or 1), device)
+        inputs, target, index = tried.unpack(batch)
+        _check_class_count(tried, inputs, target, getattr(data, "num_classes", None))
+        tried.build(batch, dataset_size=size_of(loader))
+        findings = [*_class_orders(module, data), *_normalisations(module, data)]
+        models, terms = _one_step(tried, inputs, target, index)
+        findings += _of_terms(terms)
+        findings += [
+            f"no term's gradient reaches {len(facts.unreached)} parameters of {name}: {_some(facts.unreached)}; "
+            "they stay as they are, and DDP needs strategy=ddp_find_unused_parameters_true"
+            for name, facts in models.items()
+            if facts.unreached
+        ]
+        accuracy = None
+        if validation_samples and tried.frozen:
+            accuracy = _short_validation(tried, data, validation_samples, device)
+            findings += _of_accuracy(tried, accuracy)
+    size = _batch_size(inputs)
+    return Diagnosis(batch_size=size, models=models, terms=terms, accuracy=accuracy, findings=tuple(findings),
+                     seconds=time.perf_counter() - started)  # fmt: skip
+
+
+def _one_step(
+    module: DistillModule, inputs: Any, target: Tensor | None, index: Tensor | None
+) -> tuple[dict[str, ModelFacts], dict[str, TermFacts]]:
+    module.train()
+    composer, seen = module.composer, _Seen()
+    with composer.capture(module.named) as signals:
+        for name in module.models:
+            if name in composer.model_names:
+                with _timed(seen.seconds, name):
+                    seen.outputs[name] = module._run_frozen_or_not(name, inputs)
+    values = composer.values(signals, target, index=index)
+    learning = {
+        name: {key: p for key, p in model.named_parameters() if p.requires_grad}
+        for name, model in module.models.items()
+        if name not in module.frozen
+    }
+    reached: set[int] = set()
+    terms = {}
+    for name, term in composer.terms.items():
+        weight = term.weight_at(0.0)
+        captured = {ref.text: signals[ref.text] for ref in term.references if not ref.is_data and ref.model in learning}
+        of = [p for parameters in learning.values() for p in parameters.values()]
+        tensors = [*of, *captured.values()]
+        gradients = dict(zip(map(id, tensors), gradients_of(values[name] * weight, tensors), strict=True))
+        norms = {}
+        for model, parameters in learning.items():
+            reached |= {id(p) for p in parameters.values() if gradients[id(p)] is not None}
+            norms[model] = float(norm_of(gradients[id(p)] for p in parameters.values()))
+        teachers = set() if not term.detach else {ref.text for ref in term.second}
+        terms[name] = TermFacts(
+            loss=type(term.loss).__name__,
+            shapes=composer.shapes(name, signals),
+            value=values[name].item(),
+            weight=weight,
+            gradient_norms=norms,
+            dead=tuple(
+                text for text, tensor in captured.items() if text not in teachers and _is_zero(gradients[id(tensor)])
+            ) if weight else (),
+        )  # fmt: skip
+    models = {}
+    for name, network in module.models.items():
+        output = seen.outputs.get(name)
+        models[name] = ModelFacts(
+            kind=type(network).__name__,
+            frozen=name in module.frozen,
+            parameters=sum(p.numel() for p in network.parameters()),
+            trainable=sum(p.numel() for p in learning.get(name, {}).values()),
+            input_shape=tuple(inputs.shape) if isinstance(inputs, Tensor) else (),
+            output_shape=tuple(output.shape) if isinstance(output, Tensor) else (),
+            forward_seconds=seen.seconds.get(name, 0.0),
+            unreached=tuple(key for key, p in learning.get(name, {}).items() if id(p) not in reached),
+        )
+    return models, terms
+
+
+def _of_terms(terms: Mapping[str, TermFacts]) -> Iterator[str]:
+    for name, facts in terms.items():
+        norms = facts.gradient_norms
+        if not math.isfinite(facts.value) or not all(math.isfinite(norm) for norm in norms.values()):
+            yield f"term {name!r} is not finite on the first batch: {facts.value:g}, gradients {dict(norms)}"
+        elif facts.dead:
+            yield f"term {name!r} gives no gradient to {_some(facts.dead)}: its captures are dead ends"
+        elif facts.weight and not any(norms.values()):
+            yield f"term {name!r} gives no model a gradient: it teaches nothing"
+    for model in {model for facts in terms.values() for model in facts.gradient_norms}:
+        norms = {name: facts.gradient_norms.get(model, 0.0) for name, facts in terms.items()}
+        loud = {name: norm for name, norm in norms.items() if norm > 0 and math.isfinite(norm)}
+        if len(loud) > 1 and max(loud.values()) > _LOUD * min(loud.values()):
+            low, high = min(loud, key=lambda n: loud[n]), max(loud, key=lambda n: loud[n])
+            yield (
+                f"term {high!r} pulls {model} {loud[high] / loud[low]:,.0f} times as hard as {low!r} (gradient norms "
+                f"{loud[high]:.3g} and {loud[low]:.3g}): look at their weights"
+            )
+
+
+@torch.no_grad()
+def _short_validation(
+    module: DistillModule, data: LightningDataModule, samples: int, device: torch.device | str
+) -> Accuracy | None:
+    """Top-1 of every model on a few validation samples, spread over the set; None where there is none to count."""
+    loader = cast("DataLoader[Any]", data.val_dataloader())
+    if not isinstance(loader, DataLoader) or not hasattr(loader.dataset, "__len__"):
+        return None
+    dataset, total = loader.dataset, len(loader.dataset)
+    wanted = min(samples, total)
+    chosen = [round(place * (total - 1) / max(1, wanted - 1)) for place in range(wanted)]
+    right: dict[str, int] = {}
+    count = classes = 0
+    module.eval()
+    size = max(1, min(loader.batch_size or 1, 16))
+    for start in range(0, len(chosen), size):
+        batch = loader.collate_fn([dataset[i] for i in chosen[start : start + size]])
+        inputs, target, _ = module.unpack(_on_device(data, batch, device))
+        if not isinstance(target, Tensor) or target.ndim > 2:
+            return None
+        for name in module.models:
+            output = module._evaluate(name, inputs)
+            if not isinstance(output, Tensor) or output.ndim != 2:
+                return None
+            classes = output.shape[1]
+            right[name] = right.get(name, 0) + int((output.argmax(1) == class_indices(target)).sum())
+        count += len(target)
+    if not count:
+        return None
+    return Accuracy(samples=count, top1={name: r / count for name, r in right.items()}, chance=1 / classes)
+
+
+def _of_accuracy(module: DistillModule, accuracy: Accuracy | None) -> Iterator[str]:
+    if accuracy is None:
+        return
+    student = accuracy.top1[module.student]
+    for name in module.frozen:
+        top1 = accuracy.top1[name]
+        if _lower_bound(top1, accuracy.samples) <= accuracy.chance:
+            yield (
+                f"the frozen {name} is no better than chance: top-1 {100 * top1:.1f} % on {accuracy.samples} "
+                f"validation samples, chance {100 * accuracy.chance:.1f} %: are these its weights, classes and "
+                "preprocessing?"
+            )
+        elif top1 < student:
+            yield (
+                f"the frozen {name} is below its student before training: top-1 {100 * top1:.1f} % against "
+                f"{100 * student:.1f} % on {accuracy.samples} validation samples"
+            )
+
+
+def _lower_bound(share: float, count: int, z: float = 1.96) -> float:
+    """Lower end of Wilson's 95 % interval of a share."""
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - spread) / (1 + z * z / count)
+
+
+def _lineage(module: DistillModule) -> Iterator[tuple[str, Preprocess]]:
+    """For every model whose weights came from a run: what that run gave its networks."""
+    reports = [
+        (f"{name}.{part}".rstrip("."), report)
+        for name, model in module.models.items()
+        for part, report in load_reports(model).items()
+    ]
+    for name, report in reports:
+        path = Path(report.path)
+        run = path if path.with_suffix(".json").is_file() else path.parent.parent
+        if run == path or (run / "config.yaml").is_file():
+            with suppress(ValueError):  # of packages that are not admitted, or no run at all: nothing is known of it
+                yield name, load_run(run).preprocess()
+
+
+def _class_orders(module: DistillModule, data: LightningDataModule) -> Iterator[str]:
+    here = tuple(getattr(data, "class_names", None) or ())
+    for name, preprocess in _lineage(module):
+        there = preprocess.class_names
+        if here and there and here != there:
+            place = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), len(here))
+            pair = [names[place] if place < len(names) else "no class" for names in (there, here)]
+            yield (
+                f"{name} was trained on other classes or another order: class {place} was {pair[0]!r} there and is "
+                f"{pair[1]!r} here, so its knowledge would be of other things"
+            )
+
+
+def _normalisations(module: DistillModule, data: LightningDataModule) -> Iterator[str]:
+    mine = {key: tuple(getattr(data, key, ()) or ()) for key in ("mean", "std")}
+    if not all(mine.values()):
+        return
+    there: dict[str, Mapping[str, Any]] = {name: {"mean": p.mean, "std": p.std} for name, p in _lineage(module)}
+    for name, model in module.models.items():
+        published = getattr(model, "pretrained_cfg", None)  # timm's networks tell what they were trained with
+        if name not in there and isinstance(published, Mapping) and hasattr(model, "load_report"):
+            there[name] = published
+    for name, theirs in there.items():
+        for key, value in mine.items():
+            other = theirs.get(key)
+            if other and any(abs(a - b) > _ALIKE for a, b in zip(value, other, strict=False)):
+                yield f"{name} was trained on inputs normalised by another {key}: {list(other)}, here {list(value)}"
+
+
+def _check_class_count(module: DistillModule, inputs: Any, target: Tensor | None, num_classes: int | None) -> None:
+    with torch.no_grad():
+        module.eval()
+        for name in module.models:
+            output = module._run_frozen_or_not(name, inputs)
+            if isinstance(output, Tensor) and any(ref.text == name for ref in module.composer.references):
+                check_classes(name, output, target, num_classes)
+
+
+def _on_device(data: LightningDataModule, batch: Any, device: torch.device | str) -> Any:
+    moved = data.transfer_batch_to_device(batch, torch.device(device), 0)
+    return data.on_after_batch_transfer(moved, 0)
+
+
+def _batch_size(inputs: Any) -> int:
+    return int(inputs.shape[0]) if isinstance(inputs, Tensor) and inputs.ndim else 1
+
+
+def _is_zero(gradient: Tensor | None) -> bool:
+    return gradient is None or not bool(gradient.any())
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[name] = time.perf_counter() - start

@@ -1,0 +1,87 @@
+"""What `input=` names: a file, a folder or a list, as paths in a fixed order."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from lit_distill.inference.preprocess import Preprocess
+
+VIDEO_SUFFIXES = (
+    ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
+    ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
+LIST_SUFFIXES = (".txt", ".list", ".lst", ".csv")
+_LABELS = re.compile(r"(?:[\s,]+\d+){1,2}$")  # behind a path: its label, or number of frames and label
+
+
+class Inputs(NamedTuple):
+    """Files to classify.
+
+    Attributes:
+        paths: in their order.
+        passed_over: files of the folder that are neither videos nor images, as the network wants them.
+    """
+
+    paths: list[str]
+    passed_over: int = 0
+
+
+def find_inputs(path: str | os.PathLike[str], preprocess: Preprocess) -> Inputs:
+    """The files that a path names.
+
+    Args:
+        path: a video or image; a folder, of which all files below it are taken that are videos (or images, as the
+            network wants them), ordered by their paths, and every folder of frames; or a list (.txt .list .lst .csv).
+            A line of a list is a path, relative to the list; empty lines are left out, and so are labels behind a path
+            where no file has the whole line as its name.
+        preprocess: of the network.
+
+    Raises:
+        FileNotFoundError: there is no such path.
+        ValueError: nothing in it is to be classified.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _of_folder(path, preprocess)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file or folder {path}, set input=<a file, a folder or a list>")
+    return _of_list(path) if path.suffix.lower() in LIST_SUFFIXES else Inputs([str(path)])
+
+
+def _of_folder(folder: Path, preprocess: Preprocess) -> Inputs:
+    images = preprocess.sampling is None
+    suffixes = tuple(Image.registered_extensions()) if images else VIDEO_SUFFIXES
+    first = preprocess.suffix.format(1)
+    paths: list[str] = []
+    passed_over = 0
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        if not images and first in files:  # a video as a folder of frames
+            paths.append(place)
+            continue
+        chosen = [name for name in files if os.path.splitext(name)[1].lower() in suffixes and name[0] != "."]
+        passed_over += len(files) - len(chosen)
+        paths += [os.path.join(place, name) for name in chosen]
+    if not paths:
+        things = "images" if images else "videos"
+        raise ValueError(f"{folder} holds no {things}: {passed_over} files with other suffixes; a list may name them")
+    return Inputs(sorted(paths), passed_over)
+
+
+def _of_list(file: Path) -> Inputs:
+    paths = []
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for line in lines:
+            text = line.strip()
+            if not text:
+                continue
+            whole = os.path.join(file.parent, text)
+            paths.append(whole if os.path.exists(whole) else os.path.join(file.parent, _LABELS.sub("", text)))
+    if not paths:
+        raise ValueError(f"{file} is an empty list, expected a path a line")
+    return Inputs(paths)

@@ -1,0 +1,57 @@
+"""What a network is: the hash of its state, and the weights files that it came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """The sha256 over names, dtypes, shapes and bytes of a state dict, in the order of its names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def state_of(checkpoint: Mapping[str, Any], model: str) -> dict[str, Tensor]:
+    """The state of one named model in a checkpoint, under the model's own keys.
+
+    Raises:
+        ValueError: the checkpoint holds no such model.
+    """
+    prefix = f"models.{model}."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if not state:
+        names = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if key.startswith("models.")})
+        raise ValueError(f"the checkpoint holds no model {model!r}; it holds {names}")
+    return state
+
+
+def loaded_from(model: nn.Module) -> dict[str, Any]:
+    """Path and sha256 of the weights file that a model was initialised from, where there was one.
+
+    Of a model whose parts came from files of their own, such as an ensemble's members, also each ``parts`` one's.
+    """
+    found = {
+        name: {"loaded_from": str(report.path), "loaded_sha256": str(report.sha256)}
+        for name, report in load_reports(model).items()
+    }
+    if not found or "" in found:
+        return dict(found.get("", {}))
+    files = ", ".join(f"{name} from {part['loaded_from']}" for name, part in found.items())
+    return {"loaded_from": files, "parts": found}
+
+
+def load_reports(model: nn.Module) -> dict[str, Any]:
+    """The report of the weights file that a model was loaded from, by '', else those of its parts by their names."""
+    reports = {name: getattr(module, "load_report", None) for name, module in model.named_modules()}
+    if reports[""] is not None:
+        return {"": reports[""]}
+    return {name: report for name, report in reports.items() if report is not None}

@@ -1,0 +1,54 @@
+"""A classifier from what a run left: its network, or an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lit_distill.inference.classifiers import Classifier, NetworkClassifier
+from lit_distill.inference.exported import load_program
+from lit_distill.inference.preprocess import Preprocess
+from lit_distill.runs.opened import Run
+
+LOADS_PROGRAMS = "torch.export.load"
+"""What ``allow`` has to name before a ``.pt2`` file is loaded."""
+
+
+def open_classifier(
+    opened: Run, preprocess: Preprocess, *, model: str | None, checkpoint: str, device: str
+) -> Classifier:
+    """A classifier of a run's network, or of an exported file.
+
+    Args:
+        opened: the run, or the file with its card.
+        preprocess: of the run.
+        model: which of its models; None for its student.
+        checkpoint: as for :meth:`lit_distill.runs.opened.Run.model`.
+        device: where it runs; ``"auto"`` for CUDA where there is one. Exported files run on the CPU.
+
+    Raises:
+        ValueError: the file is none that can be run, or a torch.export program that ``opened.allow`` does not admit;
+            there is no such device.
+    """
+    if opened.weights is not None and opened.weights.suffix == ".onnx":
+        from lit_distill.inference.onnx_files import OnnxNetwork  # its extra may be missing
+
+        network: Callable[[Tensor], Tensor] = OnnxNetwork(opened.verified(opened.weights))
+        return NetworkClassifier(network, preprocess)
+    if opened.weights is not None and opened.weights.suffix == ".pt2":
+        if LOADS_PROGRAMS not in opened.allow:
+            raise ValueError(
+                f"{opened.weights} is a torch.export program: loading one can run what is hidden in it. If you trust "
+                f"where it is from, --allow {LOADS_PROGRAMS}; its .onnx or .safetensors form runs nothing"
+            )
+        return NetworkClassifier(load_program(opened.verified(opened.weights)), preprocess)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={device} is not to be had: {str(error).splitlines()[0]}") from error
+    return NetworkClassifier(opened.model(model, checkpoint=checkpoint), preprocess, device=place)

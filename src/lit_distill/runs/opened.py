@@ -1,0 +1,413 @@
+"""A finished run as its folder tells it: its models without their losses, its data, its preprocessing."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import LightningDataModule
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lit_distill._views import InputView
+from lit_distill.allow_list.check import check_allow, check_targets
+from lit_distill.allow_list.plain import read_plain, resolved
+from lit_distill.checkpoints import read_checkpoint
+from lit_distill.inference.preprocess import Preprocess, Views
+from lit_distill.models.identity import state_of, state_sha256
+from lit_distill.models.state_files import file_sha256
+from lit_distill.models.weights import load_weights, weights_files
+from lit_distill.runs.artifacts import CARD_FILE, RESULTS_FILE, STUDENT_FILE
+from lit_distill.runs.resume import CONFIG_FILE, STAGES, stage_folders
+
+BEST, LAST = "best", "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What :func:`load_run` found: plain data until a model or the data is asked for.
+
+    Attributes:
+        folder: the run folder, or that of the weights.
+        config: ``models``, ``data``, ``student`` and all else that the run was composed of; interpolations resolved.
+        card: content of ``student.json``; empty where the run left none.
+        results: content of ``results.json``; empty where the run left none.
+        weights: the weights file where the run was opened by it; None for a run folder.
+        stage: folder of the stage that the run's student is of; None where the run has no stages.
+        allow: packages that its configs may build from besides the allow-list's.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    card: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    allow: tuple[str, ...] = ()
+    stage: Path | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of its models."""
+        return tuple(self.config["models"])
+
+    @property
+    def student(self) -> str:
+        """Name of the deployed one."""
+        return str(self.config.get("student", "Student"))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By class index; empty where the run does not tell."""
+        return tuple(str(name) for name in self.card.get("class_names") or ())
+
+    @property
+    def num_classes(self) -> int | None:
+        """As the data's config says it."""
+        number = self.config["data"].get("num_classes")
+        return None if number is None else int(number)
+
+    def weights_file(self, model: str | None = None, checkpoint: str = BEST) -> Path:
+        """The file that :meth:`model` reads.
+
+        Args:
+            model: a name; None for the student's.
+            checkpoint: ``"best"``, ``"last"``, or the path of a checkpoint of this run.
+
+        Raises:
+            ValueError: the run has no such model.
+            FileNotFoundError: the file is not there.
+        """
+        name = self._name(model)
+        if self.weights is not None:
+            return self.weights
+        if name == self.student and checkpoint == BEST and (self.folder / STUDENT_FILE).is_file():
+            return self.folder / STUDENT_FILE
+        folder = self._trained_in
+        file = folder / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in (BEST, LAST) else Path(checkpoint)
+        if file.is_file():
+            return file
+        there = sorted(str(path.relative_to(folder)) for path in folder.glob("checkpoints/*.ckpt"))
+        raise FileNotFoundError(
+            f"{folder} has no {file.name} to take {name} from: "
+            + (f"give checkpoint={'|'.join(Path(path).stem for path in there)}" if there else "it has no checkpoints")
+        )
+
+    def verified(self, file: Path) -> Path:
+        """The file, when it is the one that the card describes.
+
+        Raises:
+            ValueError: there is no card, or its sha256 is another.
+        """
+        wanted = self.card.get("sha256")
+        if wanted is None:
+            raise ValueError(f"{file} has no card {file.with_suffix('.json').name} beside it to be checked against")
+        found = file_sha256(file)
+        if found != wanted:
+            raise ValueError(
+                f"{file} is not the file that its card describes: its sha256 is {found[:12]}…, the card's "
+                f"{str(wanted)[:12]}…: copy both again"
+            )
+        return file
+
+    def model(self, model: str | None = None, *, checkpoint: str = BEST) -> nn.Module:
+        """A bare network with its trained weights, in eval mode on the CPU.
+
+        Args:
+            model: a name; None for the student's.
+            checkpoint: ``"best"`` (the student: ``student.safetensors``), ``"last"``, or the path of a checkpoint. A
+                frozen model is in none: it comes from the file that it came from in training, and must still hash to
+                what the run recorded.
+
+        Raises:
+            ValueError: no such model; weights that are damaged, changed, or do not fit; a target that is not admitted.
+            FileNotFoundError: the weights are not there.
+        """
+        name = self._name(model)
+        file = self.weights_file(name, checkpoint)
+        node = self.config["models"][name]
+        network: nn.Module = self._built("models", name, _without_weights(node))
+        if file.suffix == ".safetensors":
+            state = load_file(self.verified(file))
+        elif file.suffix != ".ckpt":
+            raise ValueError(f"a network's weights are read from .safetensors and .ckpt, came {file}")
+        else:
+            stored = read_checkpoint(file)
+            if not any(key.startswith(f"models.{name}.") for key in stored["state_dict"]):
+                return self._frozen(name, network, node)
+            state = state_of(stored, name)
+        _fill(network, state, f"{file}, {name}")
+        return network.eval()
+
+    def data(self, *, views: Views | None = None, **overrides: Any) -> LightningDataModule:
+        """The data module of the run.
+
+        Args:
+            views: of videos in evaluation; None for those of the run.
+            **overrides: arguments to replace, such as ``root`` or ``num_workers``; None leaves the run's.
+
+        Raises:
+            ValueError: an argument is unknown or out of its range; a target that is not admitted.
+        """
+        node = dict(self.config["data"])
+        root = overrides.get("root")
+        if (
+            isinstance(root, (str, os.PathLike))
+            and "://" not in os.fspath(root)
+            and not Path(root).expanduser().is_dir()
+        ):
+            raise FileNotFoundError(f"no folder {root}, set data.root=<folder> to where the data is now")
+        if views is not None and views != node.get("views", "center"):
+            node["views"] = views
+            node.pop("eval_batch_size", None)  # chosen for other views
+        node.update({name: value for name, value in overrides.items() if value is not None})
+        data: LightningDataModule = self._built("data", "", node)
+        return data
+
+    def view(self, model: str | None = None) -> InputView | None:
+        """What a model sees of the data's clips, None for all.
+
+        Args:
+            model: a name; None for the student's.
+        """
+        given = (self.config.get("inputs") or {}).get(self._name(model))
+        return None if given is None else InputView.of(given)
+
+    def preprocess(self, *, views: Views | None = None, model: str | None = None) -> Preprocess:
+        """What a network of the run wants of a sample; the data itself need not be there.
+
+        Args:
+            views: of a video; None for those of the run.
+            model: a name; None for the student's.
+        """
+        node = dict(self.config["data"])
+        if "root" in node:
+            node["root"] = "."  # nothing is looked for in it
+        return Preprocess.of(
+            self._built("data", "", node), class_names=self.class_names, views=views, view=self.view(model)
+        )
+
+    @property
+    def _trained_in(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.folder if self.stage is None else self.stage
+
+    def _name(self, model: str | None) -> str:
+        name = self.student if model is None else model
+        if name not in self.config["models"]:
+            raise ValueError(f"{self.folder} has no model {name!r}: it has {', '.join(self.models)}")
+        return name
+
+    def _built(self, group: str, name: str, node: Any) -> Any:
+        """Check a part of the config, and build it from what was checked."""
+        key = f"{group}.{name}".rstrip(".")
+        checked = check_targets({key: node}, allow=self.allow, run_dir=self.folder)[key]
+        return instantiate(checked, _convert_="all")
+
+    def _frozen(self, name: str, network: nn.Module, node: Mapping[str, Any]) -> nn.Module:
+        sources, start = weights_files(node), (self.config.get("start") or {}).get(name)
+        if start is not None:  # as an earlier stage left it
+            sources = {"": os.path.normpath(self._trained_in / str(start))}
+        if not sources or None in sources.values():
+            raise ValueError(f"{name} is in no checkpoint of {self.folder}, and its config names no weights of its own")
+        try:
+            for part, source in sources.items():
+                load_weights(network.get_submodule(part), str(source))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{name} was frozen, so its weights are in no checkpoint of {self.folder}; those that it was trained "
+                f"with can't be loaded: {error}"
+            ) from error
+        wanted = self.card.get("teachers", {}).get(name, {}).get("sha256")
+        if wanted is not None and state_sha256(network.state_dict()) != wanted:
+            files = " or ".join(map(str, sources.values()))
+            raise ValueError(f"{files} has changed since {self.folder} was trained: {name} is not what it was then")
+        return network.eval()
+
+
+def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Run:
+    """Read a run folder, or a weights file with its card beside it; nothing is built yet.
+
+    The configs are received ones: what is built of them later, the models and the data, goes through the allow-list.
+
+    Args:
+        path: a run folder; or a file such as ``student.safetensors``, with ``student.json`` beside it.
+        allow: packages or full names that the configs may build from besides, see
+            :func:`lit_distill.allow_list.check.check_targets`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file, or it is none of a run.
+        ValueError: what it holds is malformed.
+
+    Example:
+        >>> load_run("/nowhere")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: no run folder /nowhere; a run leaves one in runs/<experiment>/<time>/
+    """
+    check_allow(allow)
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _of_card(path, tuple(allow))
+    if not path.is_dir():
+        kind = "weights file" if path.suffix else "run folder"
+        raise FileNotFoundError(f"no {kind} {path}; a run leaves one in runs/<experiment>/<time>/")
+    if not (path / CONFIG_FILE).is_file():
+        inner = sorted(str(file.parent) for file in path.glob(f"*/{CONFIG_FILE}"))
+        hint = f": did you mean {inner[-1]}?" if inner else f": it has no {CONFIG_FILE}"
+        raise FileNotFoundError(f"{path} is no run folder{hint}")
+    file, stage = path / CONFIG_FILE, None
+    card, results = (_optional(path / name) for name in (CARD_FILE, RESULTS_FILE))
+    content = read_plain(file)
+    if isinstance(content, Mapping) and (content.get("stages") or content.get("generations")):
+        stage = _stage(path, results)
+        file = stage / CONFIG_FILE
+    config = _resolved(file)
+    if not config.get("models") or not isinstance(config.get("data"), Mapping):
+        raise ValueError(f"{file} is no config of a run: it names no models or no data")
+    if config.get("student") == BEST and BEST not in config["models"]:
+        config["student"] = _best_peer(path if stage is None else stage, results)
+    run = Run(folder=path, config=config, card=card, results=results, allow=tuple(allow), stage=stage)
+    _check_classes(run)
+    return run
+
+
+def open_run(config: DictConfig) -> Run:
+    """The run that a command's ``run=`` or ``weights=`` names.
+
+    Args:
+        config: with ``run``, ``weights`` and ``allow``.
+
+    Raises:
+        ValueError: neither is given, or both; what is there is malformed.
+        FileNotFoundError: it is not there.
+    """
+    if bool(config.run) == bool(config.weights):
+        raise ValueError("give run=<folder>, or weights=<file> with its card beside it: one of the two")
+    if config.weights and Path(config.weights).is_dir():
+        raise ValueError(f"weights={config.weights} is a folder: give it as run={config.weights}")
+    return load_run(config.weights or config.run, allow=tuple(config.allow))
+
+
+def load_student(path: str | os.PathLike[str], *, allow: Collection[str] = (), views: Views = "center") -> nn.Module:
+    """The trained student, a bare network in eval mode, with its preprocessing attached; works offline.
+
+    The weights are verified against the sha256 of the card before anything is built of them.
+
+    Args:
+        path: a run folder, or a ``student.safetensors`` with its card ``student.json`` beside it.
+        allow: packages or full names that the card's configs may build from besides the allow-list's.
+        views: what ``preprocess`` gives: the centre of a video, or dense views.
+
+    Returns:
+        The network. Its attribute ``preprocess`` is a
+        :class:`lit_distill.inference.preprocess.Preprocess`, which turns a path
+        or uint8 frames (T, H, W, 3) into the input tensor, and knows ``class_names``, ``frames``, ``size``, ``mean``
+        and ``std``.
+
+    Raises:
+        FileNotFoundError: there is no such run, weights file or card.
+        ValueError: the weights are not those of the card, do not fit, or something in the card is not admitted.
+
+    Example:
+        >>> student = load_student("runs/dml_pptsmv2/2026-11-24_10-00-00")  # doctest: +SKIP
+        >>> probabilities = student(student.preprocess("clip.mp4")).softmax(1)  # doctest: +SKIP
+        >>> student.preprocess.class_names[probabilities.argmax()]  # doctest: +SKIP
+        'jumping'
+    """
+    run = load_run(path, allow=allow)
+    student = run.model()
+    student.preprocess = run.preprocess(views=views)  # type: ignore[assignment]
+    return student
+
+
+def _stage(run: Path, results: Mapping[str, Any]) -> Path:
+    """The folder of the stage whose student is the run's."""
+    name = str(results.get("student_stage", ""))
+    if not re.fullmatch(r"\d+_[A-Za-z][\w-]*", name):
+        begun = ", ".join(str(stage) for stage in stage_folders(run))
+        hint = f"open one of its stages: run=<one of {begun}>" if begun else "none of its stages has begun"
+        raise ValueError(f"{run} is a run of several stages that is not finished: go on with it, or {hint}")
+    stage = run / STAGES / name
+    if not (stage / CONFIG_FILE).is_file():
+        raise FileNotFoundError(f"{run} says that its student is of the stage {name}, but there is no {stage}")
+    return stage
+
+
+def _of_card(file: Path, allow: tuple[str, ...]) -> Run:
+    beside = file.with_suffix(".json")
+    if not beside.is_file():
+        raise FileNotFoundError(f"no card {beside}: {file.name} needs it beside it, a run leaves both")
+    card = _resolved(beside)
+    if not isinstance(card.get("model"), Mapping) or not isinstance(card.get("data"), Mapping):
+        raise ValueError(f"{beside} is no card of a student: it names no model or no data")
+    config = {"models": {"Student": card["model"]}, "data": card["data"], "student": "Student"}
+    if card.get("input") is not None:
+        config["inputs"] = {"Student": card["input"]}
+    run = Run(folder=file.parent, config=config, card=card, weights=file, allow=allow)
+    _check_classes(run)
+    return run
+
+
+def _best_peer(folder: Path, results: Mapping[str, Any]) -> str:
+    """Which of several candidates became the student of a run: as it says itself, or its best checkpoint."""
+    if "student" in results:
+        return str(results["student"])
+    file = folder / "checkpoints" / f"{BEST}.ckpt"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} was trained with student=best, and has neither finished nor a {file.name} that tells which "
+            "peer is the best so far"
+        )
+    return str(read_checkpoint(file)["lit_distill"]["student"])
+
+
+def _check_classes(run: Run) -> None:
+    """Raise where class names, the data's number of classes and the student's disagree."""
+    names, data = len(run.class_names), run.num_classes
+    node = run.config["models"].get(run.student)
+    if not isinstance(node, Mapping):
+        raise ValueError(f"{run.folder} has no model {run.student!r}: it has {', '.join(run.models)}")
+    network = node.get("num_classes")
+    numbers = {number for number in (names or None, data, network) if number is not None}
+    if len(numbers) > 1:
+        raise ValueError(
+            f"{run.folder} contradicts itself: {network} classes of {run.student}, {data} of the data, "
+            f"{names} class names"
+        )
+
+
+def _resolved(file: Path) -> dict[str, Any]:
+    content = read_plain(file)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} is refused: expected a mapping, came {type(content).__name__}")
+    try:
+        return dict(resolved(content))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return _resolved(file) if file.is_file() else {}
+
+
+def _without_weights(node: Any) -> Any:
+    """A model's config that loads no weights file: those of the run come after."""
+    if isinstance(node, (list, tuple)):
+        return [_without_weights(value) for value in node]
+    if not isinstance(node, Mapping):
+        return node
+    return {key: None if key == "pretrained" else _without_weights(value) for key, value in node.items()}
+
+
+def _fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    try:
+        network.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{source} does not fit {type(network).__name__}: {said[:300]}") from error

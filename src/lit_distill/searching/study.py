@@ -1,0 +1,217 @@
+"""An Optuna study whose trials are processes: started, pruned, recorded, plotted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lit_distill._command.arguments import literal
+from lit_distill.runs import artifacts
+
+POLL = 0.5  # seconds between two looks at a trial's figures
+
+
+def open_study(config: DictConfig) -> Any:
+    """The study of a search's folder, new or resumed.
+
+    Raises:
+        ModuleNotFoundError: Optuna is not installed.
+        ValueError: the folder holds another search.
+    """
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"search needs Optuna: pip install 'lit-distill[search]' ({error})") from error
+    if config.direction not in ("maximize", "minimize"):
+        raise ValueError(f"direction is maximize or minimize, came {config.direction!r}")
+    folder = Path(config.folder).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    study = optuna.create_study(
+        storage=storage, study_name="search", direction=config.direction, load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs + 1
+        ),
+    )  # fmt: skip
+    what = {
+        "space": OmegaConf.to_container(config.space, resolve=True),
+        "train": [str(override) for override in config.train],
+        "metric": config.metric,
+        "direction": config.direction,
+    }
+    before = study.user_attrs.get("what", what)
+    if before != what:
+        other = sorted(key for key in what if before[key] != what[key])
+        raise ValueError(f"{folder} holds another search ({', '.join(other)} differ): give another folder=")
+    study.set_user_attr("what", what)
+    # With one seed a search that goes on would draw its first trials once more.
+    study.sampler = optuna.samplers.TPESampler(
+        seed=config.sampler_seed + len(study.trials), n_startup_trials=config.startup_trials
+    )
+    return study
+
+
+def trials_of(study: Any, count: int) -> Iterator[Any]:
+    """First the trial that an interrupted search left, then new ones."""
+    import optuna
+
+    for left in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        yield optuna.trial.Trial(study, left._trial_id)
+    while len(study.get_trials(deepcopy=False)) < count:
+        yield study.ask()
+
+
+def train_trial(
+    trial: Any, arguments: Sequence[str], config: DictConfig, folder: Path, *, prune: bool
+) -> tuple[str, float | None, str]:
+    """Train one trial and report its validations; gives its end, its value and what went wrong."""
+    place = folder / "trials" / str(trial.number)
+    log = place.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    given = [str(override) for override in config.train]
+    words = ["doctor=false", *given, *arguments, f"hydra.run.dir={literal(str(place))}", "resume=auto"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("LIT_DISTILL_RUN", "LIT_DISTILL_STARTED")}
+    with (
+        log.open("ab") as file,
+        _running([sys.executable, "-m", "lit_distill.train", *words], file, environment) as job,
+    ):
+        while job.poll() is None:
+            time.sleep(POLL)
+            if _report(trial, place, config.metric) and prune and trial.should_prune():
+                job.terminate()
+                job.wait()
+                return "PRUNED", None, ""
+        _report(trial, place, config.metric)
+    if job.returncode:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return "FAIL", None, (errors or lines or [f"exit code {job.returncode}"])[-1]
+    value = json.loads((place / artifacts.RESULTS_FILE).read_text())["best"].get(config.metric)
+    if value is None:
+        return "FAIL", None, f"{config.metric} is not in its results.json"
+    return "COMPLETE", float(value), ""
+
+
+@contextmanager
+def _running(words: Sequence[str], log: Any, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends, saved, with the block; SIGTERM is what Ctrl-C is as long as it lasts."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    job = subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+    )
+    try:
+        yield job
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if job.poll() is None:
+            with suppress(ProcessLookupError):
+                job.terminate()
+            job.wait()
+
+
+def _report(trial: Any, place: Path, metric: str) -> bool:
+    """Tell Optuna of the validations that are new; whether there are any."""
+    file = place / "metrics.csv"
+    if not file.is_file():
+        return False
+    # A row without an end is still being written.
+    rows = csv.DictReader(line for line in file.read_text().splitlines(True) if line.endswith("\n"))
+    values = [float(row[metric]) for row in rows if row.get(metric)]
+    known = len(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+    for epoch in range(known, len(values)):
+        trial.report(values[epoch], step=epoch + 1)
+    return len(values) > known
+
+
+def record_of(study: Any, config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The content of ``study.json``."""
+    trials = [
+        {
+            "number": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value if trial.state.name == "COMPLETE" else None,  # Optuna's is the last one reported
+            "settings": dict(trial.params),
+            "validations": [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)],
+            "folder": str(Path("trials") / str(trial.number)),
+        }
+        for trial in study.get_trials(deepcopy=False)
+    ]
+    done = [trial for trial in trials if trial["state"] == "complete"]
+    choose = max if config.direction == "maximize" else min
+    best = choose(done, key=lambda trial: trial["value"])["number"] if done else None
+    return {**study.user_attrs["what"], "best": best, "trials": trials}
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """The study as a table, the best trial first."""
+    keys = list(record["space"])
+    sign = -1.0 if record["direction"] == "maximize" else 1.0
+    order = sorted(record["trials"], key=lambda t: (t["value"] is None, sign * (t["value"] or 0.0), t["number"]))
+    lines = [
+        "# Study",
+        "",
+        f"`python -m lit_distill.train {' '.join(record['train'])}`, {len(record['trials'])} trials, "
+        f"{record['metric']} at the best epoch, {record['direction']}d. Chosen on validation: report the best one on "
+        "test data.",
+        "",
+        f"| trial | {record['metric']} | epochs | end | {' | '.join(f'`{key}`' for key in keys)} |",
+        "|---|---|---|---|" + "---|" * len(keys),
+    ]
+    for trial in order:
+        value = "" if trial["value"] is None else f"{trial['value']:.4f}"
+        settings = [_short(trial["settings"].get(key)) for key in keys]
+        cells = [str(trial["number"]), value, str(len(trial["validations"])), trial["state"], *settings]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def finished(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The trials that have a value."""
+    return [trial for trial in record["trials"] if trial["value"] is not None]
+
+
+def plot(record: Mapping[str, Any], file: Path) -> None:
+    """Every trial's validations, and the value over each setting."""
+    from matplotlib.figure import Figure
+
+    keys, done = list(record["space"]), finished(record)
+    figure = Figure(figsize=(4 * (1 + len(keys)), 3.5), layout="constrained")
+    curves, *others = figure.subplots(1, 1 + len(keys), squeeze=False)[0]
+    for trial in record["trials"]:
+        is_best = trial["number"] == record["best"]
+        curves.plot(
+            range(1, len(trial["validations"]) + 1), trial["validations"], marker=".", zorder=3 if is_best else 2,
+            color="C1" if is_best else "C0", alpha=1.0 if is_best else 0.4,
+        )  # fmt: skip
+    curves.set(xlabel="validation", ylabel=record["metric"])
+    for key, axes in zip(keys, others, strict=True):
+        values = [trial["settings"][key] for trial in done]
+        axes.scatter([str(v) if isinstance(v, str) else v for v in values], [trial["value"] for trial in done], s=14)
+        given = record["space"][key]
+        if isinstance(given, Mapping) and given.get("log"):
+            axes.set_xscale("log")
+        axes.set_xlabel(key)
+        axes.tick_params(axis="x", labelrotation=30)
+    figure.savefig(file, dpi=120, metadata={"Software": None})

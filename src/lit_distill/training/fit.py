@@ -1,0 +1,235 @@
+"""One training: what a composed config describes is built, trained, and left in its folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor, nn
+
+from lit_distill._files import write_text
+from lit_distill._version import versions
+from lit_distill.callbacks import Interrupted
+from lit_distill.checkpoints import read_checkpoint
+from lit_distill.diagnosis.diagnose import diagnose
+from lit_distill.models.identity import load_reports, loaded_from, state_of
+from lit_distill.models.weights import weights_files
+from lit_distill.module import DistillModule
+from lit_distill.runs import artifacts
+from lit_distill.runs.resume import CONFIG_FILE, wait_for_first_process
+from lit_distill.training.stages import moved_models
+from lit_distill.training.start_from import start_from
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What :func:`fit` has made.
+
+    Attributes:
+        module: the trained module, its trainer attached.
+        results: content of the folder's ``results.json``; empty on all ranks but the first.
+    """
+
+    module: DistillModule
+    results: dict[str, Any]
+
+
+def fit(config: DictConfig) -> Fitted:
+    """Train what a composed config describes, and leave checkpoints, figures and the student in ``config.run_dir``.
+
+    Args:
+        config: the composed ``train.yaml``; it goes on from ``ckpt_path`` where that is given.
+
+    Raises:
+        ValueError: the config describes something that cannot be trained; nothing has been written then but the config.
+        Interrupted: a signal ended it, with a checkpoint; ``results.json`` says so.
+    """
+    started = time.perf_counter()
+    started_at = datetime.now(timezone.utc)
+    folder = Path(config.run_dir)
+    seed_everything(config.seed, workers=True, verbose=False)
+    # first the data: what its config lacks is not to be told of the models, which take it from there
+    datamodule: LightningDataModule = instantiate(config.data, _convert_="all")
+    module = build_module(config)
+    callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
+    if config.teacher_cache:
+        callbacks.append(instantiate(config.teacher_cache))
+    loggers = [instantiate(c) for c in config.logger.values() if c is not None]
+    plugins = [instantiate(config.checkpoint_io), *instantiate(config.trainer.get("plugins") or [])]
+    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
+    _refuse_processes_in_a_sweep(trainer)
+    if trainer.is_global_zero:
+        (folder / artifacts.RESULTS_FILE).unlink(missing_ok=True)  # of a run that stood here before
+        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
+
+    checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
+    results: dict[str, Any] = {
+        "experiment": _experiment_name(),
+        "started": started_at.isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "versions": versions(),
+        "interrupted": False,
+    }
+    if config.doctor and not config.ckpt_path and trainer.is_global_zero:
+        _look_first(module, datamodule)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
+    except Interrupted as end:
+        if trainer.is_global_zero:
+            results |= _reached(trainer, checkpoint, started) | {"interrupted": end.signal.name}
+            artifacts.write_json(folder / artifacts.RESULTS_FILE, results)
+        wait_for_first_process()
+        raise
+    if not trainer.is_global_zero:
+        return Fitted(module, {})
+    results |= _reached(trainer, checkpoint, started)
+    best_path = checkpoint.best_model_path if checkpoint is not None else ""
+    if best_path and Path(best_path).is_file():  # on_error=warn may never have written it
+        stored = read_checkpoint(best_path)
+        module.student = stored["lit_distill"]["student"]  # of several candidates the best one then
+        state = state_of(stored, module.student)
+    else:
+        state = module.models[module.student].state_dict()
+    results["student"] = module.student
+    artifacts.write_student(folder, state, _card(config, module, datamodule, results))
+    artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
+    return Fitted(module, results)
+
+
+def _refuse_processes_in_a_sweep(trainer: Trainer) -> None:
+    """Lightning's launcher starts processes by the sweep's command line: they would train its first job."""
+    sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if sweeps and trainer.world_size > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        raise ValueError(
+            f"a job of this sweep trains in {trainer.world_size} processes, which Lightning would start by the command "
+            "line of the whole sweep: give each job one device (trainer.devices=1), start the jobs one by one, or "
+            "as jobs of SLURM (hydra/launcher=submitit_slurm), whose tasks are the processes"
+        )
+
+
+def _look_first(module: DistillModule, datamodule: LightningDataModule) -> None:
+    """Print what a quick diagnosis finds; it costs a few samples of each model, and nothing of the training changes."""
+    diagnosis = diagnose(module, datamodule, samples=4, validation_samples=16)
+    console = Console()
+    for finding in diagnosis.findings:
+        console.print(f"[yellow]look:[/yellow] {finding}", soft_wrap=True, highlight=False)
+    if diagnosis.findings:
+        console.print("(python -m lit_distill.doctor with the same arguments tells more; doctor=false leaves this out)")
+
+
+def _reached(trainer: Trainer, checkpoint: ModelCheckpoint | None, started: float) -> dict[str, Any]:
+    final = _figures(trainer.callback_metrics)
+    return {
+        "final": final,
+        "best": _best_figures(checkpoint) or final,
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def build_module(config: DictConfig, *, expected: Mapping[str, Mapping[str, Tensor]] | None = None) -> DistillModule:
+    """The DistillModule of a composed config: its models, terms, optimizer and schedule.
+
+    Args:
+        config: the composed ``train.yaml``, or that of a stage.
+        expected: for a check of a stage before there is anything to begin from: what earlier ones will leave, by place.
+
+    Raises:
+        ValueError: a frozen model has no weights, or the module refuses what it is given.
+    """
+    if not config.models:
+        raise ValueError("the config names no models; choose an experiment, such as experiment=dml_pptsmv2")
+    models: dict[str, nn.Module] = {}
+    starts = config.get("start") or {}  # of a stage, see lit_distill.training.stages
+    moved = moved_models(config.callbacks)
+    for name, node in config.models.items():
+        without = [key for key, file in weights_files(node).items() if not file]
+        if name in config.frozen and name not in moved and name not in starts and without:
+            wanted = " ".join(f"models.{f'{name}.{key}'.rstrip('.')}.pretrained=<file>" for key in without)
+            raise ValueError(
+                f"{name} is frozen but has no weights: give {wanted} (.safetensors, .ckpt, .pth or .pdparams), "
+                "for example the student.safetensors of a run that trained it; a random network teaches nothing"
+            )
+        models[str(name)] = instantiate(node)
+        if name in starts:
+            models[str(name)].load_report = start_from(  # type: ignore[assignment]
+                models[str(name)],
+                starts[name],
+                name=str(name),
+                folder=config.run_dir,
+                fresh=config.fresh,
+                expected=None if expected is None else expected[starts[name]],
+            )
+        for part, report in load_reports(models[str(name)]).items():
+            of = f"{name}.{part}".rstrip(".")
+            if expected is None:
+                Console().print(f"{of}: {report}", highlight=False, soft_wrap=True)
+            if name in config.frozen and not report.complete:
+                raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
+    return DistillModule(
+        models=models,
+        losses=_terms(config.losses),
+        val_losses=_terms(config.val_losses) if config.val_losses else None,
+        frozen=list(config.frozen),
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler),
+        student=config.student,
+        inputs={str(name): dict(view) for name, view in (config.get("inputs") or {}).items()},
+        candidates=None if config.candidates is None else list(config.candidates),
+        replaced_frozen=list(config.replaced_frozen),
+        train_only=list(config.train_only),
+        balance=instantiate(config.get("balance")),
+    )
+
+
+def _terms(node: DictConfig) -> dict[str, Any]:
+    return {str(name): instantiate(term, _convert_="all") for name, term in node.items()}
+
+
+def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(("train/", "val/"))}
+
+
+def _best_figures(checkpoint: ModelCheckpoint | None) -> dict[str, float]:
+    """The validation figures of the epoch that the best checkpoint was saved in."""
+    if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
+        return {}
+    stored = read_checkpoint(checkpoint.best_model_path)
+    return {"epoch": stored["epoch"] + 1, **stored["lit_distill"]["figures"]}
+
+
+def _card(
+    config: DictConfig, module: DistillModule, datamodule: LightningDataModule, results: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "name": module.student,
+        "model": OmegaConf.to_container(config.models[module.student], resolve=True),
+        "input": None if module.student not in module.inputs else asdict(module.inputs[module.student]),
+        "initialised": loaded_from(module.models[module.student]),
+        "data": OmegaConf.to_container(config.data, resolve=True),
+        "class_names": list(getattr(datamodule, "class_names", None) or []),
+        "teachers": artifacts.teacher_card(module.named, module.student),
+        "losses": {name: repr(term) for name, term in module.composer.terms.items()},
+        "figures": results["best"],
+        "experiment": results["experiment"],
+        "seed": results["seed"],
+        "versions": results["versions"],
+    }
+
+
+def _experiment_name() -> str:
+    return str(HydraConfig.get().runtime.choices["experiment"]) if HydraConfig.initialized() else ""
