@@ -11,9 +11,11 @@ import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lit_distill import DistillModule, LossTerm
+from lit_distill.data import ViewsBatch
+from lit_distill.inference.evaluation import Evaluation
 from lit_distill.losses.base import Example, SizedLoss
 from lit_distill.schedules import Linear, WarmupCosine
 
@@ -325,6 +327,11 @@ def test_a_batch_of_another_form_says_what_to_override() -> None:
         trainer().fit(module(), DataLoader(TensorDataset(x), batch_size=4))
 
 
+def views_batch(samples: list[tuple[Tensor, Tensor]]) -> ViewsBatch:
+    inputs, target = default_collate(samples)
+    return ViewsBatch(inputs, target)
+
+
 def test_views_of_a_video_are_averaged_as_probabilities() -> None:
     class Clips(nn.Module):
         def __init__(self) -> None:
@@ -343,7 +350,7 @@ def test_views_of_a_video_are_averaged_as_probabilities() -> None:
     losses = {"ce": LossTerm(CE(), pair=("Student", "GroundTruth"))}
     distill = module(models={"Student": student}, frozen=[], losses=losses, optimizer=partial(torch.optim.SGD, lr=0.0))
     fit = trainer(max_epochs=1)
-    fit.fit(distill, train, DataLoader(TensorDataset(views, target), batch_size=2))
+    fit.fit(distill, train, DataLoader(TensorDataset(views, target), batch_size=2, collate_fn=views_batch))
     student.eval()
     with torch.no_grad():
         probabilities = torch.stack([student(views[:, v]).softmax(dim=1) for v in range(6)]).mean(dim=0)
@@ -351,6 +358,32 @@ def test_views_of_a_video_are_averaged_as_probabilities() -> None:
     assert fit.callback_metrics["val/loss"] == pytest.approx(float(expected), rel=1e-5)
     top1 = (probabilities.argmax(dim=1) == target).float().mean()
     assert fit.callback_metrics["val/Student/top1"] == pytest.approx(float(top1))
+
+
+def test_inputs_of_six_dimensions_that_are_no_views_reach_the_model_as_they_are() -> None:
+    class Segments(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, segments: Tensor) -> Tensor:
+            assert segments.shape[1:] == (6, 2, 2, 3, 3)  # (B, S, T, C, H, W)
+            logits: Tensor = self.fc(segments.mean(dim=(2, 3, 4, 5)))
+            return logits
+
+    torch.manual_seed(0)
+    inputs, target = torch.randn(4, 6, 2, 2, 3, 3), torch.tensor([0, 1, 2, 0])
+    student, batches = Segments(), DataLoader(TensorDataset(inputs, target), batch_size=2)
+    losses = {"ce": LossTerm(CE(), pair=("Student", "GroundTruth"))}
+    distill = module(models={"Student": student}, frozen=[], losses=losses, optimizer=partial(torch.optim.SGD, lr=0.0))
+    fit = trainer(max_epochs=1)
+    fit.fit(distill, batches, batches)
+    with torch.no_grad():
+        expected = CE()(student(inputs), target)
+    assert fit.callback_metrics["val/loss"] == pytest.approx(float(expected), rel=1e-5)
+    evaluation = Evaluation(student, num_classes=3)
+    trainer().test(evaluation, batches, verbose=False)
+    assert evaluation.figures["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_it_can_be_validated_alone_in_inference_mode() -> None:

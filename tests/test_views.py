@@ -50,5 +50,5 @@ def test_confident_views_stay_finite() -> None:
 
 
 def test_other_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"views \(B, V, T, 3, H, W\), came \(2, 3, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"views \(B, V, T, 3, H, W\), got \(2, 3, 8, 8\)"):
         average_views(Tiny(), torch.zeros(2, 3, 8, 8))

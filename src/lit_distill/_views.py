@@ -1,10 +1,10 @@
-"""What one model sees of a batch that was decoded for several: fewer of its frames, smaller."""
+"""Views of a batch: what one model sees of clips decoded for several, and several clips of each video averaged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,26 @@ class InputView:
         return smaller.to(clips.dtype).reshape(*clips.shape[:-2], self.size, self.size)
 
 
+class ViewsBatch(NamedTuple):
+    """A batch whose inputs are several views of each sample: evaluation averages their class probabilities.
+
+    Data say so by this type: a data module returns it, or a loader collates it. Inputs of any other batch, whatever
+    their shape, reach the models as they are.
+
+    Attributes:
+        inputs: (B, V, ...), V views of each of B samples.
+        target: (B,), or (B, C) class probabilities.
+        index: (B,), positions of the samples in their data set; None where they are not known.
+
+    Example:
+        >>> inputs, target, index = ViewsBatch(torch.zeros(2, 30, 8, 3, 16, 16), torch.tensor([0, 1]))
+    """
+
+    inputs: Tensor
+    target: Tensor
+    index: Tensor | None = None
+
+
 def average_views(model: Callable[[Tensor], Tensor], inputs: Tensor, *, max_clips: int | None = None) -> Tensor:
     r"""Log-probabilities of each video, its views' probabilities averaged: :math:`\log \tfrac1V \sum_v softmax(z_v)`.
 
@@ -124,7 +144,12 @@ def average_views(model: Callable[[Tensor], Tensor], inputs: Tensor, *, max_clip
     if inputs.ndim == 5:
         return model(inputs)
     if inputs.ndim != 6:
-        raise ValueError(f"expected clips (B, T, 3, H, W) or views (B, V, T, 3, H, W), came {tuple(inputs.shape)}")
+        raise ValueError(f"expected clips (B, T, 3, H, W) or views (B, V, T, 3, H, W), got {tuple(inputs.shape)}")
+    return average_over_views(model, inputs, max_clips=max_clips)
+
+
+def average_over_views(model: Callable[[Tensor], Tensor], inputs: Tensor, *, max_clips: int | None = None) -> Tensor:
+    """What :func:`average_views` gives, for views (B, V, ...) of any shape, as in a :class:`ViewsBatch`."""
     batch, views = inputs.shape[:2]
     clips = inputs.flatten(0, 1)
     logits = torch.cat([model(part) for part in torch.split(clips, max_clips or len(clips))])

@@ -20,6 +20,7 @@ from faults.killing import Server, differences, serving
 from faults.resume_program import PointsModule, build
 from lit_distill import DistillModule, LossTerm
 from lit_distill.callbacks import EMATeacher, NonFinite, NonFiniteError, StepSeed, TeacherCache
+from lit_distill.data import ViewsBatch
 from lit_distill.models.identity import state_sha256
 from lit_distill.teacher_cache.shards import shard_size
 
@@ -227,10 +228,11 @@ def test_a_batch_changed_in_place_is_not_taken_for_what_the_workers_read(tmp_pat
 class TwoViews(PointsModule):
     """Two clips of each video in evaluation."""
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         inputs, target, index = super().on_after_batch_transfer(batch, dataloader_idx)
-        validating = self.trainer is not None and self.trainer.validating
-        return torch.stack([inputs, inputs.flip(-1)], 1) if validating else inputs, target, index
+        if self.trainer is None or not self.trainer.validating:
+            return inputs, target, index
+        return ViewsBatch(torch.stack([inputs, inputs.flip(-1)], 1), target, index)
 
 
 def test_averages_over_views_are_read_back(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_distill.data import VideoDataModule, average_views
+from lit_distill.data import VideoDataModule, ViewsBatch, average_views
 
 
 class Probe(LightningModule):
@@ -29,6 +29,7 @@ class Probe(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         inputs, target, index = batch
+        assert type(batch) is tuple
         self.trained += index.tolist()
         return nn.functional.cross_entropy(self.net(inputs), target)
 
@@ -38,6 +39,7 @@ class Probe(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         inputs, _, index = batch
+        assert isinstance(batch, ViewsBatch)
         self.seen[-1] += index.tolist()
         self.steps[-1] += 1
         self.log_probabilities += average_views(self.net, inputs).tolist()

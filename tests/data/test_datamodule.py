@@ -9,7 +9,8 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_distill.data import Mixup, VideoDataModule, VideoMix, normalize
+from lit_distill import DistillModule, LossTerm
+from lit_distill.data import Mixup, VideoDataModule, VideoMix, ViewsBatch, average_views, normalize
 from lit_distill.data.samplers import seeded
 
 from .conftest import grey, write_images, write_lines
@@ -164,6 +165,37 @@ def test_dense_views(videos: Path) -> None:
     assert [inputs.shape for inputs, _, _ in recorder.batches["val"]] == 7 * [(1, 30, 4, 3, 28, 28)]
     trainer().validate(recorder, datamodule=make(videos, views="dense", eval_batch_size=3, num_frames=2))
     assert recorder.batches["val"][7][0].shape == (3, 30, 2, 3, 28, 28)
+
+
+def test_dense_views_are_declared_by_their_batches(videos: Path) -> None:
+    kinds: dict[str, set[type]] = {}
+
+    class Kinds(Recorder):
+        def _keep(self, stage: str, batch: Any) -> Tensor:
+            kinds.setdefault(stage, set()).add(type(batch))
+            return super()._keep(stage, batch)
+
+    for views, evaluated in (("dense", ViewsBatch), ("center", tuple)):
+        recorder, data = Kinds(), make(videos, views=views, num_frames=2)
+        kinds.clear()
+        trainer(1).fit(recorder, datamodule=data)
+        trainer().test(recorder, datamodule=data, verbose=False)
+        assert kinds == {"train": {tuple}, "val": {evaluated}, "test": {evaluated}}
+
+
+def test_dense_views_are_averaged_in_plain_python(videos: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4 * 3 * 28 * 28, 3)).eval()
+    losses = {"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))}
+    module = DistillModule(models={"Student": network}, losses=losses, optimizer=torch.optim.SGD)
+    (logged,) = trainer().validate(module, datamodule=make(videos, views="dense"), verbose=False)
+    data = make(videos, views="dense")
+    total = 0.0
+    with torch.no_grad():
+        for batch in data.val_dataloader():
+            inputs, target, _ = data.on_after_batch_transfer(data.on_before_batch_transfer(batch, 0), 0)
+            total += float(nn.functional.cross_entropy(average_views(network, inputs), target, reduction="sum"))
+    assert logged["val/loss"] == pytest.approx(total / 7, rel=1e-5)
 
 
 def test_test_and_predict(videos: Path) -> None:

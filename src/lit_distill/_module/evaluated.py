@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_distill._module.checkpointed import CheckpointedModule
 from lit_distill._module.metrics import TermMeans, TopKAccuracy
 from lit_distill._module.preflight import BEST, TOP1, unpack_batch
-from lit_distill._views import InputView, average_views
+from lit_distill._views import InputView, ViewsBatch, average_over_views
 from lit_distill.composer import LossComposer
 from lit_distill.losses.base import class_indices
 from lit_distill.signals import SignalCache, SignalCapture
@@ -80,11 +80,13 @@ class EvaluatedModule(CheckpointedModule):
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
         inputs, target, index = self.unpack(batch)
+        has_views = isinstance(batch, ViewsBatch)
+        run = self._run_and_average if has_views else self._run_frozen_or_not
         outputs = {}
         with self.val_composer.capture(self.named) as signals:
             for name in self.models:
-                outputs[name] = self._ask(name, inputs, signals, self._evaluate, output=True)
-                if _has_views(inputs):
+                outputs[name] = self._ask(name, inputs, signals, run, output=True)
+                if has_views:
                     signals.replace(name, outputs[name])
         result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
         size = target.shape[0] if target is not None and target.ndim else 1
@@ -95,10 +97,8 @@ class EvaluatedModule(CheckpointedModule):
                 metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
         return outputs
 
-    def _evaluate(self, name: str, inputs: Any) -> Any:
-        if not _has_views(inputs):
-            return self._run_frozen_or_not(name, inputs)
-        return average_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
+    def _run_and_average(self, name: str, inputs: Tensor) -> Tensor:
+        return average_over_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The same as validation, on the test data."""
@@ -185,8 +185,3 @@ def metric_was_updated(metric: Metric | MetricCollection) -> bool:
     """Whether a metric, or every one of a collection, has seen data since its reset."""
     parts = metric.values() if isinstance(metric, MetricCollection) else [metric]
     return all(getattr(part, "update_called", False) for part in parts)
-
-
-def _has_views(inputs: Any) -> bool:
-    """Whether these are several clips of each video, (B, V, T, C, H, W), to be averaged."""
-    return isinstance(inputs, Tensor) and inputs.ndim == 6

@@ -1,6 +1,6 @@
 """Videos or images in, batches out: list files, exact frames, the published transforms, mixing, loaders."""
 
-from lit_distill._views import InputView, average_views
+from lit_distill._views import InputView, ViewsBatch, average_views
 from lit_distill.data.catalogue.lists import read_class_names, read_list
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.datamodule import VideoDataModule
@@ -38,6 +38,7 @@ __all__ = [
     "VideoInfo",
     "VideoLayout",
     "VideoMix",
+    "ViewsBatch",
     "average_views",
     "count_frames",
     "normalize",

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from lit_distill._files import cache_root
+from lit_distill._views import ViewsBatch
 from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
 from lit_distill.data.catalogue.archives import Archives, Stamp, is_url
@@ -30,8 +31,8 @@ from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, Cli
 class VideoDataModule(SampleDataModule[VideoDataset]):
     """Videos or folders of frames named by list files, as batches (inputs, target, index).
 
-    Inputs are (B, T, 3, H, W) float32, or (B, V, T, 3, H, W) of V views with dense evaluation (see
-    :func:`lit_distill.data.average_views`); the target is int64 (B,), or class probabilities (B, num_classes) after
+    Inputs are (B, T, 3, H, W) float32, or (B, V, T, 3, H, W) of V views with dense evaluation, whose batches are
+    :class:`lit_distill.data.ViewsBatch`; the target is int64 (B,), or class probabilities (B, num_classes) after
     mixing; the index int64 (B,) is the sample's position in its data set. Workers hand over bytes; conversion,
     normalisation and mixing happen once a batch on the device. Everything random follows from (seed, epoch, sample).
 
@@ -275,6 +276,12 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
     def _require_root(self) -> None:
         if self.archives is None or not self.archives.remote:
             super()._require_root()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """As in any data module; a batch of dense views says so."""
+        made = super().on_after_batch_transfer(batch, dataloader_idx)
+        training = self.trainer is not None and self.trainer.training
+        return made if training or self.views == "center" else ViewsBatch(*made)
 
     def teardown(self, stage: str) -> None:
         """Tell what the cache of clips was good for."""

@@ -279,7 +279,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             parts.append(InputKeys.of(digests[0], mix, self.mean, self.std))
         return tuple(parts)
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor, Tensor]:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to normalised floats, and labels smoothed; then the mixing drawn before."""
         inputs, target, index, *more = batch
         keys = next((part for part in more if isinstance(part, InputKeys)), None)

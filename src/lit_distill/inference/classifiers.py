@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lit_distill.data import average_views
+from lit_distill._views import average_over_views
 from lit_distill.inference.preprocess import Preprocess
 
 MAX_CLIPS = 32
@@ -28,13 +28,14 @@ class Classifier(Protocol):
 
 
 def log_probabilities(
-    network: Callable[[Tensor], Tensor], inputs: Tensor, *, max_clips: int | None = MAX_CLIPS
+    network: Callable[[Tensor], Tensor], inputs: Tensor, *, views: bool = False, max_clips: int | None = MAX_CLIPS
 ) -> Tensor:
     r"""Log-probabilities of a batch: :math:`\log softmax(z)`, of V views :math:`\log \tfrac1V \sum_v softmax(z_v)`.
 
     Args:
         network: gives logits (N, C).
         inputs: normalised clips (B, T, 3, H, W), views (B, V, T, 3, H, W), or images (B, 3, H, W).
+        views: whether they are views.
         max_clips: most clips of views that the network is given at once.
 
     Returns:
@@ -44,8 +45,8 @@ def log_probabilities(
         >>> log_probabilities(nn.Flatten(), torch.zeros(1, 2, 1, 1)).exp()
         tensor([[0.5000, 0.5000]])
     """
-    if inputs.ndim == 6:
-        return average_views(network, inputs, max_clips=max_clips)
+    if views:
+        return average_over_views(network, inputs, max_clips=max_clips)
     logits = network(inputs)
     return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
 
@@ -80,4 +81,4 @@ class NetworkClassifier:
     def __call__(self, batch: Tensor) -> Tensor:
         """Class probabilities, see :class:`Classifier`."""
         inputs = self.preprocess.normalize(batch.to(self.device, non_blocking=True))
-        return log_probabilities(self.network, inputs).exp().float().cpu()
+        return log_probabilities(self.network, inputs, views=self.preprocess.views == "dense").exp().float().cpu()

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lit_distill.data import InputView
+from lit_distill._views import InputView, ViewsBatch
 from lit_distill.inference.classifiers import log_probabilities
 
 CALIBRATION_BINS = 15
@@ -165,7 +165,7 @@ class Evaluation(LightningModule):
         """Count one batch (inputs, target, ...)."""
         inputs, target, *_ = batch
         seen = inputs if self.view is None else self.view(inputs)
-        self.report.update(log_probabilities(self.network, seen), target)
+        self.report.update(log_probabilities(self.network, seen, views=isinstance(batch, ViewsBatch)), target)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """The same on the validation data."""

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lit_distill.data import InputView
+from lit_distill._views import InputView, ViewsBatch
 from lit_distill.inference.classifiers import log_probabilities
 from lit_distill.inference.evaluation import ClassificationReport
 from lit_distill.reporting.similarity import OUTPUT, linear_cka, stage_features, stage_names
@@ -177,6 +177,7 @@ class _Look(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         inputs, target, *rest = batch
+        has_views = isinstance(batch, ViewsBatch)
         known = rest and isinstance(rest[0], Tensor)
         self.index.append(rest[0].cpu() if known else torch.arange(self.count, self.count + len(target)))
         self.target.append(target.cpu())
@@ -185,12 +186,12 @@ class _Look(LightningModule):
             view = self.views[name]
             seen = inputs if view is None else view(inputs)
             start = _clock(seen)
-            said = log_probabilities(network, seen)
+            said = log_probabilities(network, seen, views=has_views)
             self.seconds[name] += _clock(seen) - start
             self.report(name).update(said, target)
             self.said[name].append(said.float().cpu())
             if self.left > 0:  # of dense views the first: CKA is of single clips
-                clips = (seen[:, 0] if seen.ndim == 6 else seen)[: self.left]
+                clips = (seen[:, 0] if has_views else seen)[: self.left]
                 self.features[name].append(stage_features(network, clips, self.layers[name]))
         self.left -= len(target)
 
