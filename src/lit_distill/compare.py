@@ -25,9 +25,8 @@ from lit_distill.comparison.plots import can_plot, write_plots
 from lit_distill.comparison.pool import Job, Pool, alone_in, places
 from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
 from lit_distill.comparison.table import HEAD, markdown, notes, rows
-from lit_distill.runs import artifacts
-
-JSON_FILE, TABLE_FILE = "compare.json", "compare.md"
+from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.names import COMPARE_FILE, COMPARE_TABLE
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -113,13 +112,13 @@ def _announce(console: Console, plan: Plan, left: Sequence[PlannedRun], jobs: in
 
 
 def _write(console: Console, record: dict[str, Any], output: Path, *, plots: bool) -> None:
-    artifacts.write_json(output / JSON_FILE, record)
+    write_json(output / COMPARE_FILE, record)
     pictures: list[str] = []
     if plots and can_plot():
         pictures = write_plots(record, output)
     elif plots:
         console.print("no plots: they need matplotlib, pip install 'lit-distill\\[report]'", highlight=False)
-    write_text(output / TABLE_FILE, markdown(record, pictures))
+    write_text(output / COMPARE_TABLE, markdown(record, pictures))
     shown = Table()
     for name in HEAD:
         shown.add_column(escape(name), overflow="fold", justify="left" if name in ("strategy", "teacher") else "right")
@@ -128,7 +127,7 @@ def _write(console: Console, record: dict[str, Any], output: Path, *, plots: boo
     console.print(shown)
     for note in notes(record):
         console.print(escape(printable(note.replace("**", ""))), highlight=False, soft_wrap=True)
-    console.print(f"written to {output / TABLE_FILE}", highlight=False, soft_wrap=True)
+    console.print(f"written to {output / COMPARE_TABLE}", highlight=False, soft_wrap=True)
 
 
 def is_whole(record: dict[str, Any]) -> bool:

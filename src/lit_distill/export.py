@@ -26,6 +26,7 @@ from lit_distill.inference.preprocess import Preprocess
 from lit_distill.inference.sample_batches import batches_of, labelled_batches
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.names import EXPORT, STUDENT_FILE
 from lit_distill.runs.opened import Run, open_run
 
 Format = Literal["onnx", "torch_export", "safetensors"]
@@ -52,7 +53,7 @@ def run(config: DictConfig) -> Path:
     _validate(config)
     source = open_run(config)
     if source.weights is not None and source.weights.suffix != ".safetensors":
-        raise ValueError(f"{source.weights} has been exported already: give the run folder or student.safetensors")
+        raise ValueError(f"{source.weights} has been exported already: give the run folder or {STUDENT_FILE}")
     name = config.named or source.student
     reference = source.model(name, checkpoint=config.checkpoint)
     network = fused(source.model(name, checkpoint=config.checkpoint))
@@ -62,7 +63,7 @@ def run(config: DictConfig) -> Path:
     if not checked_on:
         raise ValueError("an export needs real samples to be checked on, came none")
     ending = ".int8.onnx" if config.int8 else _ENDING[config.format]
-    path = Path(config.output or source.folder / "export" / f"{name.lower()}{ending}")
+    path = Path(config.output or source.folder / EXPORT / f"{name.lower()}{ending}")
     if path.suffix != _SUFFIX[config.format]:
         raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, came {path}")
     _refuse_other_card(path)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from argparse import Namespace
 from importlib.util import find_spec
@@ -17,7 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
 
-from lit_distill._files import append_text, write_text
+from lit_distill.runs.metrics_csv import append_row, ordered, read_rows, write_rows
+from lit_distill.runs.names import METRICS_FILE, MLFLOW, MLFLOW_FILE, TENSORBOARD
 
 
 class MetricsCSV(Logger):
@@ -41,7 +40,7 @@ class MetricsCSV(Logger):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = Path(folder) / METRICS_FILE
         self._columns: list[str] = ["step"]
         self._row: dict[str, float] = {}
         self._trains = True
@@ -104,47 +103,31 @@ class MetricsCSV(Logger):
         row = state_dict["row"]
         if row:
             step = int(row["step"])
-            there = self._read() if self.path.exists() else []
-            written = next((found for found in there if int(found["step"]) == step), {})
+            written = next((found for found in read_rows(self.path) if int(found["step"]) == step), {})
             self._resume(step)
             self._row = {**row, **{name: float(value) for name, value in written.items() if value}, "step": step}
 
     def _resume(self, step: int | None) -> None:
         """Go on in the file, from a step or behind all of it; what was validated here before the training stays."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = self._read() if self.path.exists() else []
+        rows = list(read_rows(self.path))
         mine = len(rows) if self._started or self._found is None else self._found
         self._found = mine
         self._started = step is not None
         if self.path.exists():
             self._columns = list(rows[0]) if rows else ["step"]
             earlier = rows if step is None else [row for row in rows[:mine] if int(row["step"]) < step]
-            self._replace(earlier if step is None else earlier + rows[mine:])
+            write_rows(self.path, self._columns, earlier if step is None else earlier + rows[mine:])
 
     def _write_row(self) -> None:
         row = {name: _text(value) for name, value in self._row.items()}
         self._row = {}
         new = [name for name in row if name not in self._columns]
         if new or not self.path.exists():
-            rows = self._read() if self.path.exists() else []
-            # The step and the epoch lead; the rest is in alphabetical order, so that a file reads the same every time.
-            rest = sorted({*self._columns, *new} - {"step", "epoch"})
-            self._columns = ["step", *(["epoch"] if "epoch" in {*self._columns, *new} else []), *rest]
-            self._replace([*rows, row])
+            self._columns = ordered({*self._columns, *new})
+            write_rows(self.path, self._columns, [*read_rows(self.path), row])
         else:
-            append_text(self.path, self._text([row]))
-
-    def _read(self) -> list[dict[str, str]]:
-        # A line without an end is what a writer left that was killed, or whose disk was full.
-        return list(csv.DictReader(line for line in self.path.read_text().splitlines(True) if line.endswith("\n")))
-
-    def _replace(self, rows: list[dict[str, str]]) -> None:
-        write_text(self.path, self._text([dict(zip(self._columns, self._columns, strict=True)), *rows]))
-
-    def _text(self, rows: list[dict[str, str]]) -> str:
-        text = io.StringIO()
-        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(rows)
-        return text.getvalue()
+            append_row(self.path, self._columns, row)
 
 
 class EventFiles(Logger):
@@ -165,7 +148,7 @@ class EventFiles(Logger):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
-        self.folder = Path(folder) / "tensorboard"
+        self.folder = Path(folder) / TENSORBOARD
         self._logger: TensorBoardLogger | None = None
         if is_installed("tensorboard"):
             self._logger = TensorBoardLogger(self.folder.parent, name=self.folder.name, version="")
@@ -253,8 +236,8 @@ class MLflow(MLFlowLogger):
         place = Path(folder).absolute()
         place.mkdir(parents=True, exist_ok=True)
         super().__init__(
-            experiment_name=experiment, run_name=name or place.name, tracking_uri=f"sqlite:///{place}/mlflow.db",
-            artifact_location=(place / "mlflow").as_uri(),
+            experiment_name=experiment, run_name=name or place.name, tracking_uri=f"sqlite:///{place / MLFLOW_FILE}",
+            artifact_location=(place / MLFLOW).as_uri(),
         )  # fmt: skip
 
 

@@ -24,9 +24,9 @@ from lit_distill.reporting.history import histories
 from lit_distill.reporting.page import page
 from lit_distill.reporting.sections import Material, sections
 from lit_distill.reporting.training_cost import training_cost
+from lit_distill.runs.names import REPORT_FILE
 from lit_distill.runs.opened import Run, load_run
 
-FILE = "report.html"
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of older runs without microseconds
 _TAKES_VALUE = ("--allow", "--cfg", "-c", "--config-dir", "-cd", "--package", "-p")  # options before a word of theirs
 
@@ -168,7 +168,7 @@ def _cost(one: Run, steps: int, data: dict[str, Any]) -> Cost | str:
 def _file(config: DictConfig, opened: dict[str, Run]) -> Path:
     if config.output:
         return Path(config.output).expanduser()
-    return next(iter(opened.values())).folder / FILE if len(opened) == 1 else Path(FILE)
+    return next(iter(opened.values())).folder / REPORT_FILE if len(opened) == 1 else Path(REPORT_FILE)
 
 
 @command("report", receives=True)

@@ -15,7 +15,8 @@ from lit_distill._command.arguments import literal
 from lit_distill._command.command import command, conf_dir
 from lit_distill._files import write_text
 from lit_distill.comparison.pool import alone_in
-from lit_distill.runs import artifacts
+from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.names import STUDY_FILE, STUDY_PLOT, STUDY_TABLE
 from lit_distill.searching.space import axes_of
 from lit_distill.searching.study import finished, markdown, open_study, plot, record_of, train_trial, trials_of
 
@@ -58,11 +59,11 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
                     raise ValueError(f"{_FAILURES} trials in a row failed, the last one by: {fault}")
         finally:
             record = record_of(study, config, folder)
-            artifacts.write_json(folder / "study.json", record)
-            write_text(folder / "study.md", markdown(record))
+            write_json(folder / STUDY_FILE, record)
+            write_text(folder / STUDY_TABLE, markdown(record))
             if config.plots and find_spec("matplotlib") is not None and any(finished(record)):
-                plot(record, folder / "study.png")
-    console.print(f"{folder / 'study.md'}", highlight=False, soft_wrap=True)
+                plot(record, folder / STUDY_PLOT)
+    console.print(f"{folder / STUDY_TABLE}", highlight=False, soft_wrap=True)
     return record
 
 

@@ -25,8 +25,9 @@ from lit_distill._version import versions
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.inference.evaluation import Evaluation, class_rows
 from lit_distill.models.state_files import file_sha256
-from lit_distill.runs import artifacts
-from lit_distill.runs.opened import BEST, Run, open_run
+from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.names import BEST, CONFUSION_FILE, TEST_FILE
+from lit_distill.runs.opened import Run, open_run
 
 _SHOWN_CLASSES = 20
 
@@ -86,7 +87,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         "versions": versions(),
     }
     write_text(_confusion_file(file), confusion_csv(confusion, names))
-    artifacts.write_json(file, report)
+    write_json(file, report)
     show(Console(), report, file)
     return report
 
@@ -155,13 +156,15 @@ def _file_name(opened: Run, config: DictConfig, model: str) -> str:
         "" if config.checkpoint == BEST else Path(config.checkpoint).stem,
     ]
     parts += [config.split if config.split != "test" else "", config.views or ""]
-    return "_".join(["test", *(part for part in parts if part)]) + ".json"
+    plain = Path(TEST_FILE)
+    return "_".join([plain.stem, *(part for part in parts if part)]) + plain.suffix
 
 
 def _confusion_file(file: Path) -> Path:
-    stem = file.stem
-    name = stem.replace("test", "confusion", 1) if stem.startswith("test") else f"{stem}_confusion"
-    return file.with_name(f"{name}.csv")
+    ours, confusion = Path(TEST_FILE).stem, Path(CONFUSION_FILE)
+    rest = file.stem.removeprefix(ours)
+    name = f"{file.stem}_{confusion.stem}" if rest == file.stem else f"{confusion.stem}{rest}"
+    return file.with_name(f"{name}{confusion.suffix}")
 
 
 @command("test", receives=True)

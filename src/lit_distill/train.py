@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lit_distill._command.command import command, quiet_lightning, typed_overrides
-from lit_distill.runs import artifacts
+from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.resume import begin, let_go, take_environment
 from lit_distill.training.fit import build_module, fit
 from lit_distill.training.preset import describe_weight, set_preset_weights
@@ -43,8 +42,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 def _run(config: DictConfig) -> dict[str, Any]:
     point = begin(config)
     if point.finished:
-        finished: dict[str, Any] = json.loads((point.folder / artifacts.RESULTS_FILE).read_text())
-        return finished
+        return read_results(point.folder)
     if stages := stages_of(config):
         return run_stages(config, stages, point)
     fitted = fit(config)

@@ -104,10 +104,10 @@ def test_what_was_logged_is_what_is_read(tmp_path: Path) -> None:
         ("step,a,a\n1,2,3\n", "different columns"), ("a,b\n1,2\n", "one of them step"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_none_of_figures_is_told(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_table_of_metrics_is_refused(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "metrics.csv"
     file.write_text(text)
-    with pytest.raises(ValueError, match=f"metrics.csv is no table of logged figures: .*{said}"):
+    with pytest.raises(ValueError, match=f"metrics.csv is no table of logged metrics: .*{said}"):
         read_history(file, "x")
 
 

@@ -1,4 +1,4 @@
-"""resume=auto goes on with the run of the same command, begins anew or refuses; and metrics.csv goes on in its row."""
+"""resume=auto resumes the run of the same command, starts from scratch or refuses; metrics.csv resumes in its row."""
 
 from __future__ import annotations
 
@@ -82,17 +82,17 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
 def test_no_checkpoint_yet_is_a_new_beginning(tmp_path: Path) -> None:
     point = find_resume_point(CONFIG, begin(tmp_path / "run", saved=False), siblings=False)
     assert (point.checkpoint, point.finished) == (None, False)
-    assert "begins anew" in point.message
+    assert "starts from scratch" in point.message
 
 
 @pytest.mark.parametrize(
     ("stages", "done", "resumes", "message"),
     [
         ({"1_a": "interrupted"}, 0, "1_a", ", stage 1, from step 7"),
-        ({"1_a": "finished"}, 1, None, "behind stage 1"),
-        ({"1_a": "finished", "2_b": "begun"}, 1, None, "behind stage 1"),
+        ({"1_a": "finished"}, 1, None, "after stage 1"),
+        ({"1_a": "finished", "2_b": "begun"}, 1, None, "after stage 1"),
         ({"1_a": "finished", "2_b": "saved"}, 1, "2_b", ", stage 2, from step 7"),
-        ({"1_a": "finished", "2_b": "finished"}, 2, None, "behind stage 2"),
+        ({"1_a": "finished", "2_b": "finished"}, 2, None, "after stage 2"),
         ({f"{n}_a": "finished" for n in range(1, 11)} | {"11_b": "saved"}, 10, "11_b", "stage 11, from step 7"),
     ],
 )
@@ -200,7 +200,7 @@ def test_the_same_command_goes_on_after_a_signal(tmp_path: Path, processes: int)
     process = train(parts, tmp_path, *more)
     text = process.communicate(timeout=300)[0]
     assert process.returncode == 0, text
-    assert f"going on in {parts} from step" in text
+    assert f"resuming {parts} from step" in text
     assert (whole / "metrics.csv").read_bytes() == (parts / "metrics.csv").read_bytes()
     assert (whole / "student.safetensors").read_bytes() == (parts / "student.safetensors").read_bytes()
     results = [json.loads((folder / "results.json").read_text()) for folder in (whole, parts)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -15,9 +14,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lit_distill._files import write_text
+from lit_distill.runs.artifacts import write_json
+from lit_distill.runs.names import ACCOUNT_FILE
 
-ACCOUNT_FILE = "account.json"
 _MIB = 1 << 20
 
 
@@ -64,7 +63,7 @@ class Account(Callback):
         """Write the file."""
         if trainer.is_global_zero:
             content = {**self._now(), "steps": trainer.global_step, "epochs": trainer.current_epoch}
-            write_text(self.folder / ACCOUNT_FILE, json.dumps(content, indent=2) + "\n")
+            write_json(self.folder / ACCOUNT_FILE, content)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was counted so far."""

@@ -9,6 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_distill.runs.names import LAST
+
 
 class LastCheckpoint(ModelCheckpoint):
     """Saves ``last.ckpt`` after every epoch, and every ``every_n_steps`` optimizer steps.
@@ -32,7 +34,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, dirpath: str | os.PathLike[str] | None = None, *, every_n_steps: int | None = None) -> None:
         if every_n_steps is not None and (isinstance(every_n_steps, bool) or every_n_steps < 1):
             raise ValueError(f"every_n_steps is a number of optimizer steps from 1, or None, got {every_n_steps!r}")
-        super().__init__(None if dirpath is None else os.fspath(dirpath), filename="last", enable_version_counter=False)
+        super().__init__(None if dirpath is None else os.fspath(dirpath), filename=LAST, enable_version_counter=False)
         self.every_n_steps = every_n_steps
         self._place: tuple[int, int, int] | None = None
         self.is_saved = False

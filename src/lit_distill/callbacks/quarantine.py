@@ -13,8 +13,7 @@ from rich.console import Console
 
 from lit_distill.data.catalogue.quarantine import Quarantined, QuarantineError, QuarantineList, from_json
 from lit_distill.runs.artifacts import write_json
-
-QUARANTINE_FILE = "quarantine.json"
+from lit_distill.runs.names import QUARANTINE_FILE
 
 
 class Quarantine(Callback):

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from lit_distill._command.arguments import literal
 from lit_distill._command.command import conf_dir
-from lit_distill.runs.artifacts import STUDENT_FILE
+from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.runs.resume import differing
 from lit_distill.training.preset import preset_weights
 

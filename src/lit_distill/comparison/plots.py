@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_distill._files import write_bytes
+from lit_distill.runs.names import CURVES_FILE, GAINS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GAINS, CURVES = "gains.png", "curves.png"
 _COLOURS = {"better": "#1a7f4b", "worse": "#b3261e", "not shown": "#6b7280"}
 
 
@@ -35,11 +35,11 @@ def write_plots(record: Mapping[str, Any], folder: Path) -> list[str]:
     """
     if not can_plot():
         raise ModuleNotFoundError("plots need matplotlib: pip install 'lit-distill[report]'")
-    for name, figure in ((GAINS, _gains(record)), (CURVES, _curves(record))):
+    for name, figure in ((GAINS_FILE, _gains(record)), (CURVES_FILE, _curves(record))):
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
         write_bytes(folder / name, content.getvalue())
-    return [GAINS, CURVES]
+    return [GAINS_FILE, CURVES_FILE]
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -17,12 +17,14 @@ from typing import IO, Any
 
 import torch
 
+from lit_distill.runs.names import LOCK_FILE
+from lit_distill.runs.resume import environment_of_other_run
+
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: nothing then keeps two comparisons apart
     fcntl = None  # type: ignore[assignment]
 
-_LOCK = ".lock"
 _SHOWN = 300  # characters of an error
 
 
@@ -132,11 +134,9 @@ class Pool:
 
     def environment(self, place: int) -> dict[str, str]:
         """Of a process at a place: its threads, and its GPU where there are some and the user has not said which."""
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        if self.devices and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        environment = {**environment_of_other_run(), "OMP_NUM_THREADS": str(self.threads)}
+        if self.devices and "CUDA_VISIBLE_DEVICES" not in environment:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % self.devices)
-        for name in ("LIT_DISTILL_RUN", "LIT_DISTILL_STARTED"):  # of this process, if it is a job's itself
-            environment.pop(name, None)
         return environment
 
     def _end(self, places: Sequence[threading.Thread]) -> None:
@@ -186,7 +186,7 @@ def alone_in(folder: Path) -> Iterator[int | None]:
     if fcntl is None:
         yield None
         return
-    with (folder / _LOCK).open("w") as file:
+    with (folder / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

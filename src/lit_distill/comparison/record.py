@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import platform
 import statistics
@@ -15,14 +13,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from lit_distill._version import versions
-from lit_distill.callbacks.account import ACCOUNT_FILE
 from lit_distill.comparison.paired import LEVEL, PairedGain, holm, paired_gain, verdict
 from lit_distill.comparison.plan import Plan, PlannedRun, network_name, plain, student_of
-from lit_distill.runs import artifacts
-from lit_distill.runs.resume import CONFIG_FILE, differing_keys
+from lit_distill.runs.artifacts import is_finished, read_json, read_results
+from lit_distill.runs.metrics_csv import read_metric
+from lit_distill.runs.names import ACCOUNT_FILE, CARD_FILE, CONFIG_FILE, METRICS_FILE, TEST_FILE
+from lit_distill.runs.resume import differing_keys
 
 FORMAT = 1
-TEST_FILE = "test.json"
 
 
 def require_its_own(run: PlannedRun) -> None:
@@ -40,17 +38,15 @@ def require_its_own(run: PlannedRun) -> None:
 
 def is_done(run: PlannedRun, *, tested: bool = True) -> bool:
     """Whether a run has been trained and, with ``tested``, the weights that it left have been tested."""
-    results = _read(run.folder / artifacts.RESULTS_FILE)
     return (
-        bool(results)
-        and not results["interrupted"]
+        is_finished(run.folder)
         and (run.folder / ACCOUNT_FILE).is_file()
         and (not tested or _tests_these_weights(run.folder))
     )
 
 
 def _tests_these_weights(folder: Path) -> bool:
-    report, card = _read(folder / TEST_FILE), _read(folder / artifacts.CARD_FILE)
+    report, card = read_json(folder / TEST_FILE), read_json(folder / CARD_FILE)
     return bool(report) and report["sha256"] == card.get("sha256")
 
 
@@ -113,8 +109,8 @@ def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]
     place = run.folder.relative_to(folder).as_posix()
     if fault or not is_done(run):
         return {"seed": run.seed, "folder": place, "top1": None, "fault": fault or "not done yet"}
-    results, account = _read(run.folder / artifacts.RESULTS_FILE), _read(run.folder / ACCOUNT_FILE)
-    report = _read(run.folder / TEST_FILE)
+    results, account = read_results(run.folder), read_json(run.folder / ACCOUNT_FILE)
+    report = read_json(run.folder / TEST_FILE)
     metric = f"val/{student_of(run.config)}/top1"
     validation = results["best"].get(metric)
     return {
@@ -123,7 +119,7 @@ def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]
         "top1": 100 * report["top1"],
         "top5": 100 * report["top5"],
         "val_top1": None if validation is None else 100 * validation,
-        "val_curve": [100 * value for value in _curve(run.folder, metric)],
+        "val_curve": [100 * value for value in read_metric(run.folder / METRICS_FILE, metric)],
         "best_epoch": results["best"].get("epoch"),
         "test_samples": report["samples"],
         **{name: account[name] for name in ("steps", "epochs", "order", "pixels")},
@@ -196,15 +192,6 @@ def _weights(config: DictConfig) -> dict[str, Any]:
     return {str(name): term.get("weight", 1.0) for name, term in losses.items()}
 
 
-def _curve(folder: Path, metric: str) -> list[float]:
-    """A metric of a run's `metrics.csv`, a value an epoch; empty where there is none."""
-    file = folder / "metrics.csv"
-    if not file.is_file():
-        return []
-    with file.open() as rows:
-        return [float(row[metric]) for row in csv.DictReader(rows) if row.get(metric)]
-
-
 def _teacher(plan: Plan, folder: Path, faults: Mapping[Path, str]) -> dict[str, Any]:
     if plan.teacher is None:
         return {"weights": Path(str(plan.weights)).name}
@@ -230,10 +217,3 @@ def _processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_distill.runs.names import COMPARE_FILE
 from lit_distill.training.preset import describe_weight
 
 HEAD = (
@@ -28,7 +29,7 @@ def markdown(record: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
         "\n".join(table(record)),
         "\n".join(f"- {note}" for note in notes(record)),
         f"Made on {machine['cores']} cores ({machine['processor']}{gpus}), {versions}, {record['date']}; every figure "
-        "of every run is in compare.json.",
+        f"of every run is in {COMPARE_FILE}.",
         *(f"![{name}]({name})" for name in plots),
     ]
     return "\n\n".join(parts) + "\n"

@@ -17,8 +17,8 @@ from PIL import Image
 
 from lit_distill._files import write_bytes
 from lit_distill.loggers import EventFiles, MetricsCSV
+from lit_distill.runs.names import MEDIA
 
-MEDIA = "media"
 _PREFIX = "val/"
 _STEP = re.compile(r"step_(\d{8,})")
 _SECONDS = 2.0  # that a clip lasts, whatever its frames

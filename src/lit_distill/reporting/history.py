@@ -1,18 +1,18 @@
-"""The figures that a run logged while it was trained, from its ``metrics.csv``."""
+"""The metrics that a run logged while it was trained, from its ``metrics.csv``."""
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from lit_distill.runs.artifacts import stage_folders
+from lit_distill.runs.metrics_csv import read_numbers
+from lit_distill.runs.names import METRICS_FILE
 from lit_distill.runs.opened import Run
-from lit_distill.runs.resume import stage_folders
 
-METRICS_FILE = "metrics.csv"
 MAX_BYTES = 500_000_000
 MAX_COLUMNS = 2_000
 
@@ -23,22 +23,22 @@ class History:
 
     Attributes:
         label: of the run, or of its stage.
-        series: for each figure its points (step, value), finite or not, in the file's order.
+        series: for each metric its points (step, value), finite or not, in the file's order.
     """
 
     label: str
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def last(self, name: str) -> float | None:
-        """The last finite value of a figure; None where there is none."""
+        """The last finite value of a metric; None where there is none."""
         return next((value for _, value in reversed(self.series.get(name, [])) if math.isfinite(value)), None)
 
 
 def read_history(file: str | os.PathLike[str], label: str) -> History:
-    """Read a ``metrics.csv``; a line that a killed writer left unfinished is left out, as a resumed run does.
+    """Read a ``metrics.csv``.
 
     Args:
-        file: of a received run folder: it is read as numbers and nothing else.
+        file: of an untrusted run folder: it is read as numbers and nothing else.
         label: for the legend.
 
     Raises:
@@ -56,22 +56,13 @@ def read_history(file: str | os.PathLike[str], label: str) -> History:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is refused: it has more than {MAX_BYTES:,} bytes")
     series: dict[str, list[tuple[float, float]]] = {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        try:
-            rows = csv.reader(line for line in stream if line.endswith("\n"))
-            columns = next(rows, ["step"])
-            if len(columns) > MAX_COLUMNS or len(set(columns)) < len(columns) or "step" not in columns:
-                raise ValueError(f"expected different columns, at most {MAX_COLUMNS:,}, one of them step")
-            place = columns.index("step")
-            for row in rows:
-                if len(row) != len(columns):
-                    raise ValueError(f"line {rows.line_num} has {len(row)} fields, the header {len(columns)}")
-                step = float(row[place])
-                for name, text in zip(columns, row, strict=True):
-                    if text and name not in ("step", "epoch"):
-                        series.setdefault(name, []).append((step, float(text)))
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path} is no table of logged figures: {error}") from error
+    for row in read_numbers(path):
+        step = row["step"]
+        for name, value in row.items():
+            if name not in ("step", "epoch"):
+                series.setdefault(name, []).append((step, value))
+        if len(series) > MAX_COLUMNS:
+            raise ValueError(f"{path} is refused: it has more than {MAX_COLUMNS:,} metrics")
     return History(label, series)
 
 

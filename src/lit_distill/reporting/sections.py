@@ -22,6 +22,7 @@ from lit_distill.reporting.clips import changed, clip_figures
 from lit_distill.reporting.evidence import Judged, Pair, RunEvidence
 from lit_distill.reporting.history import History, thinned
 from lit_distill.reporting.page import Section, grid, note, shaded, table
+from lit_distill.runs.names import METRICS_FILE
 
 _SHOWN_CLASSES = 15
 _WRITTEN_OUT = 24  # classes of a confusion matrix with numbers
@@ -107,7 +108,7 @@ def _curves(material: Material) -> str:
             line = Line(label, thinned(points), colour, dashed=known and stage == "train" and not by_stage)
             charts.setdefault(chart, []).append(line)
     if not charts:
-        return note("the runs have no metrics.csv, so there are no curves")
+        return note(f"the runs have no {METRICS_FILE}, so there are no curves")
     first = sorted(charts, key=lambda name: (name != "loss", not name.endswith("top1"), name))
     means = note("of long runs each point is the mean of its neighbours, at most 300 a line")
     return grid([line_chart(charts[name], title=name) for name in first]) + means

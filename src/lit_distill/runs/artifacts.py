@@ -1,4 +1,4 @@
-"""What a finished run leaves beside its checkpoints: results.json, student.safetensors and its card."""
+"""The files of a run folder, read and written: its config, its results, its student with the card, its stages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,48 @@ from torch import Tensor, nn
 from lit_distill._files import write_bytes, write_text
 from lit_distill.models.identity import loaded_from, state_sha256
 from lit_distill.models.state_files import file_sha256
-
-STUDENT_FILE = "student.safetensors"
-CARD_FILE = "student.json"
-RESULTS_FILE = "results.json"
+from lit_distill.runs.names import CARD_FILE, CONFIG_FILE, RESULTS_FILE, STAGES, STUDENT_FILE
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Write a JSON file so that a reader sees the old one or the whole new one."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The content of a JSON file that a run of this user has written; empty where there is none.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        content: dict[str, Any] = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results.json``: after all other files, since it says that the run is finished or was interrupted."""
+    write_json(folder / RESULTS_FILE, results)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of ``results.json``; empty where the run has not ended."""
+    return read_json(folder / RESULTS_FILE)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run of a folder has ended, and was not interrupted."""
+    results = read_results(folder)
+    return bool(results) and not results.get("interrupted")
+
+
+def stage_folders(run: Path) -> list[Path]:
+    """The folders of a run's stages that have begun, in their order."""
+    found = [path.parent for path in (run / STAGES).glob(f"*/{CONFIG_FILE}")]
+    numbered = {int(path.name.partition("_")[0]): path for path in found if path.name.partition("_")[0].isdecimal()}
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def write_student(folder: str | os.PathLike[str], state: Mapping[str, Tensor], card: Mapping[str, Any]) -> Path:

@@ -23,10 +23,19 @@ from lit_distill.inference.preprocess import Preprocess, Views
 from lit_distill.models.identity import state_of, state_sha256
 from lit_distill.models.state_files import file_sha256
 from lit_distill.models.weights import load_weights, weights_files
-from lit_distill.runs.artifacts import CARD_FILE, RESULTS_FILE, STUDENT_FILE
-from lit_distill.runs.resume import CONFIG_FILE, STAGES, stage_folders
-
-BEST, LAST = "best", "last"
+from lit_distill.runs.artifacts import stage_folders
+from lit_distill.runs.names import (
+    BEST,
+    BEST_CHECKPOINT,
+    CARD_FILE,
+    CHECKPOINT_SUFFIX,
+    CHECKPOINTS,
+    CONFIG_FILE,
+    LAST,
+    RESULTS_FILE,
+    STAGES,
+    STUDENT_FILE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +98,11 @@ class Run:
         if name == self.student and checkpoint == BEST and (self.folder / STUDENT_FILE).is_file():
             return self.folder / STUDENT_FILE
         folder = self._trained_in
-        file = folder / "checkpoints" / f"{checkpoint}.ckpt" if checkpoint in (BEST, LAST) else Path(checkpoint)
+        is_named = checkpoint in (BEST, LAST)
+        file = folder / CHECKPOINTS / f"{checkpoint}{CHECKPOINT_SUFFIX}" if is_named else Path(checkpoint)
         if file.is_file():
             return file
-        there = sorted(str(path.relative_to(folder)) for path in folder.glob("checkpoints/*.ckpt"))
+        there = sorted(str(path.relative_to(folder)) for path in folder.glob(f"{CHECKPOINTS}/*{CHECKPOINT_SUFFIX}"))
         raise FileNotFoundError(
             f"{folder} has no {file.name} to take {name} from: "
             + (f"give checkpoint={'|'.join(Path(path).stem for path in there)}" if there else "it has no checkpoints")
@@ -134,8 +144,8 @@ class Run:
         network: nn.Module = self._built("models", name, _without_weights(node))
         if file.suffix == ".safetensors":
             state = load_file(self.verified(file))
-        elif file.suffix != ".ckpt":
-            raise ValueError(f"a network's weights are read from .safetensors and .ckpt, came {file}")
+        elif file.suffix != CHECKPOINT_SUFFIX:
+            raise ValueError(f"a network's weights are read from .safetensors and {CHECKPOINT_SUFFIX}, got {file}")
         else:
             stored = read_checkpoint(file)
             if not any(key.startswith(f"models.{name}.") for key in stored["state_dict"]):
@@ -358,7 +368,7 @@ def _best_peer(folder: Path, results: Mapping[str, Any]) -> str:
     """Which of several candidates became the student of a run: as it says itself, or its best checkpoint."""
     if "student" in results:
         return str(results["student"])
-    file = folder / "checkpoints" / f"{BEST}.ckpt"
+    file = folder / BEST_CHECKPOINT
     if not file.is_file():
         raise FileNotFoundError(
             f"{folder} was trained with student=best, and has neither finished nor a {file.name} that tells which "

@@ -1,4 +1,4 @@
-"""`resume=auto`: which run the same command goes on with, and what it refuses to go on with."""
+"""`resume=auto`: which run the same command resumes, and what it refuses to resume."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from lit_distill._command.arguments import given_values
+from lit_distill._command.launch import STARTED
+from lit_distill._files import write_text
 from lit_distill.checkpoints import read_checkpoint
-from lit_distill.runs.artifacts import RESULTS_FILE
+from lit_distill.runs.artifacts import is_finished, stage_folders
+from lit_distill.runs.names import CONFIG_FILE, LAST_CHECKPOINT, STAGES
 
-_VARIABLE = "LIT_DISTILL_RUN"
+RUN_VARIABLE = "LIT_DISTILL_RUN"
 _PATIENCE = 30.0  # seconds
-LAST = Path("checkpoints") / "last.ckpt"
-CONFIG_FILE = "config.yaml"
-STAGES = "stages"
-"""Folder of the stages in a run folder."""
 MAY_DIFFER = (
     "run_dir", "ckpt_path", "resume", "doctor", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
     "data.num_workers", "data.prefetch", "preset.weights", "logger", "student_from", "callbacks.progress",
@@ -43,9 +42,9 @@ class ResumePoint:
 
     Attributes:
         folder: the run folder.
-        checkpoint: what to go on from; None to begin.
+        checkpoint: what to resume from; None to start from scratch.
         finished: the run there is complete, so there is nothing to do.
-        message: what to tell the user.
+        message: what to print.
         stage: how many stages are done, in a run of stages.
     """
 
@@ -57,28 +56,28 @@ class ResumePoint:
 
 
 def begin(config: DictConfig) -> ResumePoint:
-    """Where the run of a composed config begins; its ``run_dir`` and ``ckpt_path`` say so from here on.
+    """Find where the run of a composed config begins, and set its ``run_dir`` and ``ckpt_path`` to that.
 
     Raises:
         ValueError: ``resume`` is neither null nor auto, or given beside ``ckpt_path``; the run has another config.
     """
     if config.resume not in (None, "auto"):
-        raise ValueError(f"resume is auto or null, came {config.resume!r}; a file is given by ckpt_path=<file>")
+        raise ValueError(f"resume is auto or null, got {config.resume!r}; a file is given by ckpt_path=<file>")
     if config.resume and config.ckpt_path:
         raise ValueError("resume=auto finds its checkpoint itself: leave out resume or ckpt_path")
-    begun = Path(config.run_dir).absolute()
+    given = Path(config.run_dir).absolute()
     point = handed_on()
     if point is None:
-        point = ResumePoint(begun, None, False, "")
+        point = ResumePoint(given, None, False, "")
         if config.resume:
             hydra = HydraConfig.get() if HydraConfig.initialized() else None
             named = hydra is None or hydra.mode != RunMode.RUN or any("run.dir=" in o for o in hydra.overrides.hydra)
-            point = find_resume_point(config, begun, siblings=not named)
+            point = find_resume_point(config, given, siblings=not named)
             tell(point.message)
         hand_on(point)
-    if begun != point.folder and begun.is_dir() and not any(begun.iterdir()):
+    if given != point.folder and given.is_dir() and not any(given.iterdir()):
         with suppress(OSError):  # another process of the job may have removed it
-            begun.rmdir()
+            given.rmdir()
     config.run_dir = str(point.folder)
     if point.checkpoint is not None and point.checkpoint.parents[1] == point.folder:
         config.ckpt_path = str(point.checkpoint)
@@ -88,7 +87,7 @@ def begin(config: DictConfig) -> ResumePoint:
 def take_environment(config: DictConfig, typed: Sequence[str]) -> None:
     """Write the values that overrides take from the environment into a config, such as a seed of the job's number.
 
-    They are part of what is trained: another value is another run, and ``config.yaml`` tells it.
+    They are part of what is trained: another value is another run, and ``config.yaml`` has it.
 
     Args:
         config: as composed.
@@ -111,11 +110,11 @@ def _take(config: DictConfig, place: str, given: Any) -> None:
 
 
 def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, siblings: bool) -> ResumePoint:
-    """Where the run of a config goes on.
+    """Where the run of a config resumes.
 
     In ``folder`` if a run has begun there, whose config must be the same. Otherwise, with ``siblings``, in the newest
-    unfinished run beside it that has the same config; runs of other configs are not touched, the newest is told of. If
-    there is none a new run begins in ``folder``.
+    unfinished run beside it that has the same config; runs of other configs are not touched, the message names the
+    newest. If there is none a new run begins in ``folder``.
 
     Args:
         config: as composed now.
@@ -130,7 +129,8 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
         if keys := differing_keys(folder, config):
             raise ValueError(
                 f"resume=auto: the run in {folder} has another config, it differs in {', '.join(keys)}: "
-                "give the same command, another hydra.run.dir, or ckpt_path=<its last.ckpt> to go on with these changes"
+                "give the same command, another hydra.run.dir, or "
+                f"ckpt_path=<its {LAST_CHECKPOINT.name}> to resume with these changes"
             )
         return _point(folder)
     other = ""
@@ -145,11 +145,16 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
     return ResumePoint(folder, None, False, f"resume=auto: no unfinished run of this config {place}{other}: a new run")
 
 
+def write_config(folder: Path, config: DictConfig) -> None:
+    """Write ``config.yaml`` as it was composed, its interpolations as they stand: what a later start is compared to."""
+    write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
+
+
 def differing_keys(run: Path, config: DictConfig) -> list[str]:
     """The keys in which a run folder's config differs from one composed now, by their dotted names."""
     there = yaml.safe_load((run / CONFIG_FILE).read_text())
     here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
-    begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST).is_file()}
+    begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST_CHECKPOINT).is_file()}
     return [
         key
         for key in sorted(differing(there, here))
@@ -159,24 +164,29 @@ def differing_keys(run: Path, config: DictConfig) -> list[str]:
 
 
 def hand_on(point: ResumePoint) -> None:
-    """Tell the processes that Lightning will start of this one where the run is."""
+    """Set the variable that says where the run is, for the processes that Lightning will start from this one."""
     checkpoint = None if point.checkpoint is None else str(point.checkpoint)
-    told = {"pid": os.getpid(), "folder": str(point.folder), "checkpoint": checkpoint, "stage": point.stage}
-    os.environ[_VARIABLE] = json.dumps(told)
+    stored = {"pid": os.getpid(), "folder": str(point.folder), "checkpoint": checkpoint, "stage": point.stage}
+    os.environ[RUN_VARIABLE] = json.dumps(stored)
 
 
 def let_go() -> None:
-    """The run is over: programs that this process starts from now on are others."""
-    os.environ.pop(_VARIABLE, None)
+    """Remove that variable: the run is over, and programs that this process starts from now on are others."""
+    os.environ.pop(RUN_VARIABLE, None)
+
+
+def environment_of_other_run() -> dict[str, str]:
+    """This process's environment without what it says of its own run, for a process that is another run."""
+    return {name: value for name, value in os.environ.items() if name not in (RUN_VARIABLE, STARTED)}
 
 
 def handed_on() -> ResumePoint | None:
-    """What the process that started this one said; None if it was no training."""
-    told = json.loads(os.environ.get(_VARIABLE, "{}"))
-    if told.get("pid") != os.getppid():
+    """What the process that started this one exported; None if it was no training."""
+    stored = json.loads(os.environ.get(RUN_VARIABLE, "{}"))
+    if stored.get("pid") != os.getppid():
         return None
-    checkpoint = Path(told["checkpoint"]) if told["checkpoint"] else None
-    return ResumePoint(Path(told["folder"]), checkpoint, False, "", told["stage"])
+    checkpoint = Path(stored["checkpoint"]) if stored["checkpoint"] else None
+    return ResumePoint(Path(stored["folder"]), checkpoint, False, "", stored["stage"])
 
 
 def wait_for_first_process() -> None:
@@ -194,39 +204,27 @@ def tell(text: str) -> None:
 
 
 def _point(folder: Path) -> ResumePoint:
-    if _is_finished(folder):
+    if is_finished(folder):
         return ResumePoint(folder, None, True, f"resume=auto: the run in {folder} is finished, nothing is to be done")
     stages = stage_folders(folder)
-    done = next((number for number, stage in enumerate(stages) if not _is_finished(stage)), len(stages))
-    checkpoint = (stages[done] if done < len(stages) else folder) / LAST
+    done = next((number for number, stage in enumerate(stages) if not is_finished(stage)), len(stages))
+    checkpoint = (stages[done] if done < len(stages) else folder) / LAST_CHECKPOINT
     if not checkpoint.is_file():
         if done:
-            return ResumePoint(folder, None, False, f"resume=auto: going on in {folder} behind stage {done}", done)
-        return ResumePoint(folder, None, False, f"resume=auto: {folder} has no checkpoint yet: it begins anew there")
+            return ResumePoint(folder, None, False, f"resume=auto: resuming {folder} after stage {done}", done)
+        return ResumePoint(folder, None, False, f"resume=auto: {folder} has no checkpoint yet: it starts from scratch")
     stored = read_checkpoint(checkpoint)
     stage = f", stage {done + 1}," if stages else ""
-    text = f"resume=auto: going on in {folder}{stage} from step {stored['global_step']}, epoch {stored['epoch'] + 1}"
+    text = f"resume=auto: resuming {folder}{stage} from step {stored['global_step']}, epoch {stored['epoch'] + 1}"
     return ResumePoint(folder, checkpoint, False, text, done)
-
-
-def stage_folders(run: Path) -> list[Path]:
-    """The folders of a run's stages that have begun, in their order."""
-    found = [path.parent for path in (run / STAGES).glob(f"*/{CONFIG_FILE}")]
-    numbered = {int(path.name.partition("_")[0]): path for path in found if path.name.partition("_")[0].isdecimal()}
-    return [numbered[number] for number in sorted(numbered)]
 
 
 def _unfinished(folder: Path) -> Iterator[Path]:
     """Run folders with a checkpoint and without a result, newest first; named by time, so by name."""
     runs = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}")] if folder.is_dir() else []
     for run in sorted(runs, reverse=True):
-        if not _is_finished(run) and any((place / LAST).is_file() for place in (run, *stage_folders(run))):
+        if not is_finished(run) and any((place / LAST_CHECKPOINT).is_file() for place in (run, *stage_folders(run))):
             yield run
-
-
-def _is_finished(run: Path) -> bool:
-    path = run / RESULTS_FILE
-    return path.is_file() and not json.loads(path.read_text()).get("interrupted")
 
 
 def differing(one: Any, other: Any, place: str = "") -> set[str]:

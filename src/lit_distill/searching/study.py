@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,7 +15,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_distill._command.arguments import literal
-from lit_distill.runs import artifacts
+from lit_distill.runs.artifacts import read_results
+from lit_distill.runs.metrics_csv import read_metric
+from lit_distill.runs.names import METRICS_FILE, RESULTS_FILE, STUDY_JOURNAL, TRIALS
+from lit_distill.runs.resume import environment_of_other_run
 
 POLL = 0.5  # seconds between two looks at a trial's figures
 
@@ -40,7 +40,7 @@ def open_study(config: DictConfig) -> Any:
     folder = Path(config.folder).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY_JOURNAL)))
     study = optuna.create_study(
         storage=storage, study_name="search", direction=config.direction, load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(
@@ -79,16 +79,12 @@ def train_trial(
     trial: Any, arguments: Sequence[str], config: DictConfig, folder: Path, *, prune: bool
 ) -> tuple[str, float | None, str]:
     """Train one trial and report its validations; gives its end, its value and what went wrong."""
-    place = folder / "trials" / str(trial.number)
+    place = folder / TRIALS / str(trial.number)
     log = place.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     given = [str(override) for override in config.train]
     words = ["doctor=false", *given, *arguments, f"hydra.run.dir={literal(str(place))}", "resume=auto"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("LIT_DISTILL_RUN", "LIT_DISTILL_STARTED")}
-    with (
-        log.open("ab") as file,
-        _running([sys.executable, "-m", "lit_distill.train", *words], file, environment) as job,
-    ):
+    with log.open("ab") as file, _running([sys.executable, "-m", "lit_distill.train", *words], file) as job:
         while job.poll() is None:
             time.sleep(POLL)
             if _report(trial, place, config.metric) and prune and trial.should_prune():
@@ -100,14 +96,14 @@ def train_trial(
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         return "FAIL", None, (errors or lines or [f"exit code {job.returncode}"])[-1]
-    value = json.loads((place / artifacts.RESULTS_FILE).read_text())["best"].get(config.metric)
+    value = read_results(place)["best"].get(config.metric)
     if value is None:
-        return "FAIL", None, f"{config.metric} is not in its results.json"
+        return "FAIL", None, f"{config.metric} is not in its {RESULTS_FILE}"
     return "COMPLETE", float(value), ""
 
 
 @contextmanager
-def _running(words: Sequence[str], log: Any, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _running(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends, saved, with the block; SIGTERM is what Ctrl-C is as long as it lasts."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -115,8 +111,9 @@ def _running(words: Sequence[str], log: Any, environment: Mapping[str, str]) -> 
 
     before = signal.signal(signal.SIGTERM, interrupt)
     job = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-    )
+        words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment_of_other_run(),
+        start_new_session=True,
+    )  # fmt: skip
     try:
         yield job
     finally:
@@ -129,12 +126,7 @@ def _running(words: Sequence[str], log: Any, environment: Mapping[str, str]) -> 
 
 def _report(trial: Any, place: Path, metric: str) -> bool:
     """Tell Optuna of the validations that are new; whether there are any."""
-    file = place / "metrics.csv"
-    if not file.is_file():
-        return False
-    # A row without an end is still being written.
-    rows = csv.DictReader(line for line in file.read_text().splitlines(True) if line.endswith("\n"))
-    values = [float(row[metric]) for row in rows if row.get(metric)]
+    values = read_metric(place / METRICS_FILE, metric)
     known = len(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     for epoch in range(known, len(values)):
         trial.report(values[epoch], step=epoch + 1)
@@ -150,7 +142,7 @@ def record_of(study: Any, config: DictConfig, folder: Path) -> dict[str, Any]:
             "value": trial.value if trial.state.name == "COMPLETE" else None,  # Optuna's is the last one reported
             "settings": dict(trial.params),
             "validations": [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)],
-            "folder": str(Path("trials") / str(trial.number)),
+            "folder": str(Path(TRIALS) / str(trial.number)),
         }
         for trial in study.get_trials(deepcopy=False)
     ]

@@ -20,7 +20,6 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
-from lit_distill._files import write_text
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
@@ -29,7 +28,8 @@ from lit_distill.models.identity import load_reports, loaded_from, state_of
 from lit_distill.models.weights import weights_files
 from lit_distill.module import DistillModule
 from lit_distill.runs import artifacts
-from lit_distill.runs.resume import CONFIG_FILE, wait_for_first_process
+from lit_distill.runs.names import RESULTS_FILE, STUDENT_FILE
+from lit_distill.runs.resume import wait_for_first_process, write_config
 from lit_distill.training.stages import moved_models
 from lit_distill.training.start_from import start_from
 
@@ -72,8 +72,8 @@ def fit(config: DictConfig) -> Fitted:
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers, plugins=plugins)
     _refuse_processes_in_a_sweep(trainer)
     if trainer.is_global_zero:
-        (folder / artifacts.RESULTS_FILE).unlink(missing_ok=True)  # of a run that stood here before
-        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
+        (folder / RESULTS_FILE).unlink(missing_ok=True)  # of a run that stood here before
+        write_config(folder, config)
 
     checkpoint = next((c for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor), None)
     results: dict[str, Any] = {
@@ -90,7 +90,7 @@ def fit(config: DictConfig) -> Fitted:
     except Interrupted as end:
         if trainer.is_global_zero:
             results |= _reached(trainer, checkpoint, started) | {"interrupted": end.signal.name}
-            artifacts.write_json(folder / artifacts.RESULTS_FILE, results)
+            artifacts.write_results(folder, results)
         wait_for_first_process()
         raise
     if not trainer.is_global_zero:
@@ -105,7 +105,7 @@ def fit(config: DictConfig) -> Fitted:
         state = module.models[module.student].state_dict()
     results["student"] = module.student
     artifacts.write_student(folder, state, _card(config, module, datamodule, results))
-    artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
+    artifacts.write_results(folder, results)  # the last file: it says that the run is finished
     return Fitted(module, results)
 
 
@@ -162,7 +162,7 @@ def build_module(config: DictConfig, *, expected: Mapping[str, Mapping[str, Tens
             wanted = " ".join(f"models.{f'{name}.{key}'.rstrip('.')}.pretrained=<file>" for key in without)
             raise ValueError(
                 f"{name} is frozen but has no weights: give {wanted} (.safetensors, .ckpt, .pth or .pdparams), "
-                "for example the student.safetensors of a run that trained it; a random network teaches nothing"
+                f"for example the {STUDENT_FILE} of a run that trained it; a random network teaches nothing"
             )
         models[str(name)] = instantiate(node)
         if name in starts:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,21 +9,30 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
-from lit_distill._files import write_bytes, write_text
+from lit_distill._files import write_bytes
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
 from lit_distill.callbacks.preemption import end_behind
 from lit_distill.runs import artifacts
-from lit_distill.runs.resume import CONFIG_FILE, LAST, ResumePoint, stage_folders, tell
+from lit_distill.runs.metrics_csv import ordered, read_rows, write_rows
+from lit_distill.runs.names import (
+    BEST_CHECKPOINT,
+    CARD_FILE,
+    CONFIG_FILE,
+    LAST_CHECKPOINT,
+    METRICS_FILE,
+    RESULTS_FILE,
+    STUDENT_FILE,
+)
+from lit_distill.runs.resume import ResumePoint, tell, write_config
 from lit_distill.training.fit import build_module, fit
 from lit_distill.training.stages import Stage
 from lit_distill.training.summary import show_stages
 
-METRICS_FILE = "metrics.csv"
 _OF_STAGE = ("student", "final", "best", "epochs", "steps", "seconds", "seed")
 
 
@@ -55,8 +61,8 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     folder, started_at = point.folder, datetime.now(timezone.utc)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first:
-        (folder / artifacts.RESULTS_FILE).unlink(missing_ok=True)
-        write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
+        (folder / RESULTS_FILE).unlink(missing_ok=True)
+        write_config(folder, config)
         _forget(folder, stages[point.stage :], keep=point.checkpoint)
     head = {
         "experiment": "",
@@ -68,7 +74,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     done: dict[str, dict[str, Any]] = {}
     for stage in stages:
         if stage.number <= point.stage:
-            done[stage.name] = json.loads((stage.folder / artifacts.RESULTS_FILE).read_text())
+            done[stage.name] = artifacts.read_results(stage.folder)
             continue
         tell(f"stage {stage.number} of {len(stages)}: {stage.name}")
         if stage.number == point.stage + 1 and point.checkpoint is not None:
@@ -79,12 +85,12 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
             trainer = fitted.module.trainer
             trainer.strategy.barrier()  # what the first rank has written, the next stage of all begins from
             if stage is not stages[-1]:
-                end_behind(trainer, stage.folder / LAST)
+                end_behind(trainer, stage.folder / LAST_CHECKPOINT)
         except Interrupted as end:
             if first:
-                done[stage.name] = json.loads((stage.folder / artifacts.RESULTS_FILE).read_text())
+                done[stage.name] = artifacts.read_results(stage.folder)
                 reached = _together(head, stages, done, done[stage.name])
-                artifacts.write_json(folder / artifacts.RESULTS_FILE, reached | {"interrupted": end.signal.name})
+                artifacts.write_results(folder, reached | {"interrupted": end.signal.name})
                 _write_metrics(folder, stages, done)
             raise
     if not first:
@@ -96,7 +102,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     }
     _write_metrics(folder, stages, done)
     _copy_student(chosen, folder)
-    artifacts.write_json(folder / artifacts.RESULTS_FILE, results)  # the last file: it says that the run is finished
+    artifacts.write_results(folder, results)  # the last file: it says that the run is finished
     show_stages(Console(), results, folder)
     return results
 
@@ -120,7 +126,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
             raise ValueError(f"stage {stage.number}, {stage.name}: {error}") from error
         for name, model in module.models.items():
             state = {key: value.to("meta") for key, value in model.state_dict().items()}
-            for file in (f"{LAST}#{name}", f"{LAST.parent}/best.ckpt#{name}", artifacts.STUDENT_FILE):
+            for file in (f"{LAST_CHECKPOINT}#{name}", f"{BEST_CHECKPOINT}#{name}", STUDENT_FILE):
                 if "#" in file or name == stage.config.student:
                     expected[f"../{stage.folder.name}/{file}"] = state
 
@@ -129,13 +135,13 @@ def _forget(folder: Path, stages: Sequence[Stage], keep: Path | None) -> None:
     """Leave nothing of stages that are trained now, or are none of this run, to be taken for theirs later."""
     known = {stage.folder for stage in stages}
     ahead = min((stage.number for stage in stages), default=None)
-    for found in stage_folders(folder):
+    for found in artifacts.stage_folders(folder):
         number = int(found.name.partition("_")[0])
         if ahead is None or (number < ahead and found not in known):
             continue
-        (found / artifacts.RESULTS_FILE).unlink(missing_ok=True)
-        if found / LAST != keep:
-            (found / LAST).unlink(missing_ok=True)
+        (found / RESULTS_FILE).unlink(missing_ok=True)
+        if found / LAST_CHECKPOINT != keep:
+            (found / LAST_CHECKPOINT).unlink(missing_ok=True)
         if found not in known:
             (found / CONFIG_FILE).unlink(missing_ok=True)
 
@@ -183,26 +189,19 @@ def _write_metrics(folder: Path, stages: Sequence[Stage], done: Mapping[str, Map
     rows: list[dict[str, str]] = []
     steps = epochs = 0
     for stage in stages:
-        file = stage.folder / METRICS_FILE
-        if stage.name not in done or not file.is_file():
+        if stage.name not in done:
             continue
-        for row in csv.DictReader(io.StringIO(file.read_text())):
+        for row in read_rows(stage.folder / METRICS_FILE):
             place = {"stage": str(stage.number), "step": str(int(row["step"]) + steps)}
             if row.get("epoch"):
                 place["epoch"] = str(int(row["epoch"]) + epochs)
             rows.append({**row, **place})
         steps, epochs = steps + done[stage.name]["steps"], epochs + done[stage.name]["epochs"]
-    if not rows:
-        return
-    columns = ["stage", "step", "epoch", *sorted({name for row in rows for name in row} - {"stage", "step", "epoch"})]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / METRICS_FILE, text.getvalue())
+    if rows:
+        write_rows(folder / METRICS_FILE, ordered(name for row in rows for name in row), rows)
 
 
 def _copy_student(stage: Stage, folder: Path) -> None:
-    card = json.loads((stage.folder / artifacts.CARD_FILE).read_text())
-    write_bytes(folder / artifacts.STUDENT_FILE, (stage.folder / artifacts.STUDENT_FILE).read_bytes())
-    artifacts.write_json(folder / artifacts.CARD_FILE, {**card, "stage": stage.name})
+    card = artifacts.read_json(stage.folder / CARD_FILE)
+    write_bytes(folder / STUDENT_FILE, (stage.folder / STUDENT_FILE).read_bytes())
+    artifacts.write_json(folder / CARD_FILE, {**card, "stage": stage.name})

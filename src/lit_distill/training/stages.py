@@ -11,8 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_distill.callbacks.step_seed import seed_of
-from lit_distill.runs.artifacts import STUDENT_FILE
-from lit_distill.runs.resume import LAST, STAGES
+from lit_distill.runs.names import BEST_CHECKPOINT, LAST_CHECKPOINT, STAGES, STUDENT_FILE
 
 _OWN_KEYS = ("start", "fresh")  # of a stage, besides overrides of the config
 _NOT_OVERRIDDEN = ("run_dir", "ckpt_path", "resume", "stages", "generations", "generation", "student_from")
@@ -208,9 +207,9 @@ class _Places:
         moved = moved_models(tree["callbacks"])
         self._stages[stage] = {}
         for name in tree["models"]:
-            best = f"{folder}/{STUDENT_FILE}" if name == tree["student"] else f"{folder}/{LAST.parent}/best.ckpt#{name}"
+            best = f"{folder}/{STUDENT_FILE}" if name == tree["student"] else f"{folder}/{BEST_CHECKPOINT}#{name}"
             learns = name not in tree["frozen"] or name in moved
-            left = (f"{folder}/{LAST}#{name}", best) if learns else (begun[name], begun[name])
+            left = (f"{folder}/{LAST_CHECKPOINT}#{name}", best) if learns else (begun[name], begun[name])
             self._stages[stage][name] = left
         return {name: place for name, place in begun.items() if place is not None}
 

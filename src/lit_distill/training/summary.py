@@ -12,6 +12,7 @@ from rich.table import Table
 from lit_distill.data import ImageFolderDataModule
 from lit_distill.models import PPTSMv2
 from lit_distill.module import DistillModule
+from lit_distill.runs.names import BEST_CHECKPOINT
 
 
 def show_summary(console: Console, module: DistillModule, results: dict[str, Any], folder: Path) -> None:
@@ -42,7 +43,7 @@ def next_command(module: DistillModule, folder: str) -> str:
     if peers:
         peer = "Teacher" if "Teacher" in peers else peers[0]
         network = " model@models.Teacher=pptsmv2" if isinstance(module.models[peer], PPTSMv2) else ""
-        weights = f"{folder}/checkpoints/best.ckpt#{peer}"
+        weights = f"{folder}/{BEST_CHECKPOINT}#{peer}"
         return f"python -m lit_distill.train experiment=kd_{kind}{network} models.Teacher.pretrained='{weights}'"
     return f"python -m lit_distill.train experiment=dml_{kind}"
 

@@ -1,0 +1,93 @@
+"""``metrics.csv``: its one reader and its one writer.
+
+Whole lines are written, or none; a last line without an end is what a writer left that was killed, or is still being
+written. Every reader leaves it out.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lit_distill._files import append_text, write_text
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of a file, as text by column; none of one that is not there.
+
+    Args:
+        path: of a file that may have come with an untrusted run folder.
+
+    Raises:
+        ValueError: it is no table with the column ``step``; the message names the line.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "metrics.csv"
+        >>> _ = file.write_text("step,epoch,train/loss\\n10,0,1.5\\n20,0,\\n30,1,1.")
+        >>> list(read_rows(file))
+        [{'step': '10', 'epoch': '0', 'train/loss': '1.5'}, {'step': '20', 'epoch': '0', 'train/loss': ''}]
+    """
+    if not Path(path).is_file():
+        return
+    with open(path, encoding="utf-8", newline="") as stream:
+        try:
+            rows = csv.reader(line for line in stream if line.endswith("\n"))
+            columns = next(rows, ["step"])
+            if len(set(columns)) < len(columns) or "step" not in columns:
+                raise ValueError("expected different columns, one of them step")
+            for row in rows:
+                if len(row) != len(columns):
+                    raise ValueError(f"line {rows.line_num} has {len(row)} fields, the header {len(columns)}")
+                yield dict(zip(columns, row, strict=True))
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is no table of logged metrics: {error}") from error
+
+
+def read_numbers(path: str | os.PathLike[str]) -> Iterator[dict[str, float]]:
+    """Yield the rows as numbers, each without its empty fields.
+
+    Raises:
+        ValueError: as :func:`read_rows`, or a field is no number, or a row has no step.
+    """
+    for row in read_rows(path):
+        try:
+            yield {name: float(text) for name, text in row.items() if text or name == "step"}
+        except ValueError as error:
+            raise ValueError(f"{path} is no table of logged metrics: {error}") from error
+
+
+def read_metric(path: str | os.PathLike[str], name: str) -> list[float]:
+    """The logged values of one metric, in the file's order; empty where there is no such file or column."""
+    return [row[name] for row in read_numbers(path) if name in row]
+
+
+def write_rows(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Replace a file by a header and rows, all at once; what a row lacks is left empty."""
+    write_text(path, _text(columns, [dict(zip(columns, columns, strict=True)), *rows]))
+
+
+def append_row(path: str | os.PathLike[str], columns: Sequence[str], row: Mapping[str, str]) -> None:
+    """Add a row to a file that has these columns."""
+    append_text(path, _text(columns, [row]))
+
+
+def ordered(columns: Iterable[str]) -> list[str]:
+    """Columns in the order that every file has: stage, step and epoch lead, the rest is in alphabetical order.
+
+    Example:
+        >>> ordered({"val/loss", "epoch", "train/loss", "step"})
+        ['step', 'epoch', 'train/loss', 'val/loss']
+    """
+    known = set(columns)
+    lead = [name for name in ("stage", "step", "epoch") if name in known]
+    return [*lead, *sorted(known.difference(lead))]
+
+
+def _text(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue()
