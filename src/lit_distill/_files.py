@@ -11,13 +11,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: leftovers of killed writers stay there
     fcntl = None  # type: ignore[assignment]
 
+CACHE_VARIABLE = "LIT_DISTILL_CACHE"
 _TEMPORARY = ".tmp"
 _ARCHIVE_START = b"PK\x03\x04"
 
@@ -172,6 +173,18 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def cache_root() -> Path:
-    """Where the set goes unless told otherwise: ``$LIT_DISTILL_CACHE``, or ``~/.cache/lit_distill``."""
-    named = os.environ.get("LIT_DISTILL_CACHE")
+    """Where all caches are, and the embedded data set: ``$LIT_DISTILL_CACHE``, or ``~/.cache/lit_distill``."""
+    named = os.environ.get(CACHE_VARIABLE)
     return Path(named).expanduser() if named else Path.home() / ".cache" / "lit_distill"
+
+
+def cache_folder(
+    kind: Literal["clips", "index", "shards", "teachers"], named: str | os.PathLike[str] | None = None
+) -> Path:
+    """The folder of one kind of cache: decoded clips, video indexes, shard indexes, teachers' outputs.
+
+    Args:
+        kind: its name below :func:`cache_root`.
+        named: the folder that the user asks for; None for that one.
+    """
+    return cache_root() / kind if named is None else Path(named).expanduser()

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_distill._files import cache_root
+from lit_distill._files import cache_folder
 from lit_distill._version import versions
 from lit_distill.data.digests import InputKeys, batch_keys, memory_order
 from lit_distill.models.identity import state_sha256
@@ -112,7 +111,7 @@ class TeacherCache(Callback):
             raise ValueError(f"teacher_cache.dtype is 'float32' or 'float16', came {dtype!r}")
         if top_k is not None and top_k < 1:
             raise ValueError(f"teacher_cache.top_k must be at least 1, or null for all logits, came {top_k}")
-        self.folder = cache_root() / "teachers" if folder is None else Path(folder).expanduser()
+        self.folder = cache_folder("teachers", folder)
         self.limit = int(max_gb * 1e9)
         self.dtype, self.top_k = dtype, top_k
         self.counts: dict[str, CacheCounts] = {"train": CacheCounts(), "val": CacheCounts()}

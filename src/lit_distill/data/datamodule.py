@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from lit_distill._files import cache_root
+from lit_distill._files import cache_folder
 from lit_distill._views import ViewsBatch
 from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
@@ -291,7 +291,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
     def _clip_cache(self) -> ClipCache | None:
         if self.clip_cache is None and self.cache != "none":
             limit = int(self.cache_gb * 1e9)
-            folder = cache_root() / "clips" if self.cache_dir is None else Path(self.cache_dir).expanduser()
+            folder = cache_folder("clips", self.cache_dir)
             self.clip_cache = ClipCache.in_memory(limit) if self.cache == "memory" else ClipCache(folder, limit=limit)
         return self.clip_cache
 

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_distill._files import cache_root, write_text
+from lit_distill._files import cache_folder, write_text
 from lit_distill.data.catalogue.archives import Archives, Stamp
 from lit_distill.data.catalogue.lists import is_inside
 from lit_distill.data.catalogue.samples import Member, Sample
@@ -180,7 +180,7 @@ def find_samples(
         ValueError: a shard is refused, or a label is out of range.
         FileNotFoundError: a shard is missing; the message names the first.
     """
-    folder = cache_root() / "shards" if index is None else index
+    folder = cache_folder("shards", index)
     real = [os.path.realpath(each) for each in (archives.root, *roots)]
     told: list[OSError] = []
 

@@ -7,12 +7,11 @@ import json
 import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import av
 
-from lit_distill._files import cache_root
+from lit_distill._files import CACHE_VARIABLE, cache_folder
 from lit_distill.data.decoding.decode import scan
 from lit_distill.data.decoding.layout import Limits, VideoLayout, VideoSource
 
@@ -66,7 +65,7 @@ class VideoIndex:
         self.root = os.path.abspath(root)
         of = json.dumps([self.root, _FORMAT, sorted(av.library_versions.items())])
         name = f"{hashlib.sha256(of.encode()).hexdigest()[:20]}.jsonl"
-        self.file = (cache_root() / "index" if folder is None else Path(folder)) / name
+        self.file = cache_folder("index", folder) / name
         self._lines: dict[str, bytes] = {}  # parsed when asked for: most of a large set is another process's
         self._read_to = 0
         self._writable = True
@@ -193,7 +192,7 @@ class VideoIndex:
         self._writable = False
         warnings.warn(
             f"the video index {self.file} can't be used ({error.strerror or error}): headers are read in every epoch; "
-            "set LIT_DISTILL_CACHE to a writable folder",
+            f"set {CACHE_VARIABLE} to a writable folder",
             stacklevel=3,
         )
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from lit_distill._files import CACHE_VARIABLE
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.moving_digits import rendering as _rendering
 from lit_distill.data.moving_digits.rendering import RENDERING, SPLITS, DigitsSpec, Sources, choose_codec
@@ -243,5 +244,5 @@ def _clear_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             f"cannot make the embedded data set in {root}: {error.strerror or error}; "
-            "name a writable folder with room by data.root=… or LIT_DISTILL_CACHE"
+            f"name a writable folder with room by data.root=… or {CACHE_VARIABLE}"
         ) from error
