@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lit_distill._command.command import command, quiet_lightning, typed_overrides
 from lit_distill.runs.artifacts import read_results
-from lit_distill.runs.resume import begin, let_go, take_environment
+from lit_distill.runs.resume import clear_run_environment, locate_run, resolve_environment
 from lit_distill.training.fit import build_module, fit
 from lit_distill.training.preset import describe_weight, set_preset_weights
 from lit_distill.training.run_stages import run_stages
@@ -36,11 +36,11 @@ def run(config: DictConfig) -> dict[str, Any]:
     try:
         return _run(config)
     finally:
-        let_go()
+        clear_run_environment()
 
 
 def _run(config: DictConfig) -> dict[str, Any]:
-    point = begin(config)
+    point = locate_run(config)
     if point.finished:
         return read_results(point.folder)
     if stages := stages_of(config):
@@ -57,7 +57,7 @@ def main(config: DictConfig) -> float | None:
     quiet_lightning()
     hydra, typed = HydraConfig.get(), typed_overrides()
     config.run_dir = hydra.runtime.output_dir
-    take_environment(config, typed)
+    resolve_environment(config, typed)
     for term, weight in set_preset_weights(config, typed).items():
         Console().print(f"weight of {term}, from the data's preset: {describe_weight(weight)}", highlight=False)
     results = run(config)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_distill.checkpoints import write_checkpoint
 from lit_distill.loggers import MetricsCSV
-from lit_distill.runs.resume import find_resume_point, take_environment
+from lit_distill.runs.resume import find_resume_point, resolve_environment
 
 CONFIG = OmegaConf.create(
     {"run_dir": "x", "seed": 0, "resume": "auto", "ckpt_path": None, "data": {"num_workers": 2, "batch_size": 8}}
@@ -54,7 +54,7 @@ def test_another_value_of_the_environment_is_another_run(tmp_path: Path, monkeyp
     for task, found in ((0, True), (1, False)):
         monkeypatch.setenv("TASK", str(task))
         config = changed(seed="${oc.env:TASK}")
-        take_environment(config, typed)
+        resolve_environment(config, typed)
         if not tmp_path.joinpath("run").exists():
             begin(tmp_path / "run", results={"interrupted": "SIGTERM"}, seed=config.seed)
         point = find_resume_point(config, tmp_path / "now", siblings=True)
@@ -67,7 +67,7 @@ def test_what_the_environment_gave_is_written_wherever_an_override_puts_it(monke
     config = OmegaConf.create(
         {"epochs": 2, "a": {"b": env, "c": "${epochs}"}, "list": [env, 1], "data": {"root": env}, "left": env}
     )
-    take_environment(config, [f"+a={{b: {env}, c: '${{epochs}}'}}", f"list=[{env},1]", f"data={env}", "~gone"])
+    resolve_environment(config, [f"+a={{b: {env}, c: '${{epochs}}'}}", f"list=[{env},1]", f"data={env}", "~gone"])
     assert OmegaConf.to_container(config, resolve=False) == {
         "epochs": 2, "a": {"b": "3", "c": "${epochs}"}, "list": ["3", 1], "data": {"root": env}, "left": env,
     }  # fmt: skip

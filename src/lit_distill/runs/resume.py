@@ -55,7 +55,7 @@ class ResumePoint:
     stage: int = 0
 
 
-def begin(config: DictConfig) -> ResumePoint:
+def locate_run(config: DictConfig) -> ResumePoint:
     """Find where the run of a composed config begins, and set its ``run_dir`` and ``ckpt_path`` to that.
 
     Raises:
@@ -66,15 +66,15 @@ def begin(config: DictConfig) -> ResumePoint:
     if config.resume and config.ckpt_path:
         raise ValueError("resume=auto finds its checkpoint itself: leave out resume or ckpt_path")
     given = Path(config.run_dir).absolute()
-    point = handed_on()
+    point = inherited_point()
     if point is None:
         point = ResumePoint(given, None, False, "")
         if config.resume:
             hydra = HydraConfig.get() if HydraConfig.initialized() else None
             named = hydra is None or hydra.mode != RunMode.RUN or any("run.dir=" in o for o in hydra.overrides.hydra)
             point = find_resume_point(config, given, siblings=not named)
-            tell(point.message)
-        hand_on(point)
+            print_on_rank_zero(point.message)
+        export_run_environment(point)
     if given != point.folder and given.is_dir() and not any(given.iterdir()):
         with suppress(OSError):  # another process of the job may have removed it
             given.rmdir()
@@ -84,7 +84,7 @@ def begin(config: DictConfig) -> ResumePoint:
     return point
 
 
-def take_environment(config: DictConfig, typed: Sequence[str]) -> None:
+def resolve_environment(config: DictConfig, typed: Sequence[str]) -> None:
     """Write the values that overrides take from the environment into a config, such as a seed of the job's number.
 
     They are part of what is trained: another value is another run, and ``config.yaml`` has it.
@@ -94,13 +94,13 @@ def take_environment(config: DictConfig, typed: Sequence[str]) -> None:
         typed: the overrides that it was composed with.
     """
     for place, value in given_values(typed):
-        _take(config, place, value)
+        _resolve(config, place, value)
 
 
-def _take(config: DictConfig, place: str, given: Any) -> None:
+def _resolve(config: DictConfig, place: str, given: Any) -> None:
     if isinstance(given, Mapping):
         for name, part in given.items():
-            _take(config, f"{place}.{name}", part)
+            _resolve(config, f"{place}.{name}", part)
     elif "${oc.env:" in str(given):
         value = OmegaConf.select(config, place)
         if isinstance(value, ListConfig):
@@ -163,14 +163,14 @@ def differing_keys(run: Path, config: DictConfig) -> list[str]:
     ]
 
 
-def hand_on(point: ResumePoint) -> None:
+def export_run_environment(point: ResumePoint) -> None:
     """Set the variable that says where the run is, for the processes that Lightning will start from this one."""
     checkpoint = None if point.checkpoint is None else str(point.checkpoint)
     stored = {"pid": os.getpid(), "folder": str(point.folder), "checkpoint": checkpoint, "stage": point.stage}
     os.environ[RUN_VARIABLE] = json.dumps(stored)
 
 
-def let_go() -> None:
+def clear_run_environment() -> None:
     """Remove that variable: the run is over, and programs that this process starts from now on are others."""
     os.environ.pop(RUN_VARIABLE, None)
 
@@ -180,7 +180,7 @@ def environment_of_other_run() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in (RUN_VARIABLE, STARTED)}
 
 
-def handed_on() -> ResumePoint | None:
+def inherited_point() -> ResumePoint | None:
     """What the process that started this one exported; None if it was no training."""
     stored = json.loads(os.environ.get(RUN_VARIABLE, "{}"))
     if stored.get("pid") != os.getppid():
@@ -191,14 +191,14 @@ def handed_on() -> ResumePoint | None:
 
 def wait_for_first_process() -> None:
     """Let the process that started this one end before: Lightning's watcher there kills it otherwise, for our code."""
-    if handed_on() is not None:
+    if inherited_point() is not None:
         first, deadline = os.getppid(), time.monotonic() + _PATIENCE
         while os.getppid() == first and time.monotonic() < deadline:
             time.sleep(0.02)
 
 
 @rank_zero_only
-def tell(text: str) -> None:
+def print_on_rank_zero(text: str) -> None:
     """Print a line, in the first process of the job alone."""
     Console().print(text, highlight=False, soft_wrap=True)
 

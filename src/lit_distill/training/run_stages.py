@@ -28,7 +28,7 @@ from lit_distill.runs.names import (
     RESULTS_FILE,
     STUDENT_FILE,
 )
-from lit_distill.runs.resume import ResumePoint, tell, write_config
+from lit_distill.runs.resume import ResumePoint, print_on_rank_zero, write_config
 from lit_distill.training.fit import build_module, fit
 from lit_distill.training.stages import Stage
 from lit_distill.training.summary import show_stages
@@ -76,7 +76,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
         if stage.number <= point.stage:
             done[stage.name] = artifacts.read_results(stage.folder)
             continue
-        tell(f"stage {stage.number} of {len(stages)}: {stage.name}")
+        print_on_rank_zero(f"stage {stage.number} of {len(stages)}: {stage.name}")
         if stage.number == point.stage + 1 and point.checkpoint is not None:
             stage.config.ckpt_path = str(point.checkpoint)
         try:
