@@ -108,15 +108,15 @@ class ViewsBatch(NamedTuple):
     Attributes:
         inputs: (B, V, ...), V views of each of B samples.
         target: (B,), or (B, C) class probabilities.
-        index: (B,), positions of the samples in their data set; None where they are not known.
+        indices: (B,), positions of the samples in their data set; None where they are not known.
 
     Example:
-        >>> inputs, target, index = ViewsBatch(torch.zeros(2, 30, 8, 3, 16, 16), torch.tensor([0, 1]))
+        >>> inputs, target, indices = ViewsBatch(torch.zeros(2, 30, 8, 3, 16, 16), torch.tensor([0, 1]))
     """
 
     inputs: Tensor
     target: Tensor
-    index: Tensor | None = None
+    indices: Tensor | None = None
 
 
 def average_views(model: Callable[[Tensor], Tensor], inputs: Tensor, *, max_clips: int | None = None) -> Tensor:

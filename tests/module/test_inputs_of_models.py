@@ -16,7 +16,7 @@ from lit_distill import DistillModule, LossTerm
 from lit_distill import predict as predict_command
 from lit_distill import test as test_command
 from lit_distill.composer import LossComposer
-from lit_distill.data import InputView
+from lit_distill.data import InputView, ViewsBatch
 from lit_distill.losses import FitNetLoss
 from lit_distill.models import PPTSMv2
 from lit_distill.runs.opened import load_run, load_student
@@ -156,7 +156,8 @@ class Logits(LightningModule):
         self.trained, self.name, self.seen = trained.eval(), name, []  # type: ignore[var-annotated]
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.seen.append(self.trained._evaluate(self.name, batch[0]).log_softmax(1))
+        said = self.trained._evaluate(self.name, batch[0], has_views=isinstance(batch, ViewsBatch))
+        self.seen.append(said.log_softmax(1))
 
 
 @pytest.mark.parametrize("name", ["Student", "Teacher"])

@@ -81,7 +81,7 @@ class EvaluatedModule(CheckpointedModule):
         """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
         inputs, target, index = self.unpack(batch)
         has_views = isinstance(batch, ViewsBatch)
-        run = self._run_and_average if has_views else self._run_frozen_or_not
+        run = partial(self._evaluate, has_views=has_views)
         outputs = {}
         with self.val_composer.capture(self.named) as signals:
             for name in self.models:
@@ -97,7 +97,9 @@ class EvaluatedModule(CheckpointedModule):
                 metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
         return outputs
 
-    def _run_and_average(self, name: str, inputs: Tensor) -> Tensor:
+    def _evaluate(self, name: str, inputs: Any, *, has_views: bool) -> Any:
+        if not has_views:
+            return self._run_frozen_or_not(name, inputs)
         return average_over_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:

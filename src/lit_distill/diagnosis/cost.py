@@ -20,6 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lit_distill._views import ViewsBatch
 from lit_distill.module import DistillModule
 
 
@@ -188,8 +189,9 @@ def _validation_seconds(module: DistillModule, data: LightningDataModule) -> flo
     taken = 0.0
     for _ in range(min(2, len(loader))):
         start = time.perf_counter()
-        inputs, _, _ = module.unpack(data.on_after_batch_transfer(next(batches), 0))
+        batch = data.on_after_batch_transfer(next(batches), 0)
+        inputs, _, _ = module.unpack(batch)
         for name in module.models:
-            module._evaluate(name, inputs)
+            module._evaluate(name, inputs, has_views=isinstance(batch, ViewsBatch))
         taken = time.perf_counter() - start
     return taken * len(loader)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_distill._module.preflight import check_classes, example_batch, size_of
+from lit_distill._views import ViewsBatch
 from lit_distill.gradients import gradients_of, norm_of
 from lit_distill.inference.preprocess import Preprocess
 from lit_distill.losses.base import class_indices
@@ -284,12 +285,12 @@ def _short_validation(
     module.eval()
     size = max(1, min(loader.batch_size or 1, 16))
     for start in range(0, len(chosen), size):
-        batch = loader.collate_fn([dataset[i] for i in chosen[start : start + size]])
-        inputs, target, _ = module.unpack(_on_device(data, batch, device))
+        batch = _on_device(data, loader.collate_fn([dataset[i] for i in chosen[start : start + size]]), device)
+        inputs, target, _ = module.unpack(batch)
         if not isinstance(target, Tensor) or target.ndim > 2:
             return None
         for name in module.models:
-            output = module._evaluate(name, inputs)
+            output = module._evaluate(name, inputs, has_views=isinstance(batch, ViewsBatch))
             if not isinstance(output, Tensor) or output.ndim != 2:
                 return None
             classes = output.shape[1]
