@@ -104,9 +104,9 @@ def methods() -> list[Method]:
     stems = _stems()
     taps = _taps()
     found = []
-    for name in lit_distill.losses.__all__:
-        cls = getattr(lit_distill.losses, name)
-        if not inspect.isclass(cls) or not issubclass(cls, nn.Module) or cls is lit_distill.losses.SizedLoss:
+    for name, cls in vars(lit_distill.losses).items():
+        kind = getattr(cls, "__module__", "").split(".")[-2:-1]
+        if not inspect.isclass(cls) or not issubclass(cls, nn.Module) or kind not in ([known] for known in KINDS):
             continue
         own = stems.get(name, ())
         summary, parts = read_docstring(inspect.getdoc(cls) or "")

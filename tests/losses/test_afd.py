@@ -7,7 +7,10 @@ from torch import Tensor
 
 from lit_distill.losses import AFDLoss, Example, afd_loss
 from losses import checks
+from losses.cases import Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip
+
+CASES = [Case(lambda: AFDLoss(qk_dim=6), "maps")]
 
 STUDENT = [checks.logits(4, 3, 6, 6, seed=1), checks.logits(4, 5, 3, 4, seed=2)]
 TEACHER = [checks.logits(4, c, *size, seed=10 + c) for c, size in ((4, (6, 5)), (6, (3, 2)), (7, (6, 5)))]

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lit_distill.losses import AttentionTransferLoss, attention_transfer_loss
 from losses import checks
+from losses.cases import Case
+
+CASES = [Case(AttentionTransferLoss, "maps")]
 
 STUDENT, TEACHER = checks.logits(3, 4, 5, 4, seed=1), checks.logits(3, 6, 5, 4, seed=2)
 

@@ -15,8 +15,11 @@ from lit_distill.composer import LossComposer
 from lit_distill.losses import BeYourOwnTeacherLoss, Example, be_your_own_teacher_loss
 from lit_distill.models import PPTSMv2
 from lit_distill.train import run
+from losses.cases import Case
 from losses.checks import check_all, gradients, labels, logits
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip
+
+CASES = [Case(BeYourOwnTeacherLoss, "own stages")]
 
 CLIPS, FRAMES, CLASSES = 4, 3, 5
 STAGES = [logits(CLIPS * FRAMES, 4, 8, 8, seed=1, scale=1.0), logits(CLIPS * FRAMES, 6, 4, 4, seed=2, scale=1.0)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_distill.losses import CorrelationLoss, correlation_loss
 from lit_distill.losses.relation.correlation import Kernel
+from losses.cases import Case
 from losses.checks import (
     check_all,
     check_finite_or_error,
@@ -24,6 +25,8 @@ from losses.checks import (
     gradients,
     logits,
 )
+
+CASES = [Case(lambda: CorrelationLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 4, seed=1), logits(6, 5, seed=2)
 

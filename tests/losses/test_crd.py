@@ -9,7 +9,10 @@ from torch import Tensor
 
 from lit_distill.losses import CRDLoss, Example, crd_loss
 from losses import checks
+from losses.cases import DATASET_SIZE, Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip
+
+CASES = [Case(lambda: CRDLoss(embedding_dim=6, negatives=4, dataset_size=DATASET_SIZE), "samples")]
 
 SIZE, BATCH, WIDTH, NEGATIVES = 30, 5, 6, 7
 STUDENT, TEACHER = checks.logits(BATCH, 4, seed=1, scale=1.0), checks.logits(BATCH, 9, seed=2, scale=1.0)

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from lit_distill.losses import DISTLoss, dist_loss
 from lit_distill.losses.response.dist import EpsForm
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(lambda: DISTLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from lit_distill import LossComposer, LossTerm
 from lit_distill.losses import DistanceLoss, distance_loss
 from losses import checks
+from losses.cases import Case
+
+CASES = [Case(DistanceLoss, "equal map")]
 
 Mode = Literal["l1", "l2", "smooth_l1"]
 MODES: tuple[Mode, ...] = ("l1", "l2", "smooth_l1")

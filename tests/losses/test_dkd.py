@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses import DKDLoss, dkd_loss, kd_loss
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, labels, logits
+
+CASES = [Case(DKDLoss)]
 
 STUDENT, TEACHER, TARGET = logits(6, 5, seed=1), logits(6, 5, seed=2), labels(6, 5)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_distill.losses import DMLLoss, dml_loss
 from lit_distill.losses.response.dml import Activation, Form
+from losses.cases import Case
 from losses.checks import (
     check_all,
     check_gradcheck,
@@ -20,6 +21,8 @@ from losses.checks import (
     gradients,
     logits,
 )
+
+CASES = [Case(DMLLoss)]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 PROBABILITIES = [x.sigmoid().bfloat16().double() for x in (STUDENT, TEACHER)]

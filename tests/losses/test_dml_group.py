@@ -11,7 +11,10 @@ from lit_distill import DistillModule, LossTerm
 from lit_distill.composer import LossComposer
 from lit_distill.losses import DMLGroupLoss, DMLLoss, dml_group_loss, dml_loss
 from lit_distill.losses.response.dml import Form
+from losses.cases import Case
 from losses.checks import check_all, gradients, logits
+
+CASES = [Case(DMLGroupLoss, "peers"), Case(lambda: DMLGroupLoss(mutual="one_sided"), "peers", note="one-sided")]
 
 PEERS = [logits(6, 5, seed=seed) for seed in (1, 2, 3)]
 FORMS: tuple[Form, ...] = ("symmetric", "one_sided")

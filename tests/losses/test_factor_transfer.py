@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from lit_distill.losses import Example, FactorTransferLoss, factor_transfer_loss
 from losses import checks
+from losses.cases import Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip, fresh
+
+CASES = [Case(lambda: FactorTransferLoss(paraphraser_epochs=1), "map")]
 
 STUDENT, TEACHER = checks.logits(3, 4, 3, 5, seed=1, scale=1.0), checks.logits(3, 6, 3, 5, seed=2, scale=1.0)
 FACTOR, OTHER = checks.logits(3, 3, 3, 5, seed=3), checks.logits(3, 3, 3, 5, seed=4)

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from lit_distill.losses import Example, FitNetLoss, fitnet_loss
 from losses import checks
+from losses.cases import Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip, fresh
+
+CASES = [Case(FitNetLoss, "map")]
 
 STUDENT, TEACHER = checks.logits(3, 4, 4, 6, seed=1, scale=1.0), checks.logits(3, 6, 4, 6, seed=2, scale=1.0)
 Regressor = Literal["conv_bn_relu", "conv_bn", "conv"]

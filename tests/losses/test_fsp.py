@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lit_distill.losses import FSPLoss, fsp_loss
 from losses import checks
+from losses.cases import Case
+
+CASES = [Case(FSPLoss, "equal maps")]
 
 CHANNELS = (3, 5, 2)
 

@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from lit_distill.losses import HardLabelLoss, hard_label_loss
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, gradients, logits
+
+CASES = [Case(HardLabelLoss)]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_distill.losses import KDLoss, kd_loss
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(KDLoss), Case(lambda: KDLoss(logit_standardization=True), note="standardised")]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 

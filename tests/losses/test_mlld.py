@@ -6,7 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses import MLLDLoss, kd_loss, mlld_loss
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(lambda: MLLDLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)

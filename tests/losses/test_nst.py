@@ -7,6 +7,9 @@ from torch import Tensor
 
 from lit_distill.losses import NSTLoss, nst_loss
 from losses import checks
+from losses.cases import Case
+
+CASES = [Case(NSTLoss, "map")]
 
 SHAPES = [((3, 4, 3, 2), (3, 6, 3, 2)), ((3, 2, 5, 4), (3, 3, 5, 4))]
 """With few positions, and with few channels: two ways to compute the same."""

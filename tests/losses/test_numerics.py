@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import lit_distill.losses
 from lit_distill.losses._numerics import (
     centred,
     full_precision,
@@ -19,20 +17,7 @@ from lit_distill.losses._numerics import (
     require_positive,
     upcast,
 )
-from losses.checks import labels, logits
-
-RESPONSE = {
-    "KDLoss": "kd_loss",
-    "DMLLoss": "dml_loss",
-    "DKDLoss": "dkd_loss",
-    "DISTLoss": "dist_loss",
-    "WSLDLoss": "wsld_loss",
-    "SKDLoss": "skd_loss",
-    "NKDLoss": "nkd_loss",
-    "MLLDLoss": "mlld_loss",
-    "SoftTargetCrossEntropy": "soft_target_cross_entropy",
-    "HardLabelLoss": "hard_label_loss",
-}
+from losses.checks import logits
 
 
 @full_precision
@@ -106,26 +91,3 @@ def test_requirements_say_what_came() -> None:
         require_finite("some_loss", student=torch.ones(2), teacher=torch.tensor([torch.nan, -torch.inf]))
     with pytest.raises(ValueError, match=r"shape \(N, C\).*student \(2, 3, 4\) and teacher \(2, 3, 4\)"):
         require_logits("some_loss", torch.ones(2, 3, 4), torch.ones(2, 3, 4))
-
-
-@pytest.mark.parametrize(("module", "function"), RESPONSE.items())
-def test_a_module_has_the_hyperparameters_and_defaults_of_its_function(module: str, function: str) -> None:
-    of_module = inspect.signature(getattr(lit_distill.losses, module)).parameters
-    of_function = inspect.signature(getattr(lit_distill.losses, function)).parameters
-    ours = {name: p.default for name, p in of_module.items() if name != "warmup_epochs"}
-    theirs = {name: p.default for name, p in of_function.items() if p.kind is p.KEYWORD_ONLY}
-    assert ours == theirs
-    assert all(p.kind is p.KEYWORD_ONLY for p in of_module.values()), "hyperparameters are keyword-only"
-    signals = [name for name, p in of_function.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert signals in (["student", "teacher"], ["student", "teacher", "target"])
-
-
-@pytest.mark.parametrize("module", RESPONSE)
-def test_a_module_has_no_state_and_compiles_whole(module: str) -> None:
-    loss: nn.Module = getattr(lit_distill.losses, module)()
-    assert not loss.state_dict()
-    signals = [logits(4, 3, seed=1), logits(4, 3, seed=2)]
-    if "target" in inspect.signature(loss.forward).parameters:
-        signals.append(labels(4, 3))
-    compiled = torch.compile(loss, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*signals), loss(*signals))

@@ -12,7 +12,10 @@ from torchvision.models import resnet18
 from lit_distill import DistillModule, LossComposer, LossTerm
 from lit_distill.losses import Example, OverhaulLoss, overhaul_loss, overhaul_margin, partial_l2
 from losses import checks
+from losses.cases import Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip
+
+CASES = [Case(OverhaulLoss, "map")]
 
 STUDENT, TEACHER = checks.logits(3, 4, 3, 5, seed=1, scale=1.0), checks.logits(3, 6, 3, 5, seed=2, scale=1.0)
 MARGIN = torch.tensor([-1.0, -0.25, -2.0, -0.5, -0.75, -1.5], dtype=torch.float64)

@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 
 from lit_distill.losses import PKTLoss, pkt_loss
 from losses import relations
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(lambda: PKTLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 4, seed=1), logits(6, 5, seed=2)
 

@@ -8,7 +8,10 @@ from torch import Tensor
 from lit_distill.losses import Example, ReviewKDLoss, review_kd_loss
 from lit_distill.losses.feature.review_kd import AttentionFusion
 from losses import checks
+from losses.cases import Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip, fresh
+
+CASES = [Case(lambda: ReviewKDLoss(max_channels=8), "maps")]
 
 STUDENTS = [checks.logits(3, 4, 6, 4, seed=1, scale=1.0), checks.logits(3, 6, 3, 2, seed=2, scale=1.0)]
 TEACHERS = [checks.logits(3, 5, 7, 5, seed=3, scale=1.0), checks.logits(3, 7, 4, 3, seed=4, scale=1.0)]

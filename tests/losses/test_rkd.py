@@ -10,7 +10,10 @@ from lit_distill.losses import RKDLoss, rkd_angle_loss, rkd_distance_loss, rkd_l
 from lit_distill.losses.relation import _gram
 from lit_distill.losses.relation._gram import Convention
 from losses import relations
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(lambda: RKDLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 4, seed=1), logits(6, 5, seed=2)
 

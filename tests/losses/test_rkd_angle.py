@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lit_distill.losses import RKDAngleLoss, rkd_angle_loss, rkd_distance_loss
 from lit_distill.losses.relation import _angles
 from losses import relations
+from losses.cases import Case
 from losses.checks import (
     check_all,
     check_permutation_invariant,
@@ -21,6 +22,8 @@ from losses.checks import (
     gradients,
     logits,
 )
+
+CASES = [Case(lambda: RKDAngleLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 4, seed=1), logits(6, 5, seed=2)
 

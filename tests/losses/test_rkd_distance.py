@@ -9,7 +9,10 @@ from lit_distill.losses import RKDDistanceLoss, rkd_distance_loss
 from lit_distill.losses.relation import _gram
 from lit_distill.losses.relation._gram import squared_distances
 from losses import relations
+from losses.cases import Case
 from losses.checks import check_all, check_gradcheck, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(lambda: RKDDistanceLoss(gather=True))]
 
 STUDENT, TEACHER = logits(6, 4, seed=1), logits(6, 5, seed=2)
 

@@ -16,6 +16,9 @@ from lit_distill.losses import Example, SimKD, simkd_loss
 from lit_distill.models import PPTSMResNet, PPTSMv2, SimKDStudent, load_weights
 from lit_distill.optim import paddle_momentum
 from losses import checks
+from losses.cases import Case
+
+CASES = [Case(SimKD, "equal map")]
 
 CLASSES, FRAMES = 5, 4
 VIDEO = torch.randn(2, FRAMES, 3, 32, 32, generator=torch.Generator().manual_seed(0))

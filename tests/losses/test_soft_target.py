@@ -6,7 +6,10 @@ import torch.nn.functional as F
 
 from lit_distill.losses import SoftTargetCrossEntropy, dml_loss, kd_loss, soft_target_cross_entropy
 from lit_distill.losses.response.soft_target import SoftForm
+from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
+
+CASES = [Case(SoftTargetCrossEntropy)]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 

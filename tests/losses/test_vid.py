@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from lit_distill.losses import Example, VIDLoss, vid_loss
 from losses import checks
+from losses.cases import Case
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip, fresh
+
+CASES = [Case(VIDLoss, "maps")]
 
 STUDENT, TEACHER = checks.logits(3, 4, 4, 6, seed=1, scale=1.0), checks.logits(3, 6, 4, 6, seed=2, scale=1.0)
 LOG_SCALE = torch.tensor([-3.0, -1.0, 0.0, 0.5, 2.0, 7.0], dtype=torch.float64)

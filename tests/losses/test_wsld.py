@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses import WSLDLoss, soft_target_cross_entropy, wsld_loss
+from losses.cases import Case
 from losses.checks import (
     check_finite_or_error,
     check_gradcheck,
@@ -17,6 +18,8 @@ from losses.checks import (
     labels,
     logits,
 )
+
+CASES = [Case(WSLDLoss)]
 
 STUDENT, TEACHER, TARGET = logits(6, 5, seed=1), logits(6, 5, seed=2), labels(6, 5)
 

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+__all__ = ["Example", "Signal", "SizedLoss"]
+
 Signal: TypeAlias = Tensor | Sequence[Tensor]
 """What a reference resolves to: one tensor, or one tensor a reference for a list of references."""
 

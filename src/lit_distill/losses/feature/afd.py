@@ -20,6 +20,8 @@ from lit_distill.losses.feature._maps import (
     unit_vectors,
 )
 
+__all__ = ["AFDLoss", "afd_loss"]
+
 
 @full_precision
 def afd_loss(

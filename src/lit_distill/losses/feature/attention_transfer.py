@@ -11,6 +11,8 @@ from lit_distill.losses._numerics import full_precision, require_choice
 from lit_distill.losses.base import Signal
 from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
 
+__all__ = ["AttentionTransferLoss", "attention_transfer_loss"]
+
 Mode = Literal["code", "paper"]
 
 

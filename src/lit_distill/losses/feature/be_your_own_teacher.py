@@ -18,6 +18,8 @@ from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import as_layers
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy
 
+__all__ = ["BeYourOwnTeacherLoss", "be_your_own_teacher_loss"]
+
 
 @full_precision
 def be_your_own_teacher_loss(

@@ -12,6 +12,8 @@ from lit_distill.losses._numerics import full_precision, require_choice, require
 from lit_distill.losses.base import Signal
 from lit_distill.losses.feature._maps import as_layers, shapes_of
 
+__all__ = ["DistanceLoss", "distance_loss"]
+
 Mode = Literal["l1", "l2", "smooth_l1"]
 Activation = Literal["softmax", "sigmoid"]
 

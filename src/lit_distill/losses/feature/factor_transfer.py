@@ -19,6 +19,8 @@ from lit_distill.losses.feature._maps import (
     unit_vectors,
 )
 
+__all__ = ["FactorTransferLoss", "factor_transfer_loss"]
+
 
 @full_precision
 def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: int | None = None, p2: int = 1) -> Tensor:

@@ -20,6 +20,8 @@ from lit_distill.losses.feature._maps import (
     shapes_of,
 )
 
+__all__ = ["FitNetLoss", "fitnet_loss"]
+
 Regressor = Literal["conv_bn_relu", "conv_bn", "conv"]
 
 

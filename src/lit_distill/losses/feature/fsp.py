@@ -11,6 +11,8 @@ from lit_distill.losses._numerics import full_precision, require_choice
 from lit_distill.losses.base import Signal
 from lit_distill.losses.feature._maps import as_layers, averaged_alike, require_maps, shapes_of
 
+__all__ = ["FSPLoss", "fsp_loss"]
+
 Pairing = Literal["consecutive", "disjoint"]
 Reduction = Literal["mean", "sum"]
 

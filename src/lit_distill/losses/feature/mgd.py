@@ -11,6 +11,8 @@ from lit_distill.losses._numerics import full_precision, require_choice, require
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import Channels, apply_layer, require_maps, require_same_channels, shapes_of
 
+__all__ = ["MGDLoss", "mgd_loss"]
+
 Mask = Literal["channel", "spatial"]
 
 

@@ -9,6 +9,8 @@ from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Signal
 from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
 
+__all__ = ["NSTLoss", "nst_loss"]
+
 
 @full_precision
 def nst_loss(student: Signal, teacher: Signal) -> Tensor:

@@ -29,6 +29,8 @@ from lit_distill.losses.feature._maps import (
     size_of,
 )
 
+__all__ = ["OverhaulLoss", "overhaul_loss", "overhaul_margin", "partial_l2"]
+
 Reduction = Literal["batchmean", "sum"]
 Statistics = Literal["running", "batch"]
 

@@ -12,6 +12,8 @@ from lit_distill.losses._numerics import full_precision, require_same_shape
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import Channels, as_layers, layer_pairs, require_same_channels
 
+__all__ = ["ReviewKDLoss", "review_kd_loss"]
+
 
 @full_precision
 def review_kd_loss(student: Signal, teacher: Signal, *, levels: Sequence[int] = (4, 2, 1)) -> Tensor:

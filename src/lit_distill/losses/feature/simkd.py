@@ -12,6 +12,8 @@ from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import averaged_alike
 from lit_distill.models.simkd import SimKDStudent
 
+__all__ = ["SimKD", "simkd_loss"]
+
 
 @full_precision
 def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:

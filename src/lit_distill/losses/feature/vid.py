@@ -13,6 +13,8 @@ from lit_distill.losses._numerics import full_precision, require_positive
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import Channels, apply_layer, averaged_alike, layer_pairs, require_same_channels
 
+__all__ = ["VIDLoss", "vid_loss"]
+
 
 @full_precision
 def vid_loss(mean: Tensor, teacher: Tensor, *, log_scale: Tensor, eps: float = 1e-5) -> Tensor:

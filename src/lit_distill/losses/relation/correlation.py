@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_choice, require_positive, require_same_shape
 from lit_distill.losses.relation._gram import gram, sample_rows
 
+__all__ = ["CorrelationLoss", "correlation_loss"]
+
 Kernel = Literal["gaussian", "bilinear", "consecutive"]
 
 

@@ -14,6 +14,8 @@ from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._numerics import full_precision, require_positive, upcast
 from lit_distill.losses.base import Example, Signal, SizedLoss, class_indices
 
+__all__ = ["CRDLoss", "crd_loss"]
+
 _EPSILON = 1e-7
 """Published, beside K/N in the denominator; both enter as one logarithm, so no precision can lose it."""
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_positive
 from lit_distill.losses.relation._gram import gram, sample_rows
 
+__all__ = ["PKTLoss", "pkt_loss"]
+
 
 @full_precision
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7, gather: bool = False) -> Tensor:

@@ -9,6 +9,8 @@ from lit_distill.losses.relation._angles import angle_huber
 from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd
 from lit_distill.losses.relation.rkd_distance import distance_huber
 
+__all__ = ["RKDLoss", "rkd_loss"]
+
 
 @full_precision
 def rkd_loss(

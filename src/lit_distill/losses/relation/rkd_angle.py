@@ -8,6 +8,8 @@ from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.relation._angles import angle_huber
 from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd
 
+__all__ = ["RKDAngleLoss", "rkd_angle_loss"]
+
 
 @full_precision
 def rkd_angle_loss(

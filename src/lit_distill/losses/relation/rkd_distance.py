@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_positive
 from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd, with_slopes
 
+__all__ = ["RKDDistanceLoss", "rkd_distance_loss"]
+
 
 @full_precision
 def rkd_distance_loss(

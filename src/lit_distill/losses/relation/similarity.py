@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_choice
 from lit_distill.losses.relation._gram import gram, sample_rows
 
+__all__ = ["SimilarityLoss", "similarity_loss"]
+
 RowNorm = Literal["l2", "l1"]
 
 

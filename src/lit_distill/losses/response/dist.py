@@ -12,6 +12,8 @@ from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._numerics import centred, full_precision, require_choice, require_non_negative, require_positive
 from lit_distill.losses.response._logits import class_rows
 
+__all__ = ["DISTLoss", "dist_loss"]
+
 EpsForm: TypeAlias = Literal["added", "floor"]
 
 

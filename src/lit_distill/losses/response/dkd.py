@@ -14,6 +14,8 @@ from lit_distill.losses._numerics import (
 )
 from lit_distill.losses.response._logits import check_indices, without_class
 
+__all__ = ["DKDLoss", "dkd_loss"]
+
 
 @full_precision
 def dkd_loss(

@@ -20,6 +20,8 @@ from lit_distill.losses._numerics import (
 )
 from lit_distill.losses.response._logits import class_rows
 
+__all__ = ["DMLLoss", "dml_loss"]
+
 Activation: TypeAlias = Literal["softmax", "sigmoid"] | None
 Form: TypeAlias = Literal["symmetric", "one_sided"]
 

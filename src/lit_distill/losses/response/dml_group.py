@@ -10,6 +10,8 @@ from lit_distill.losses.base import Signal
 from lit_distill.losses.response._logits import class_rows
 from lit_distill.losses.response.dml import PUBLISHED_EPS, Form, cost_of_logarithms
 
+__all__ = ["DMLGroupLoss", "dml_group_loss"]
+
 
 @full_precision
 def dml_group_loss(

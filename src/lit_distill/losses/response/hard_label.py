@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, nan_unless_finite
 from lit_distill.losses.response._logits import class_rows
 
+__all__ = ["HardLabelLoss", "hard_label_loss"]
+
 
 @full_precision
 def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None = None) -> Tensor:

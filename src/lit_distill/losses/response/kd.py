@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import centred, full_precision, kl_from_logits, require_positive
 from lit_distill.losses.response._logits import class_rows
 
+__all__ = ["KDLoss", "kd_loss"]
+
 
 @full_precision
 def kd_loss(

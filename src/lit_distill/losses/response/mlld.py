@@ -17,6 +17,8 @@ from lit_distill.losses._numerics import (
     require_positive,
 )
 
+__all__ = ["MLLDLoss", "mlld_loss"]
+
 
 @full_precision
 def mlld_loss(

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_logits, require_non_negative, require_positive
 from lit_distill.losses.response._logits import check_indices, soft_cross_entropy, without_class
 
+__all__ = ["NKDLoss", "nkd_loss"]
+
 
 @full_precision
 def nkd_loss(

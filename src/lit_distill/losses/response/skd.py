@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_logits, require_positive
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
 
+__all__ = ["SKDLoss", "skd_loss"]
+
 _NORM_EPS = 1e-7  # published, added to the variance
 
 

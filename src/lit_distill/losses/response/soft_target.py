@@ -15,6 +15,8 @@ from lit_distill.losses._numerics import (
 )
 from lit_distill.losses.response._logits import class_rows, soft_cross_entropy
 
+__all__ = ["SoftTargetCrossEntropy", "soft_target_cross_entropy"]
+
 SoftForm: TypeAlias = Literal["cross_entropy", "js"]
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_logits, require_positive
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
 
+__all__ = ["WSLDLoss", "wsld_loss"]
+
 _RATIO_EPS = 1e-7  # of the authors, keeps the ratio finite where the teacher is sure of the label
 
 
