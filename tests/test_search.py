@@ -124,11 +124,12 @@ def quick(monkeypatch: pytest.MonkeyPatch, folder: Path, values: dict[int, list[
         "    time.sleep(0.15)\n"
         "(place / 'results.json').write_text(json.dumps({'best': {'val/Student/top1': max(values)}}))\n"
     )
-    program = folder.with_suffix(".py")
+    program = folder.with_name("search_program.py")
     program.write_text(script)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(program.parent), os.environ.get("PYTHONPATH", "")]))
     running = study._running
     monkeypatch.setattr(study, "POLL", 0.02)
-    monkeypatch.setattr(study, "_running", lambda words, *rest: running([words[0], str(program), *words[3:]], *rest))
+    monkeypatch.setattr(study, "_running", lambda words, *rest: running([program.stem, *words[1:]], *rest))
     config = composed("sweep=dkd", DKD, f"folder={folder}", f"trials={len(values)}", "startup_trials=2", *more)
     return search.run(config, console=Console(quiet=True))
 
@@ -157,6 +158,7 @@ def test_an_interrupted_trial_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPa
 
     def interrupted(trial: Any, arguments: Any, *rest: Any, **more: Any) -> Any:
         asked.append((trial.number, arguments))
+        assert isinstance(more["keep_open"], int), "a training that is left holds the folder, as a comparison's does"
         if len(asked) == 2:
             raise KeyboardInterrupt
         return train(trial, arguments, *rest, **more)

@@ -22,11 +22,12 @@ from lit_distill._files import write_text
 from lit_distill._screen import printable
 from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
 from lit_distill.comparison.plots import can_plot, write_plots
-from lit_distill.comparison.pool import Job, Pool, alone_in, places
+from lit_distill.comparison.pool import Job, Pool, places
 from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
 from lit_distill.comparison.table import HEAD, markdown, notes, rows
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import COMPARE_FILE, COMPARE_TABLE
+from lit_distill.runs.processes import alone_in
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from rich.console import Console
 from lit_distill._command.arguments import literal
 from lit_distill._command.command import command, conf_dir
 from lit_distill._files import write_text
-from lit_distill.comparison.pool import alone_in
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import STUDY_FILE, STUDY_PLOT, STUDY_TABLE
+from lit_distill.runs.processes import alone_in
 from lit_distill.searching.space import axes_of
 from lit_distill.searching.study import finished, markdown, open_study, plot, record_of, train_trial, trials_of
 
@@ -45,11 +45,11 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
 
     folder = Path(config.folder).expanduser().absolute()
     failures = 0
-    with alone_in(folder):
+    with alone_in(folder) as lock:
         try:
             for trial in trials_of(study, int(config.trials)):
                 arguments = [f"++{axis.key}={axis.draw(trial)}" for axis in axes]
-                end, value, fault = train_trial(trial, arguments, config, folder, prune=config.prune)
+                end, value, fault = train_trial(trial, arguments, config, folder, keep_open=lock)
                 study.tell(trial.number, value, state=getattr(optuna.trial.TrialState, end))
                 failures = failures + 1 if end == "FAIL" else 0
                 shown = fault if end == "FAIL" else f"{config.metric} {value:.4f}" if value is not None else ""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from lit_distill.comparison.pool import Job, Pool, _get, alone_in, places
+from lit_distill.comparison.pool import Job, Pool, _completed, places
+from lit_distill.runs.processes import alone_in
 
 PROGRAM = """
 import os, signal, sys, time
@@ -138,7 +139,10 @@ def test_nothing_is_left_running_when_the_caller_fails(tmp_path: Path, program: 
 def test_a_folder_is_held_by_one_comparison_and_by_the_runs_that_it_left(tmp_path: Path) -> None:
     with alone_in(tmp_path) as lock:
         assert lock is not None
-        with pytest.raises(ValueError, match=r"another comparison works in .*folder=<another>"), alone_in(tmp_path):
+        with (
+            pytest.raises(ValueError, match=r"another comparison or search works in .*folder=<another>"),
+            alone_in(tmp_path),
+        ):
             pass
         left = subprocess.Popen(
             [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, pass_fds=[lock]
@@ -152,4 +156,4 @@ def test_a_folder_is_held_by_one_comparison_and_by_the_runs_that_it_left(tmp_pat
 
 def test_a_signal_whose_exception_was_lost_ends_the_wait_all_the_same() -> None:
     with pytest.raises(KeyboardInterrupt):
-        _get(queue.SimpleQueue(), [signal.SIGTERM])
+        next(_completed([Future()], [signal.SIGTERM]))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,7 +15,7 @@ from lit_distill._command.arguments import literal
 from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import METRICS_FILE, RESULTS_FILE, STUDY_JOURNAL, TRIALS
-from lit_distill.runs.resume import environment_of_other_run
+from lit_distill.runs.processes import fault_of, start_process, terminated_as_interrupted
 
 POLL = 0.5  # seconds between two looks at a trial's figures
 
@@ -76,26 +73,37 @@ def trials_of(study: Any, count: int) -> Iterator[Any]:
 
 
 def train_trial(
-    trial: Any, arguments: Sequence[str], config: DictConfig, folder: Path, *, prune: bool
+    trial: Any, arguments: Sequence[str], config: DictConfig, folder: Path, *, keep_open: int | None = None
 ) -> tuple[str, float | None, str]:
-    """Train one trial and report its validations; gives its end, its value and what went wrong."""
+    """Train one trial and report its validations; gives its end, its value and what went wrong.
+
+    Args:
+        trial: Optuna's.
+        arguments: of `train`, that the trial has drawn.
+        config: the composed ``search.yaml``.
+        folder: of the search.
+        keep_open: descriptor that the training inherits, such as a lock of the folder.
+
+    Raises:
+        KeyboardInterrupt: a signal was received; the training has ended with a checkpoint.
+    """
     place = folder / TRIALS / str(trial.number)
     log = place.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     given = [str(override) for override in config.train]
     words = ["doctor=false", *given, *arguments, f"hydra.run.dir={literal(str(place))}", "resume=auto"]
-    with log.open("ab") as file, _running([sys.executable, "-m", "lit_distill.train", *words], file) as job:
-        while job.poll() is None:
-            time.sleep(POLL)
-            if _report(trial, place, config.metric) and prune and trial.should_prune():
-                job.terminate()
-                job.wait()
-                return "PRUNED", None, ""
+    with log.open("ab") as file:
+        start = file.tell()
+        with terminated_as_interrupted() as received, _running(["lit_distill.train", *words], file, keep_open) as job:
+            while job.poll() is None:
+                if received:  # and its exception was lost
+                    raise KeyboardInterrupt
+                time.sleep(POLL)
+                if _report(trial, place, config.metric) and config.prune and trial.should_prune():
+                    return "PRUNED", None, ""
         _report(trial, place, config.metric)
     if job.returncode:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        return "FAIL", None, (errors or lines or [f"exit code {job.returncode}"])[-1]
+        return "FAIL", None, fault_of(log, start, job.returncode)
     value = read_results(place)["best"].get(config.metric)
     if value is None:
         return "FAIL", None, f"{config.metric} is not in its {RESULTS_FILE}"
@@ -103,21 +111,12 @@ def train_trial(
 
 
 @contextmanager
-def _running(words: Sequence[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends, saved, with the block; SIGTERM is what Ctrl-C is as long as it lasts."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    job = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment_of_other_run(),
-        start_new_session=True,
-    )  # fmt: skip
+def _running(command: Sequence[str], log: IO[bytes], keep_open: int | None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends, saved, with the block."""
+    job = start_process(command, log, keep_open=keep_open)
     try:
         yield job
     finally:
-        signal.signal(signal.SIGTERM, before)
         if job.poll() is None:
             with suppress(ProcessLookupError):
                 job.terminate()
