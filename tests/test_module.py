@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+import lit_distill
 from lit_distill import DistillModule, LossTerm
 from lit_distill.data import ViewsBatch
 from lit_distill.inference.evaluation import Evaluation
@@ -221,6 +222,22 @@ def test_losses_with_parameters_are_sized_before_the_optimizer_and_trained() -> 
     optimised = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
     assert {id(p) for p in hint.map.parameters()} <= optimised
     assert all(p.grad is not None for p in hint.map.parameters())
+
+
+def test_an_example_batch_runs_every_model_once_for_the_terms_of_training_and_validation() -> None:
+    runs: list[str] = []
+    hint = {"hint": LossTerm(Hint(), pair=("Student.0", "Teacher.0"))}
+    tried = module(losses=hint, val_losses={"ce": LossTerm(CE(), pair=("Student.3", "GroundTruth")), **hint})
+    for name, model in tried.models.items():
+        model.register_forward_hook(lambda *_, name=name: runs.append(name))
+    tried.build(next(iter(loader())))
+    assert sorted(runs) == ["Student", "Teacher"]
+
+
+def test_models_are_run_in_one_place_alone() -> None:
+    package = Path(lit_distill.__file__).parent
+    callers = {f.relative_to(package).as_posix() for f in package.rglob("*.py") if ".run_model(" in f.read_text()}
+    assert callers == {"_module/named.py"}, "call run_models(), which knows of views, frozen models and the cache"
 
 
 def test_bf16_mixed_precision_trains_with_float32_terms() -> None:

@@ -93,7 +93,7 @@ def test_a_loss_with_parameters_reaches_them_without_labels() -> None:
     index = torch.arange(6)
     term = LossTerm(CRDLoss(), pair=("Student.0", "Teacher"), target=["SampleIndex", "GroundTruth"])
     composer = LossComposer({"crd": term}, unlabelled=True)
-    composer.build(models, X, PARTLY, index=index, dataset_size=8, evaluate=False)
+    composer.build(models, X, PARTLY, index=index, dataset_size=8)
     with composer.capture(models) as signals:
         for model in models.values():
             model(X)

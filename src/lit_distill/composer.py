@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -234,7 +234,6 @@ class LossComposer(nn.Module):
         except ValueError as error:
             raise ValueError(f"term {name!r}: {error}") from None
 
-    @torch.no_grad()
     def build(
         self,
         models: Mapping[str, nn.Module],
@@ -244,7 +243,6 @@ class LossComposer(nn.Module):
         index: Tensor | None = None,
         dataset_size: int | None = None,
         run: Callable[[str, Any], Any] | None = None,
-        evaluate: bool = True,
     ) -> SignalCapture:
         """Try the terms on one example batch: size the losses that have parameters, find taps to clone, check shapes.
 
@@ -257,44 +255,17 @@ class LossComposer(nn.Module):
             target: the example's ground truth.
             index: the example's sample indices.
             dataset_size: number of training samples, for memory banks.
-            run: how a model runs, given its name and the inputs; by default ``models[name](inputs)``.
-            evaluate: also evaluate every term once, so that a mismatch shows now and not in the first step.
+            run: runs a model, given its name and the inputs; by default ``models[name](inputs)``.
 
         Returns:
             The captured signals of the example.
         """
-        used = sorted(self.model_names)
-        modules = [*(models[name] for name in used), self]
-        modes = [(part, part.training) for module in modules for part in module.modules()]
-        try:
-            for module in modules:
-                module.eval()
-            signals = self._run(models, used, inputs, run)
-            in_place = signals.changed_in_place() - self._clone
-            if in_place:
-                self._clone |= in_place
-                signals = self._run(models, used, inputs, run)
-            self._put_data(signals, target, index)
-            for name, term in self.terms.items():
-                if isinstance(term.loss, SizedLoss):
-                    self._build_term(name, term, signals, models, dataset_size)
-            if evaluate:
-                self.losses.eval()  # the parts that build() made
-                for name, term in self.terms.items():
-                    self._evaluate(name, term, signals, 0.0)
-        finally:
-            for part, mode in modes:
-                part.training = mode
-            self.losses.train(self.training)
-        return signals
 
-    def _run(
-        self, models: Mapping[str, nn.Module], used: Collection[str], inputs: Any, run: Callable[[str, Any], Any] | None
-    ) -> SignalCapture:
-        with self.capture(models) as signals:
-            for name in used:
+        def run_each(signals: SignalCapture) -> None:
+            for name in sorted(self.model_names):
                 models[name](inputs) if run is None else run(name, inputs)
-        return signals
+
+        return build_composers([self], models, target, index=index, dataset_size=dataset_size, run=run_each)
 
     def _build_term(
         self,
@@ -321,6 +292,68 @@ class LossComposer(nn.Module):
             raise ValueError(f"{describe(name, term, arguments)}: {error}") from error
         device = next((t.device for t in tensors_of(arguments[0])), None)
         term.loss.to(device)
+
+
+@torch.no_grad()
+def build_composers(
+    composers: Sequence[LossComposer],
+    models: Mapping[str, nn.Module],
+    target: Tensor | None,
+    *,
+    index: Tensor | None,
+    dataset_size: int | None,
+    run: Callable[[SignalCapture], object],
+    check: Callable[[SignalCapture], None] | None = None,
+) -> SignalCapture:
+    """As :meth:`LossComposer.build`, for several composers on one capture, so that every model runs once.
+
+    Models run a second time only where a tap turns out to be changed in place.
+
+    Args:
+        composers: such as those of training and of validation.
+        models: the named models.
+        target: the example's ground truth.
+        index: the example's sample indices.
+        dataset_size: number of training samples, for memory banks.
+        run: runs the models, given the open capture.
+        check: looks at the captured signals before any loss is sized.
+    """
+    used = [models[name] for name in frozenset().union(*(composer.model_names for composer in composers))]
+    modes = [(part, part.training) for module in (*used, *composers) for part in module.modules()]
+    try:
+        for module in (*used, *composers):
+            module.eval()
+        signals = _captured(composers, models, run)
+        if in_place := signals.changed_in_place() - signals.cloned:
+            for composer in composers:
+                composer._clone |= in_place & {ref.text for ref in composer.references}
+            signals = _captured(composers, models, run)
+        if check is not None:
+            check(signals)
+        for composer in composers:
+            composer._put_data(signals, target, index)
+            for name, term in composer.terms.items():
+                if isinstance(term.loss, SizedLoss):
+                    composer._build_term(name, term, signals, models, dataset_size)
+            composer.losses.eval()  # the parts that were just made
+            for name, term in composer.terms.items():
+                composer._evaluate(name, term, signals, 0.0)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for composer in composers:
+            composer.losses.train(composer.training)
+    return signals
+
+
+def _captured(
+    composers: Sequence[LossComposer], models: Mapping[str, nn.Module], run: Callable[[SignalCapture], object]
+) -> SignalCapture:
+    references = {ref.text: ref for composer in composers for ref in composer.references}
+    clone = frozenset().union(*(composer._clone for composer in composers))
+    with SignalCapture(models, references.values(), clone=clone) as signals:
+        run(signals)
+    return signals
 
 
 def _clips_of(signals: SignalCapture) -> int | None:

@@ -13,25 +13,14 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
-from lit_distill._module.frozen import FrozenRecord
-from lit_distill._module.metrics import TermMeans
-from lit_distill._module.preflight import (
-    BEST,
-    check_classes,
-    check_judges_best,
-    check_names,
-    input_views,
-    student_candidates,
-    try_example,
-)
-from lit_distill._module.step import RunningTerms, StepRecord, fractional_epoch
-from lit_distill._module.train_only import TrainOnly
+from lit_distill._module.preflight import BEST, check_classes, try_example
+from lit_distill._module.step import StepRecord, fractional_epoch
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
-from lit_distill.composer import ComposedLoss, LossComposer
+from lit_distill.composer import ComposedLoss, LossComposer, build_composers
 from lit_distill.gradients import loss_scale
 from lit_distill.schedules import Schedule
-from lit_distill.signals import SignalCache
+from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
@@ -122,22 +111,16 @@ class DistillModule(EvaluatedModule):
         balance: Balancer | None = None,
         unlabelled: bool = False,
     ) -> None:
-        super().__init__()
-        check_names(models, frozen)
-        self.models = nn.ModuleDict(dict(models))
-        self.frozen = tuple(sorted(frozen))
-        self.moving: set[str] = set()
-        """Frozen models that a callback moves, such as an EMA teacher: checkpoints hold them."""
-        self.candidates = student_candidates(models, frozen, student, candidates)
-        """Names of the models that may be the student: one, or several for ``student="best"``."""
-        self._chooses_student = student == BEST and BEST not in models
-        self.student = self.candidates[0]
-        """Name of the deployed model; of the best candidate in the last validation, where there are several."""
-        self.signal_cache: SignalCache | None = None
-        """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
-        self.composer = LossComposer(losses, balance=balance, unlabelled=unlabelled)
-        # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
-        self._own_val_composer = None if val_losses is None else LossComposer(val_losses)
+        super().__init__(
+            models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only
+        )
+        self._keep(replaced_frozen)
+        self._judge_by(
+            LossComposer(losses, balance=balance, unlabelled=unlabelled),
+            None if val_losses is None else LossComposer(val_losses),
+            metrics,
+            chooses_student=student == BEST and BEST not in models,
+        )
         self.composer.check(models)
         self.val_composer.check(models)
         unused = set(models) - self.composer.model_names - set(self.frozen)
@@ -145,48 +128,15 @@ class DistillModule(EvaluatedModule):
             raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
         self._optimizer_factory = optimizer
         self._scheduler_factory = scheduler
-        self.inputs = input_views(models, inputs)
-        """What a model sees of a batch, by the names of those that see less than all."""
         self._preflight = preflight
-        if unknown := set(replaced_frozen) - set(self.frozen):
-            raise ValueError(f"replaced_frozen names {sorted(unknown)}, which are not in frozen={list(self.frozen)}")
-        self._replaced_frozen = tuple(replaced_frozen)
-        self._frozen_record: FrozenRecord | None = None
-        self.val_metrics = nn.ModuleDict() if metrics is None else nn.ModuleDict({n: metrics() for n in models})
-        self._metrics_are_default = metrics is default_metrics
-        if self._chooses_student:
-            check_judges_best(dict(self.val_metrics.items()), self.candidates)
-        self.val_terms = TermMeans(len(self.val_composer.terms))
-        self._train_terms = RunningTerms()
-        self._stored_terms: dict[str, Any] = {}
         self._record: StepRecord | None = None
         self.composed: ComposedLoss | None = None
-        """What the losses of the training step under way came to, until its backward pass has ended."""
-        self.last_terms: dict[str, float] = {}
-        """The training terms as they were last logged, for progress bars."""
-        for name in self.frozen:
-            self.models[name].requires_grad_(False)
-        learning = {name: model for name, model in self.models.items() if name not in self.frozen}
-        self._train_only = TrainOnly(learning, train_only)
+        """The losses of the current training step, until its backward pass has ended."""
         # DDP neither registers, nor broadcasts, what is named here.
         self._ddp_params_and_buffers_to_ignore = [
             key for key in (*dict(self.named_parameters()), *dict(self.named_buffers())) if self._is_frozen_key(key)
         ]
         self.train()
-
-    # ---------------------------------------------------------------- models
-
-    def train(self, mode: bool = True) -> DistillModule:
-        """Set the training mode of everything that is trained; frozen models and parts stay in eval mode."""
-        super().train(mode)
-        for name in self.frozen:
-            self.models[name].eval()
-        self._train_only.hold()
-        return self
-
-    def forward(self, inputs: Any) -> Any:
-        """The student's output."""
-        return self.run_model(self.student, self._seen_by(self.student, inputs))
 
     # ---------------------------------------------------------------- before training
 
@@ -203,24 +153,30 @@ class DistillModule(EvaluatedModule):
         """Look for samples without labels in training batches if a data module says that it has some."""
         self.composer.unlabelled |= bool(getattr(data, "has_unlabelled", False))
 
-    def build(self, batch: Any, *, dataset_size: int | None = None) -> None:
-        """Size the losses from an example batch and check that classes and shapes fit.
+    def build(self, batch: Any, *, dataset_size: int | None = None, num_classes: int | None = None) -> None:
+        """Size the losses from an example batch and check that classes and shapes fit; every model runs once.
 
         Lightning's ``fit`` calls it through :meth:`setup`; call it yourself before you load weights by hand.
+
+        Args:
+            batch: as training has it.
+            dataset_size: number of training samples, for memory banks.
+            num_classes: of the data; by default what the trainer's data module says.
         """
         inputs, target, index = self.unpack(batch)
-        num_classes = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
-        for composer in {id(c): c for c in (self.composer, self.val_composer)}.values():
-            signals = composer.build(
-                self.named, inputs, target, index=index, dataset_size=dataset_size,
-                run=self._run_frozen_or_not, evaluate=False,
-            )  # fmt: skip
+        if num_classes is None:
+            num_classes = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
+        composers = list({id(c): c for c in (self.composer, self.val_composer)}.values())
+
+        def check(signals: SignalCapture) -> None:
             for name in self.models:
-                if any(ref.text == name for ref in composer.references):
+                if any(ref.text == name for composer in composers for ref in composer.references):
                     check_classes(name, signals[name], target, num_classes)
-            composer.build(
-                self.named, inputs, target, index=index, dataset_size=dataset_size, run=self._run_frozen_or_not
-            )
+
+        build_composers(
+            composers, self.named, target, index=index, dataset_size=dataset_size,
+            run=lambda signals: self.run_models(inputs, signals), check=check,
+        )  # fmt: skip
 
     # ---------------------------------------------------------------- steps
 
@@ -228,9 +184,7 @@ class DistillModule(EvaluatedModule):
         """One step on the training terms; returns the total."""
         inputs, target, index = self.unpack(batch)
         with self.composer.capture(self.named) as signals:
-            for name in self.models:
-                if name in self.composer.model_names:
-                    self._ask(name, inputs, signals, self._run_frozen_or_not)
+            self.run_models(inputs, signals, cached=True)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
         self._train_terms.add(result)
         self.composed = result

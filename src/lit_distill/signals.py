@@ -169,6 +169,7 @@ class SignalCapture:
 
     def put(self, name: str, value: Tensor) -> None:
         """Give a signal that comes with the batch, such as ``GroundTruth``."""
+        self._fired[name] = 0  # what is given again takes the place of what was given
         self._keep(name, value)
 
     def replace(self, text: str, value: Tensor) -> None:
@@ -176,6 +177,11 @@ class SignalCapture:
         if text in self._taps:
             self._fired[text] = 0
             self._keep(text, value)
+
+    @property
+    def cloned(self) -> frozenset[str]:
+        """Texts of the references that are cloned at their tap."""
+        return self._clone
 
     def texts_of(self, model: str) -> tuple[str, ...]:
         """The references to a model that are captured."""

@@ -147,8 +147,7 @@ def test_of_an_accumulated_step_it_is_the_last_batch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     StepSeed()._seed("train", Position(), 1)  # type: ignore[arg-type]
     with again.composer.capture(again.named) as signals:
-        for name in again.models:
-            again._run_frozen_or_not(name, x[4:])
+        again.run_models(x[4:], signals)
     composed = again.composer(signals, x[4:, :3].argmax(1), epoch=0.5)
     for name, term in zip(composed.names, composed.terms, strict=True):
         again.zero_grad()

@@ -119,8 +119,7 @@ def test_a_frozen_ensemble_teaches_and_its_members_are_tapped() -> None:
         },
     )  # fmt: skip
     with module.composer.capture(module.named) as signals:
-        for name in module.models:
-            module._run_frozen_or_not(name, X)
+        module.run_models(X, signals)
     result = module.composer(signals)
     second = teacher.members["second"]
     assert isinstance(second, Net)

@@ -156,8 +156,8 @@ class Logits(LightningModule):
         self.trained, self.name, self.seen = trained.eval(), name, []  # type: ignore[var-annotated]
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        said = self.trained._evaluate(self.name, batch[0], has_views=isinstance(batch, ViewsBatch))
-        self.seen.append(said.log_softmax(1))
+        outputs = self.trained.run_models(batch[0], evaluate=True, views=isinstance(batch, ViewsBatch))
+        self.seen.append(outputs[self.name].log_softmax(1))
 
 
 @pytest.mark.parametrize("name", ["Student", "Teacher"])

@@ -6,10 +6,10 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from lit_distill._module.frozen import FrozenRecord, check_keys
+from lit_distill._module.named import NamedModels
 from lit_distill._module.step import RunningTerms
 from lit_distill._version import versions
 from lit_distill.checkpoints import CheckpointError, read_checkpoint
@@ -18,19 +18,19 @@ FORMAT = 1
 """What ``checkpoint["lit_distill"]["format"]`` says; raised when older releases could not read it."""
 
 
-class CheckpointedModule(LightningModule):
+class CheckpointedModule(NamedModels):
     """The part of :class:`lit_distill.DistillModule` that saves and loads; frozen models are held to their hashes."""
 
-    models: nn.ModuleDict
-    frozen: tuple[str, ...]
-    moving: set[str]
-    student: str
-    candidates: tuple[str, ...]
-    last_terms: dict[str, float]
-    _train_terms: RunningTerms
-    _stored_terms: dict[str, Any]
-    _frozen_record: FrozenRecord | None
-    _replaced_frozen: tuple[str, ...]
+    def _keep(self, replaced_frozen: Collection[str]) -> None:
+        """Set what checkpoints need: the frozen models that may be others than those of a loaded checkpoint."""
+        if unknown := set(replaced_frozen) - set(self.frozen):
+            raise ValueError(f"replaced_frozen names {sorted(unknown)}, which are not in frozen={list(self.frozen)}")
+        self._replaced_frozen = tuple(replaced_frozen)
+        self._frozen_record: FrozenRecord | None = None
+        self._train_terms = RunningTerms()
+        self._stored_terms: dict[str, Any] = {}
+        self.last_terms: dict[str, float] = {}
+        """The training terms as they were last logged, for progress bars."""
 
     def _is_frozen_key(self, key: str) -> bool:
         return any(key.startswith(f"models.{name}.") for name in self.frozen)

@@ -1,9 +1,8 @@
-"""How a DistillModule runs its models, what validation and test evaluate and log, how the best of peers is chosen."""
+"""What validation and test evaluate and log, and how the best of several peers is chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,11 +12,10 @@ from torchmetrics import Metric, MetricCollection
 
 from lit_distill._module.checkpointed import CheckpointedModule
 from lit_distill._module.metrics import TermMeans, TopKAccuracy
-from lit_distill._module.preflight import BEST, TOP1, unpack_batch
-from lit_distill._views import InputView, ViewsBatch, average_over_views
+from lit_distill._module.preflight import BEST, TOP1, check_judges_best
+from lit_distill._views import ViewsBatch
 from lit_distill.composer import LossComposer
 from lit_distill.losses.base import class_indices
-from lit_distill.signals import SignalCache, SignalCapture
 
 
 def default_metrics() -> MetricCollection:
@@ -27,67 +25,37 @@ def default_metrics() -> MetricCollection:
 
 
 class EvaluatedModule(CheckpointedModule):
-    """The part of :class:`lit_distill.DistillModule` that runs the models, validates and tests."""
+    """The part of :class:`lit_distill.DistillModule` that validates and tests."""
 
-    composer: LossComposer
-    inputs: dict[str, InputView]
-    signal_cache: SignalCache | None
-    val_metrics: nn.ModuleDict
-    val_terms: TermMeans
-    _own_val_composer: LossComposer | None
-    _metrics_are_default: bool
-    _chooses_student: bool
+    def _judge_by(
+        self,
+        composer: LossComposer,
+        val_composer: LossComposer | None,
+        metrics: Callable[[], Metric | MetricCollection] | None,
+        *,
+        chooses_student: bool,
+    ) -> None:
+        """Set what evaluation needs: the terms of training, those of validation where they are others, the metrics."""
+        self.composer = composer
+        # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
+        self._own_val_composer = val_composer
+        self.val_metrics = nn.ModuleDict({} if metrics is None else {name: metrics() for name in self.models})
+        self._metrics_are_default = metrics is default_metrics
+        self._chooses_student = chooses_student
+        if chooses_student:
+            check_judges_best(dict(self.val_metrics.items()), self.candidates)
+        self.val_terms = TermMeans(len(self.val_composer.terms))
 
     @property
     def val_composer(self) -> LossComposer:
         """The composer of validation and test."""
         return self._own_val_composer or self.composer
 
-    @property
-    def named(self) -> dict[str, nn.Module]:
-        """The models by name."""
-        return dict(self.models.items())
-
-    def run_model(self, name: str, inputs: Any) -> Any:
-        """Run one named model; override it for models that take something else than the batch's inputs."""
-        return self.models[name](inputs)
-
-    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-        """Split a batch into inputs, target and sample index; override it for batches of another form."""
-        return unpack_batch(batch)
-
-    def _seen_by(self, name: str, inputs: Any) -> Any:
-        view = self.inputs.get(name)
-        return inputs if view is None else view(inputs)
-
-    def _run_frozen_or_not(self, name: str, inputs: Any) -> Any:
-        inputs = self._seen_by(name, inputs)
-        if name not in self.frozen:
-            return self.run_model(name, inputs)
-        if self.models[name].training:  # someone called .train() on the model itself
-            self.models[name].eval()
-        with torch.no_grad():
-            return self.run_model(name, inputs)
-
-    def _ask(
-        self, name: str, inputs: Any, signals: SignalCapture, run: Callable[[str, Any], Any], *, output: bool = False
-    ) -> Any:
-        """Run a model, or have the signals of a frozen one from where they are kept."""
-        if self.signal_cache is None or name not in self.frozen:
-            return run(name, inputs)
-        return self.signal_cache.run(name, inputs, signals, partial(run, name), output=output)
-
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
         inputs, target, index = self.unpack(batch)
-        has_views = isinstance(batch, ViewsBatch)
-        run = partial(self._evaluate, has_views=has_views)
-        outputs = {}
         with self.val_composer.capture(self.named) as signals:
-            for name in self.models:
-                outputs[name] = self._ask(name, inputs, signals, run, output=True)
-                if has_views:
-                    signals.replace(name, outputs[name])
+            outputs = self.run_models(inputs, signals, evaluate=True, views=isinstance(batch, ViewsBatch), cached=True)
         result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
         size = target.shape[0] if target is not None and target.ndim else 1
         self.val_terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), size)
@@ -96,11 +64,6 @@ class EvaluatedModule(CheckpointedModule):
                 assert target is not None
                 metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
         return outputs
-
-    def _evaluate(self, name: str, inputs: Any, *, has_views: bool) -> Any:
-        if not has_views:
-            return self._run_frozen_or_not(name, inputs)
-        return average_over_views(lambda clips: self._run_frozen_or_not(name, clips), inputs)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The same as validation, on the test data."""

@@ -165,10 +165,7 @@ def _step(
     with parts.part("data wait"):
         inputs, target, index = module.unpack(data.on_after_batch_transfer(next(batches), 0))
     with module.composer.capture(module.named) as signals:
-        for name in module.models:
-            if name in module.composer.model_names:
-                with parts.part(f"forward {name}", keeps=True):
-                    module._run_frozen_or_not(name, inputs)
+        module.run_models(inputs, signals, around=lambda name: parts.part(f"forward {name}", keeps=True))
     with parts.part("losses", keeps=True):
         total = module.composer(signals, target, index=index).total
     with parts.part("backward"):
@@ -190,8 +187,6 @@ def _validation_seconds(module: DistillModule, data: LightningDataModule) -> flo
     for _ in range(min(2, len(loader))):
         start = time.perf_counter()
         batch = data.on_after_batch_transfer(next(batches), 0)
-        inputs, _, _ = module.unpack(batch)
-        for name in module.models:
-            module._evaluate(name, inputs, has_views=isinstance(batch, ViewsBatch))
+        module.run_models(module.unpack(batch)[0], evaluate=True, views=isinstance(batch, ViewsBatch))
         taken = time.perf_counter() - start
     return taken * len(loader)

@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_distill._module.preflight import check_classes, example_batch, size_of
+from lit_distill._module.preflight import example_batch, size_of
 from lit_distill._views import ViewsBatch
 from lit_distill.gradients import gradients_of, norm_of
 from lit_distill.inference.preprocess import Preprocess
@@ -119,14 +120,6 @@ class Diagnosis:
         return asdict(self)
 
 
-@dataclass
-class _Seen:
-    """What one forward pass of all models left."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    outputs: dict[str, Any] = field(default_factory=dict)
-
-
 def diagnose(
     module: DistillModule,
     data: LightningDataModule,
@@ -174,8 +167,7 @@ def diagnose(
         tried.expect_labels_of(data)
         batch = _on_device(data, example_batch(loader, samples or loader.batch_size or 1), device)
         inputs, target, index = tried.unpack(batch)
-        _check_class_count(tried, inputs, target, getattr(data, "num_classes", None))
-        tried.build(batch, dataset_size=size_of(loader))
+        tried.build(batch, dataset_size=size_of(loader), num_classes=getattr(data, "num_classes", None))
         findings = [*_class_orders(module, data), *_normalisations(module, data)]
         models, terms = _one_step(tried, inputs, target, index)
         findings += _of_terms(terms)
@@ -198,12 +190,9 @@ def _one_step(
     module: DistillModule, inputs: Any, target: Tensor | None, index: Tensor | None
 ) -> tuple[dict[str, ModelFacts], dict[str, TermFacts]]:
     module.train()
-    composer, seen = module.composer, _Seen()
+    composer, seconds = module.composer, dict[str, float]()
     with composer.capture(module.named) as signals:
-        for name in module.models:
-            if name in composer.model_names:
-                with _timed(seen.seconds, name):
-                    seen.outputs[name] = module._run_frozen_or_not(name, inputs)
+        outputs = module.run_models(inputs, signals, around=partial(_timed, seconds))
     values = composer.values(signals, target, index=index)
     learning = {
         name: {key: p for key, p in model.named_parameters() if p.requires_grad}
@@ -235,7 +224,7 @@ def _one_step(
         )  # fmt: skip
     models = {}
     for name, network in module.models.items():
-        output = seen.outputs.get(name)
+        output = outputs.get(name)
         models[name] = ModelFacts(
             kind=type(network).__name__,
             frozen=name in module.frozen,
@@ -243,7 +232,7 @@ def _one_step(
             trainable=sum(p.numel() for p in learning.get(name, {}).values()),
             input_shape=tuple(inputs.shape) if isinstance(inputs, Tensor) else (),
             output_shape=tuple(output.shape) if isinstance(output, Tensor) else (),
-            forward_seconds=seen.seconds.get(name, 0.0),
+            forward_seconds=seconds.get(name, 0.0),
             unreached=tuple(key for key, p in learning.get(name, {}).items() if id(p) not in reached),
         )
     return models, terms
@@ -289,8 +278,8 @@ def _short_validation(
         inputs, target, _ = module.unpack(batch)
         if not isinstance(target, Tensor) or target.ndim > 2:
             return None
-        for name in module.models:
-            output = module._evaluate(name, inputs, has_views=isinstance(batch, ViewsBatch))
+        outputs = module.run_models(inputs, evaluate=True, views=isinstance(batch, ViewsBatch))
+        for name, output in outputs.items():
             if not isinstance(output, Tensor) or output.ndim != 2:
                 return None
             classes = output.shape[1]
@@ -369,15 +358,6 @@ def _normalisations(module: DistillModule, data: LightningDataModule) -> Iterato
             other = theirs.get(key)
             if other and any(abs(a - b) > _ALIKE for a, b in zip(value, other, strict=False)):
                 yield f"{name} was trained on inputs normalised by another {key}: {list(other)}, here {list(value)}"
-
-
-def _check_class_count(module: DistillModule, inputs: Any, target: Tensor | None, num_classes: int | None) -> None:
-    with torch.no_grad():
-        module.eval()
-        for name in module.models:
-            output = module._run_frozen_or_not(name, inputs)
-            if isinstance(output, Tensor) and any(ref.text == name for ref in module.composer.references):
-                check_classes(name, output, target, num_classes)
 
 
 def _on_device(data: LightningDataModule, batch: Any, device: torch.device | str) -> Any:

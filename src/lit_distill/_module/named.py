@@ -1,0 +1,147 @@
+"""Named models: which of them learn, what each sees of a batch, and the one place that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lit_distill._module.preflight import check_names, input_views, student_candidates, unpack_batch
+from lit_distill._module.train_only import TrainOnly
+from lit_distill._views import InputView, average_over_views
+from lit_distill.signals import SignalCache, SignalCapture
+
+
+class NamedModels(LightningModule):
+    """The part of :class:`lit_distill.DistillModule` that holds the models and runs them; see there for arguments."""
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        frozen: Collection[str],
+        student: str | None,
+        candidates: Collection[str] | None,
+        inputs: Mapping[str, InputView | Mapping[str, Any]] | None,
+        train_only: Collection[str],
+    ) -> None:
+        super().__init__()
+        check_names(models, frozen)
+        self.models = nn.ModuleDict(dict(models))
+        self.frozen = tuple(sorted(frozen))
+        self.moving: set[str] = set()
+        """Frozen models that a callback updates, such as an EMA teacher: checkpoints hold them."""
+        self.candidates = student_candidates(models, frozen, student, candidates)
+        """Names of the models that may be the student: one, or several for ``student="best"``."""
+        self.student = self.candidates[0]
+        """Name of the deployed model; of the best candidate in the last validation, where there are several."""
+        self.inputs = input_views(models, inputs)
+        """What a model sees of a batch, by the names of those that see less than all."""
+        self.signal_cache: SignalCache | None = None
+        """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
+        for name in self.frozen:
+            self.models[name].requires_grad_(False)
+        self._train_only = TrainOnly({n: m for n, m in self.models.items() if n not in self.frozen}, train_only)
+
+    @property
+    def named(self) -> dict[str, nn.Module]:
+        """The models by name."""
+        return dict(self.models.items())
+
+    def train(self, mode: bool = True) -> NamedModels:
+        """Set the training mode of everything that is trained; frozen models and parts stay in eval mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.models[name].eval()
+        self._train_only.hold()
+        return self
+
+    def forward(self, inputs: Any) -> Any:
+        """The student's output."""
+        return self.run_model(self.student, self._seen_by(self.student, inputs))
+
+    # ---------------------------------------------------------------- to override
+
+    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+        """Split a batch into inputs, target and sample index; override it for batches of another form."""
+        return unpack_batch(batch)
+
+    def run_model(self, name: str, inputs: Any) -> Any:
+        """Run one named model; override it for models that take something else than the batch's inputs."""
+        return self.models[name](inputs)
+
+    # ---------------------------------------------------------------- the forward pass
+
+    def run_models(
+        self,
+        inputs: Any,
+        signals: SignalCapture | None = None,
+        *,
+        evaluate: bool = False,
+        views: bool = False,
+        cached: bool = False,
+        around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
+    ) -> dict[str, Any]:
+        """Run models on the inputs of a batch, in the order in which they are named.
+
+        Training, evaluation, the preflight, ``doctor`` and its costs all run them here, so that all see the same: each
+        model its own view of the inputs, frozen ones in eval mode and without a graph.
+
+        Args:
+            inputs: what :meth:`unpack` gives.
+            signals: the open capture of the step.
+            evaluate: run every model, not those alone that ``signals`` taps.
+            views: whether the inputs are views (B, V, ...), whose class probabilities are averaged.
+            cached: whether :attr:`signal_cache` may answer for a frozen model, whose signals go to ``signals``.
+            around: gives a context to run each model in, by its name, such as a timer.
+
+        Returns:
+            Outputs by name. In training, a model that the cache answers for has None.
+
+        Example:
+            >>> from lit_distill import DistillModule, LossTerm
+            >>> module = DistillModule(
+            ...     {"Student": nn.Linear(4, 2), "Teacher": nn.Linear(4, 2)},
+            ...     {"mse": LossTerm(nn.MSELoss(), pair=("Student", "Teacher"))},
+            ...     frozen=["Teacher"],
+            ... )
+            >>> with module.composer.capture(module.named) as signals:
+            ...     outputs = module.run_models(torch.zeros(3, 4), signals)
+            >>> outputs["Student"].requires_grad, outputs["Teacher"].requires_grad
+            (True, False)
+        """
+        outputs: dict[str, Any] = {}
+        run = self._run_and_average if views else self._run
+        for name in self.models:
+            if signals is not None and not evaluate and not signals.texts_of(name):
+                continue
+            with around(name):
+                if cached and signals is not None and self.signal_cache is not None and name in self.frozen:
+                    compute = partial(run, name)
+                    outputs[name] = self.signal_cache.run(name, inputs, signals, compute, output=evaluate)
+                else:
+                    outputs[name] = run(name, inputs)
+            if views and signals is not None:
+                signals.replace(name, outputs[name])
+        return outputs
+
+    def _run(self, name: str, inputs: Any) -> Any:
+        inputs = self._seen_by(name, inputs)
+        if name not in self.frozen:
+            return self.run_model(name, inputs)
+        if self.models[name].training:  # someone called .train() on the model itself
+            self.models[name].eval()
+        with torch.no_grad():
+            return self.run_model(name, inputs)
+
+    def _run_and_average(self, name: str, inputs: Tensor) -> Tensor:
+        return average_over_views(lambda clips: self._run(name, clips), inputs)
+
+    def _seen_by(self, name: str, inputs: Any) -> Any:
+        view = self.inputs.get(name)
+        return inputs if view is None else view(inputs)
