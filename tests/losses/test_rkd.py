@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_distill import LossTerm
 from lit_distill.losses import RKDLoss, rkd_angle_loss, rkd_distance_loss, rkd_loss
 from lit_distill.losses.relation import _gram
 from lit_distill.losses.relation._gram import Convention
@@ -36,7 +37,8 @@ def test_is_the_sum_of_its_parts(convention: Convention) -> None:
     distance = rkd_distance_loss(student, teacher, squared=True, eps=1e-3, convention=convention, target_size=1)
     angle = rkd_angle_loss(student, teacher, convention=convention, target_size=1)
     torch.testing.assert_close(whole(student, teacher), 2 * distance + 3 * angle)
-    assert whole.mutual == (convention == "paddleclas")
+    term = LossTerm(whole, pair=("Student", "Teacher"))
+    assert term.detach == (convention == "paper"), "PaddleClas' form teaches the teacher through one term"
 
 
 def test_makes_one_gram_matrix_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

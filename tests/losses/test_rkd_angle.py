@@ -169,8 +169,8 @@ def test_maps_are_flattened_or_pooled() -> None:
 
 
 def test_only_paddleclas_convention_teaches_the_teacher() -> None:
-    assert not RKDAngleLoss().mutual
-    assert RKDAngleLoss(convention="paddleclas").mutual
+    assert not RKDAngleLoss().teaches_both
+    assert RKDAngleLoss(convention="paddleclas").teaches_both
     value, (of_student, of_teacher) = gradients(RKDAngleLoss(convention="paddleclas"), STUDENT, TEACHER)
     swapped, (_, expected) = gradients(RKDAngleLoss(convention="paddleclas"), TEACHER, STUDENT)
     torch.testing.assert_close(value, swapped)

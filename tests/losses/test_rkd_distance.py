@@ -32,8 +32,8 @@ def test_is_the_published_formula(shape: tuple[int, ...], eps: float, squared: b
 @pytest.mark.parametrize("eps", [1e-12, 1e-2])
 def test_paddleclas_convention_keeps_the_diagonal_and_teaches_the_teacher(eps: float) -> None:
     loss = RKDDistanceLoss(convention="paddleclas", eps=eps)
-    assert loss.mutual
-    assert not RKDDistanceLoss().mutual
+    assert loss.teaches_both
+    assert not RKDDistanceLoss().teaches_both
     theirs = gradients(lambda s, t: relations.distance(s, t, eps=eps, paddleclas=True), STUDENT, TEACHER)
     torch.testing.assert_close(gradients(loss, STUDENT, TEACHER), theirs, rtol=1e-9, atol=1e-12)
     assert loss(STUDENT, TEACHER) != RKDDistanceLoss(eps=eps)(STUDENT, TEACHER)

@@ -79,7 +79,7 @@ class RKDAngleLoss(nn.Module):
         self.convention: Convention = convention
         self.target_size = target_size
         self.gather = gather
-        self.mutual = convention == "paddleclas"
+        self.teaches_both = convention == "paddleclas"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student embeddings against teacher embeddings: a scalar."""
