@@ -21,7 +21,7 @@ from lit_distill._command.command import command, conf_dir
 from lit_distill._files import write_text
 from lit_distill._screen import printable
 from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
-from lit_distill.comparison.plots import can_plot, write_plots
+from lit_distill.comparison.plots import write_plots
 from lit_distill.comparison.pool import Job, Pool, places
 from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
 from lit_distill.comparison.table import HEAD, markdown, notes, rows
@@ -114,11 +114,7 @@ def _announce(console: Console, plan: Plan, left: Sequence[PlannedRun], jobs: in
 
 def _write(console: Console, record: dict[str, Any], output: Path, *, plots: bool) -> None:
     write_json(output / COMPARE_FILE, record)
-    pictures: list[str] = []
-    if plots and can_plot():
-        pictures = write_plots(record, output)
-    elif plots:
-        console.print("no plots: they need matplotlib, pip install 'lit-distill\\[report]'", highlight=False)
+    pictures = write_plots(record, output) if plots else []
     write_text(output / COMPARE_TABLE, markdown(record, pictures))
     shown = Table()
     for name in HEAD:

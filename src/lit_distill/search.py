@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +60,8 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
             record = record_of(study, config, folder)
             write_json(folder / STUDY_FILE, record)
             write_text(folder / STUDY_TABLE, markdown(record))
-            if config.plots and find_spec("matplotlib") is not None and any(finished(record)):
-                plot(record, folder / STUDY_PLOT)
+            if config.plots and finished(record):
+                write_text(folder / STUDY_PLOT, plot(record))
     console.print(f"{folder / STUDY_TABLE}", highlight=False, soft_wrap=True)
     return record
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lit_distill.comparison.plots import write_plots
 from lit_distill.comparison.table import markdown, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +50,8 @@ def test_readme_has_its_table_and_its_command(record: dict[str, Any], monkeypatc
     assert all(argument.strip("\"'") in record["command"] for argument in arguments)
 
 
-def test_the_page_is_that_of_the_record_with_both_pictures(record: dict[str, Any]) -> None:
-    pictures = ("gains.png", "curves.png")
+def test_the_page_is_that_of_the_record_with_both_pictures(record: dict[str, Any], tmp_path: Path) -> None:
+    pictures = write_plots(record, tmp_path)
     assert (FOLDER / "compare.md").read_text() == markdown(record, pictures)
-    assert all((FOLDER / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+    assert pictures == ["gains.svg", "curves.svg"]
+    assert all((FOLDER / name).read_bytes() == (tmp_path / name).read_bytes() for name in pictures)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from omegaconf import DictConfig
@@ -16,7 +17,6 @@ from omegaconf import DictConfig
 from comparison.fakes import TINY, FakePool, config, leave, quiet, text
 from lit_distill import compare
 from lit_distill.comparison.plan import make_plan
-from lit_distill.comparison.plots import can_plot
 from lit_distill.comparison.record import require_its_own
 
 TWO = "experiments=[baseline,dml]"
@@ -335,26 +335,13 @@ def test_the_presets_weights_are_told(tmp_path: Path, pool: Callable[..., FakePo
 # ---------------------------------------------------------------- plots and the command
 
 
-@pytest.mark.skipif(not can_plot(), reason="needs matplotlib")
 def test_the_plots_are_pictures(tmp_path: Path, pool: Callable[..., FakePool]) -> None:
     given = config(tmp_path / "runs", TWO, "seeds=2", f"output={tmp_path}/told")
     pool(given, gains_of_two)
     compare.run(given, console=quiet())
-    for name in ("gains.png", "curves.png"):
-        assert (tmp_path / "told" / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("gains.svg", "curves.svg"):
+        assert ElementTree.parse(tmp_path / "told" / name).getroot().tag == "{http://www.w3.org/2000/svg}svg"
         assert f"![{name}]({name})" in (tmp_path / "told/compare.md").read_text()
-
-
-def test_without_matplotlib_it_says_so(
-    tmp_path: Path, pool: Callable[..., FakePool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compare, "can_plot", lambda: False)
-    given = config(tmp_path, TWO, "seeds=1")
-    pool(given, gains_of_two)
-    console = quiet()
-    compare.run(given, console=console)
-    assert "no plots: they need matplotlib, pip install 'lit-distill[report]'" in text(console)
-    assert (tmp_path / "compare.md").is_file()
 
 
 def test_a_real_comparison_trains_and_tests_its_runs(tmp_path: Path) -> None:

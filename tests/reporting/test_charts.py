@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
-from lit_distill.reporting.charts import Line, bar_chart, line_chart, reliability_chart, shade_map
+from lit_distill.reporting.charts import (
+    Interval,
+    Line,
+    bar_chart,
+    dot_chart,
+    interval_chart,
+    line_chart,
+    reliability_chart,
+    shade_map,
+    svg_file,
+)
 from lit_distill.reporting.history import read_history, thinned
 from lit_distill.reporting.page import shaded, table
 
@@ -19,7 +30,7 @@ def polylines(chart: str) -> list[list[tuple[float, float]]]:
 
 
 def test_a_line_goes_through_its_points() -> None:
-    (line,) = polylines(line_chart([Line("a", [(0, 2.0), (5, 3.0), (10, 6.0)])], title="t"))
+    (line,) = polylines(line_chart([Line("a", [(0, 2.0), (5, 3.0), (10, 6.0)])], title="t").html)
     (x0, y0), (x1, y1), (x2, y2) = line
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
     assert (y0 - y1) * 3 == pytest.approx(y1 - y2, abs=0.3), "upwards, three times as far"
@@ -29,20 +40,20 @@ def test_a_line_goes_through_its_points() -> None:
 
 def test_a_value_that_is_not_finite_breaks_a_line_and_does_not_scale_it() -> None:
     points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0), (5, 2.0), (6, -math.inf), (7, 1.5)]
-    chart = line_chart([Line("a", points)], title="t")
+    chart = line_chart([Line("a", points)], title="t").html
     first, second = polylines(chart)
     assert [y for _, y in first] == [y for _, y in second]
     assert chart.count("<circle") == 1, "a point alone is a dot"
-    assert "no finite value" in line_chart([Line("a", [(0, math.nan)])], title="t")
+    assert "no finite value" in line_chart([Line("a", [(0, math.nan)])], title="t").html
 
 
 def test_one_value_all_along_has_a_chart() -> None:
-    (line,) = polylines(line_chart([Line("a", [(3, 0.0), (4, 0.0)])], title="t"))
+    (line,) = polylines(line_chart([Line("a", [(3, 0.0), (4, 0.0)])], title="t").html)
     assert line[0][1] == line[1][1]
 
 
 def test_bars_are_as_long_as_their_values_to_either_side() -> None:
-    chart = bar_chart([("up", 10.0, "+10"), ("down", -5.0, "-5")], title="t")
+    chart = bar_chart([("up", 10.0, "+10"), ("down", -5.0, "-5")], title="t").html
     bars = re.findall(r'<rect class="bar (c\d)" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', chart)
     (gain, at_gain, up), (loss, at_loss, down) = ((c, float(x), float(w)) for c, x, w in bars)
     assert gain != loss
@@ -55,17 +66,55 @@ def test_a_reliability_bar_is_as_high_as_the_accuracy() -> None:
         {"above": 0.2, "up_to": 0.3, "samples": 4, "confidence": 0.25, "accuracy": 0.5},
         {"above": 0.9, "up_to": 1.0, "samples": 4, "confidence": 0.95, "accuracy": 1.0},
     ]
-    chart = reliability_chart(bins, title="t")
+    chart = reliability_chart(bins, title="t").html
     half, whole = (float(h) for h in re.findall(r'<rect class="bar[^>]* height="([\d.]+)"', chart))
     assert whole == pytest.approx(2 * half, abs=0.2)
     assert "4 samples: confidence 0.250, accuracy 0.500" in chart
+
+
+def circles(chart: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r'<circle [^>]*cx="([\d.]+)" cy="([\d.]+)"', chart)]
+
+
+def test_dots_stand_at_their_settings() -> None:
+    even, _, far = circles(dot_chart([(1.0, 0.0), (2.0, 0.5), (4.0, 1.0)], title="t", x_label="x").marks)
+    assert (even[0] < far[0], even[1] > far[1]) == (True, True)
+    one, two, three = circles(dot_chart([(0.1, 1.0), (1, 1.0), (10.0, 1.0)], title="t", x_label="x", log=True).marks)
+    assert two[0] - one[0] == pytest.approx(three[0] - two[0], abs=0.2)
+    named = dot_chart([("b", 1.0), ("a", 2.0), ("b", 3.0)], title="t", x_label="x").marks
+    first, other, again = circles(named)
+    assert first[0] == again[0] != other[0]
+    assert re.findall(r">([ab])</text>", named) == ["b", "a"]
+
+
+def test_an_interval_is_around_its_mean_beside_zero() -> None:
+    rows = [Interval("up", [1.0, 3.0], 2.0, (0.0, 4.0), "c2"), Interval("alone", [-1.0], -1.0, None)]
+    chart = interval_chart(rows, title="t").marks
+    (left, right) = re.findall(r'<line class="line c2" x1="([\d.]+)" y1="12.0" x2="([\d.]+)"', chart)[0]
+    low, high, mean, _, alone = circles(chart)
+    assert float(left) < low[0] < mean[0] < high[0] < float(right)
+    assert float(left) + float(right) == pytest.approx(2 * mean[0], abs=0.2)
+    assert f'<line class="axis" x1="{left}"' in chart, "zero is where the interval begins"
+    assert alone[0] < float(left)
+    assert chart.count('class="line ') == 1
+
+
+def test_a_file_has_all_charts_with_their_legends_and_needs_no_page() -> None:
+    lines = [Line("a & b", [(0, 1.0), (1, 2.0)], heavy=True), Line("c", [(0, 2.0), (1, 1.0)], 1)]
+    charts = [line_chart(lines, title="first"), bar_chart([("x", 1.0, "1")], title="second")]
+    root = ElementTree.fromstring(svg_file(charts))
+    texts = ["".join(text.itertext()) for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"first", "second", "a & b", "c"} <= set(texts)
+    assert "var(" not in svg_file(charts)
+    assert charts[0].marks.index("line c1") < charts[0].marks.index("line text heavy"), "the heavy one is on top"
 
 
 def test_shades() -> None:
     cells = re.findall(r'--v:([\d.]+)">([^<]*)<', shaded(["a"], ["b", "c"], [[0.25, math.nan]], [["1", "–"]]))
     assert cells == [("0.250", "1"), ("0.000", "–")]
     cells = re.findall(
-        r'<rect class="cell" x="(\d)" y="(\d)"[^>]*opacity="([\d.]+)"', shade_map([[1.0, 0.0], [0.5, 0.5]], title="t")
+        r'<rect class="cell" x="(\d)" y="(\d)"[^>]*opacity="([\d.]+)"',
+        shade_map([[1.0, 0.0], [0.5, 0.5]], title="t").html,
     )
     assert cells == [("0", "0", "1.00"), ("0", "1", "0.50"), ("1", "1", "0.50")]
 
@@ -73,8 +122,11 @@ def test_shades() -> None:
 @pytest.mark.parametrize("hostile", ["<script>x</script>", '" onload="x', "a\u202eb\x00", "&amp;<"])
 def test_no_text_of_others_is_markup(hostile: str) -> None:
     made = [
-        line_chart([Line(hostile, [(0, 1.0), (1, 2.0)]), Line("b", [])], title=hostile, x_label=hostile),
-        bar_chart([(hostile, 1.0, hostile)], title=hostile),
+        line_chart([Line(hostile, [(0, 1.0), (1, 2.0)]), Line("b", [])], title=hostile, x_label=hostile).html,
+        bar_chart([(hostile, 1.0, hostile)], title=hostile).html,
+        dot_chart([(hostile, 1.0)], title=hostile, x_label=hostile).html,
+        interval_chart([Interval(hostile, [1.0], 1.0, None)], title=hostile).html,
+        svg_file([line_chart([Line(hostile, [(0, 1.0)])], title=hostile, legend=True)]),
         table([hostile], [[hostile]]),
         shaded([hostile], [hostile], [[1.0]], [[hostile]], corner=hostile),
     ]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_distill.reporting.charts import shown
+from lit_distill.reporting.charts import COLOURS, DARK, LIGHT, STYLE, Chart, shown
 
 # No source but the page itself and its own pictures: what a hostile name might smuggle in could load nothing.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_STYLE = """
-:root{color-scheme:light dark;--page:#fff;--text:#1c2330;--soft:#5c6675;--rule:#dde2ea;--card:#f6f8fb;--tint:37 99 235;
---c0:#2563eb;--c1:#d9480f;--c2:#12805c;--c3:#c02b3c;--c4:#7c3aed;--c5:#8a6d00}
-@media(prefers-color-scheme:dark){:root{--page:#12161d;--text:#e6eaf1;--soft:#9aa5b5;--rule:#2c3440;--card:#1a202a;
---tint:96 150 255;--c0:#6ea8ff;--c1:#ff9457;--c2:#4cc79a;--c3:#ff7a86;--c4:#b794ff;--c5:#e0c04a}}
+_LIGHT, _DARK = (";".join(f"--{name}:{value}" for name, value in colours.items()) for colours in (LIGHT, DARK))
+_STYLE = (
+    f"""
+:root{{color-scheme:light dark;{_LIGHT}}}@media(prefers-color-scheme:dark){{:root{{{_DARK}}}}}"""
+    + """
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1rem;max-width:75rem;background:var(--page);color:var(--text);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;overflow-wrap:anywhere}
@@ -33,17 +33,13 @@ table.shaded td{background:rgb(var(--tint)/calc(var(--v)*.6))}table.shaded th:fi
 figure{margin:0;padding:.6rem;background:var(--card);border-radius:.5rem;min-width:0;max-width:34rem}
 figcaption{font-size:.86rem;font-weight:600;margin-bottom:.3rem}
 svg,img{display:block;width:100%;max-width:100%;height:auto}img{image-rendering:pixelated;border-radius:.25rem}
-svg text{font-size:10.5px;fill:var(--soft)}svg text.label{font-size:11.5px;fill:var(--text)}
-.line{fill:none;stroke-width:1.6;stroke-linejoin:round}.dashed{stroke-dasharray:4 3}
-.mesh{stroke:var(--rule);stroke-width:.6}.axis{stroke:var(--soft);stroke-width:.9}
-.cell{fill:rgb(var(--tint))}.frame{fill:none;stroke:var(--rule);stroke-width:.3%}
 .legend{display:flex;flex-wrap:wrap;gap:.1rem .9rem;list-style:none;margin:.3rem 0 0;padding:0;font-size:.8rem}
 .key{display:inline-block;width:1.3rem;border-top:3px solid;vertical-align:middle;margin-right:.35rem}
 .key.dashed{border-top-style:dashed}
 .clip p{font-size:.84rem;margin:.35rem 0 0}.clip figcaption{font-weight:400}.clip b{font-weight:600}
-""" + "".join(
-    f".line.c{n},line.c{n}{{stroke:var(--c{n})}}.dot.c{n},.bar.c{n}{{fill:var(--c{n})}}.key.c{n}{{color:var(--c{n})}}"
-    for n in range(6)
+"""
+    + STYLE
+    + "".join(f".key.c{number}{{color:var(--c{number})}}" for number in range(COLOURS))
 )
 
 
@@ -125,6 +121,7 @@ def shaded(
     )
 
 
-def grid(figures: Sequence[str]) -> str:
-    """Figures side by side, as many as fit."""
-    return f'<div class="grid">{"".join(figures)}</div>'
+def grid(figures: Sequence[Chart | str]) -> str:
+    """Charts, or figures that are HTML already, side by side, as many as fit."""
+    made = (figure.html if isinstance(figure, Chart) else figure for figure in figures)
+    return f'<div class="grid">{"".join(made)}</div>'

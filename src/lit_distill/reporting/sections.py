@@ -10,6 +10,7 @@ from lit_distill._screen import percent
 from lit_distill.diagnosis.cost import Cost
 from lit_distill.inference.evaluation import class_rows
 from lit_distill.reporting.charts import (
+    Chart,
     Line,
     bar_chart,
     line_chart,
@@ -244,7 +245,7 @@ def _gradients(material: Material) -> str:
     )
 
 
-def _terms(series: Mapping[str, list[tuple[float, float]]], prefix: str, title: str) -> str:
+def _terms(series: Mapping[str, list[tuple[float, float]]], prefix: str, title: str) -> Chart:
     lines = [
         Line(name.removeprefix(prefix).replace("/", " and "), thinned(points), place)
         for place, (name, points) in enumerate(series.items())

@@ -6,12 +6,14 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lit_distill._command.arguments import literal
+from lit_distill.reporting.charts import Line, dot_chart, line_chart, svg_file
 from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import METRICS_FILE, RESULTS_FILE, STUDY_JOURNAL, TRIALS
@@ -183,26 +185,17 @@ def finished(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [trial for trial in record["trials"] if trial["value"] is not None]
 
 
-def plot(record: Mapping[str, Any], file: Path) -> None:
-    """Every trial's validations, and the value over each setting."""
-    from matplotlib.figure import Figure
-
-    keys, done = list(record["space"]), finished(record)
-    figure = Figure(figsize=(4 * (1 + len(keys)), 3.5), layout="constrained")
-    curves, *others = figure.subplots(1, 1 + len(keys), squeeze=False)[0]
-    for trial in record["trials"]:
-        is_best = trial["number"] == record["best"]
-        curves.plot(
-            range(1, len(trial["validations"]) + 1), trial["validations"], marker=".", zorder=3 if is_best else 2,
-            color="C1" if is_best else "C0", alpha=1.0 if is_best else 0.4,
-        )  # fmt: skip
-    curves.set(xlabel="validation", ylabel=record["metric"])
-    for key, axes in zip(keys, others, strict=True):
-        values = [trial["settings"][key] for trial in done]
-        axes.scatter([str(v) if isinstance(v, str) else v for v in values], [trial["value"] for trial in done], s=14)
-        given = record["space"][key]
-        if isinstance(given, Mapping) and given.get("log"):
-            axes.set_xscale("log")
-        axes.set_xlabel(key)
-        axes.tick_params(axis="x", labelrotation=30)
-    figure.savefig(file, dpi=120, metadata={"Software": None})
+def plot(record: Mapping[str, Any]) -> str:
+    """Every trial's validations, and the value over each setting, as an SVG file."""
+    lines = [
+        Line(str(trial["number"]), list(enumerate(trial["validations"], 1)), heavy=trial["number"] == record["best"])
+        for trial in record["trials"]
+    ]
+    charts = [replace(line_chart(lines, title=record["metric"], x_label="validation"), legend=())]
+    for key, given in record["space"].items():
+        points = [(trial["settings"][key], trial["value"]) for trial in finished(record)]
+        is_log = isinstance(given, Mapping) and bool(given.get("log"))
+        is_number = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x, _ in points)
+        shown = [(x if is_number else _short(x), value) for x, value in points]
+        charts.append(dot_chart(shown, title=f"{record['metric']} by {key}", x_label=key, log=is_log))
+    return svg_file(charts)
