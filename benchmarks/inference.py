@@ -32,8 +32,8 @@ import torch
 from results import left_out, missing, parser, write_section
 from torch import Tensor, nn
 
-from lit_distill import benchmark
 from lit_distill.data import FrameSampling, VideoDataModule, write_video
+from lit_distill.inference import benchmark
 from lit_distill.inference.exported import fused
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
 from lit_distill.inference.preprocess import Preprocess

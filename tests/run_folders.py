@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lit_distill._command.arguments import as_overrides
+from lit_distill._command.arguments import OF_A_RUN
 from lit_distill._command.command import conf_dir
 from lit_distill.checkpoints import write_checkpoint
 from lit_distill.data import write_video
@@ -31,7 +31,7 @@ VIDEOS = [  # frames, frames a second, height, width: all lengths, rates and sha
 def composed(command: str, *overrides: str) -> DictConfig:
     """The config of a command as its command line gives it."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(command, as_overrides(overrides))
+        return compose(command, OF_A_RUN.overrides(overrides))
 
 
 def video_root(root: Path) -> Path:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lit_distill import benchmark
+from lit_distill.inference import benchmark
 from lit_distill.models import PPTSMv2
 from test_export import composed, run
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_distill import cli
-from lit_distill._command.arguments import as_overrides, quote_paths
+from lit_distill._command.arguments import OF_A_RUN, quote_paths
 from run_folders import environment
 
 PATHS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1)
@@ -53,8 +53,8 @@ def test_a_command_ends_with_its_own_exit_code() -> None:
 
 @given(PATHS)
 def test_any_path_is_taken_literally(path: str) -> None:
-    (override,) = as_overrides([f"input={path}"])
-    assert as_overrides([override]) == [override], "processes of one command get what it got"
+    (override,) = OF_A_RUN.overrides([f"input={path}"])
+    assert OF_A_RUN.overrides([override]) == [override], "processes of one command get what it got"
     if path[0] not in "'\"" and path != "null":
         (parsed,) = OverridesParser.create().parse_overrides([override])
         assert str(parsed.value()) == path
@@ -73,4 +73,4 @@ def test_the_command_that_a_run_prints_at_its_end_is_taken() -> None:
 
 
 def test_sweeps_keep_their_lists() -> None:
-    assert as_overrides(["-m", "run=a,b", "model=Student,Teacher"]) == ["-m", "run=a,b", "named=Student,Teacher"]
+    assert OF_A_RUN.overrides(["-m", "run=a,b", "model=Student,Teacher"]) == ["-m", "run=a,b", "named=Student,Teacher"]

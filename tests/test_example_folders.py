@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-import lit_distill.test
 from lit_distill import load_student
+from lit_distill import test as door
 from test_examples import EXAMPLES, by_command, figures_of
 
 
@@ -45,7 +45,7 @@ def test_own_package(own_package: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_student(run)
     assert test[:2] == ["-m", "lit_distill.test"]
     monkeypatch.setattr(sys, "argv", test[1:])
-    lit_distill.test.main()
+    door.main()
     assert (run / "test.json").is_file()
     student = load_student(run, allow=("my_package",))
     assert type(student).__module__ == "my_package.networks"

@@ -11,11 +11,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from lit_distill import export, predict, train
 from lit_distill._command.command import conf_dir
+from lit_distill.inference import export, predict
 from lit_distill.inference.exported import load_program
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
 from lit_distill.runs.opened import load_run, load_student
+from lit_distill.training import train
 
 pytest.importorskip("onnxruntime")
 

@@ -17,9 +17,10 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from image_folders import CLASSES, write_images
-from lit_distill._command.command import conf_dir, user_error_text
+from lit_distill._command.command import conf_dir
+from lit_distill._command.run import user_error_text
 from lit_distill.models.state_files import file_sha256
-from lit_distill.train import build_module, run
+from lit_distill.training.train import build_module, run
 
 PAGE = (Path(__file__).parents[1] / "docs" / "images.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^ +python -m lit_distill\.train (.*?[^\\])$", PAGE, re.MULTILINE | re.DOTALL)

@@ -20,7 +20,7 @@ from lit_distill._command.command import conf_dir
 from lit_distill.data import Sample, write_video
 from lit_distill.data.catalogue import checking as module
 from lit_distill.data.catalogue.checking import Job, check, check_all
-from lit_distill.index import Findings, run, show
+from lit_distill.data.index import Findings, run, show
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from image_folders import CLASSES as ANIMALS
 from image_folders import write_images
-from lit_distill import predict as command
-from lit_distill import test as test_command
+from lit_distill import predict as door
+from lit_distill.inference import predict as command
+from lit_distill.inference import test as test_command
 from lit_distill.inference.predictions import Prediction, Top, predict_files
 from lit_distill.inference.preprocess import Preprocess
 from lit_distill.inference.rows import RowFile
@@ -103,7 +104,7 @@ def command_line(
     monkeypatch.setattr(sys, "argv", ["predict", *arguments])
     code: Any = 0
     try:
-        command.main()
+        door.main()
     except SystemExit as caught:
         code = caught.code
     out, err = capsys.readouterr()

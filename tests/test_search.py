@@ -14,9 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lit_distill import search
 from lit_distill._command.command import conf_dir
-from lit_distill.searching import study
+from lit_distill.searching import search, study
 from lit_distill.searching.space import Axis, axes_of
 from lit_distill.searching.study import markdown
 

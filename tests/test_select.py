@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lit_distill import predict as predict_command
-from lit_distill import select as command
+from lit_distill import select as door
 from lit_distill.data import VideoDataModule, read_list
+from lit_distill.inference import predict as predict_command
+from lit_distill.inference import select as command
 from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
 from run_folders import CLASSES, VIDEOS, composed, video_overrides, video_root, write_run
 from test_predict import rows_of
@@ -170,7 +171,7 @@ def command_line(
     monkeypatch.setattr(sys, "argv", ["select", *arguments])
     code: Any = 0
     try:
-        command.main()
+        door.main()
     except SystemExit as caught:
         code = caught.code
     out, err = capsys.readouterr()

@@ -15,8 +15,9 @@ import torch
 
 from image_folders import CLASSES as ANIMALS
 from image_folders import write_images
-from lit_distill import test as command
+from lit_distill import test as door
 from lit_distill.data import average_views
+from lit_distill.inference import test as command
 from lit_distill.runs.opened import load_run
 from run_folders import CLASSES, VIDEOS, composed, environment, video_overrides, video_root, write_run
 
@@ -150,7 +151,7 @@ def test_a_mistake_is_one_clear_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["test", *(o.format(run=folder) for o in overrides)])
     with pytest.raises(SystemExit) as caught:
-        command.main()
+        door.main()
     assert caught.value.code == 1
     said = capsys.readouterr().err
     assert message in said

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lit_distill.compare import own_arguments
+from lit_distill.compare import main
 from lit_distill.comparison.plan import PlannedRun, make_plan, plain
 from lit_distill.comparison.pool import Job
 from run_folders import composed
@@ -20,7 +20,7 @@ TINY = ["data=moving_digits_tiny", "trainer=cpu"]
 
 
 def config(folder: Path, *overrides: str, train: Sequence[str] = TINY) -> DictConfig:
-    return composed("compare", *own_arguments([f"folder={folder}", *train, *overrides]))
+    return composed("compare", *main.overrides([f"folder={folder}", *train, *overrides]), "command=''")
 
 
 def quiet() -> Console:

@@ -15,7 +15,8 @@ import pytest
 from omegaconf import DictConfig
 
 from comparison.fakes import TINY, FakePool, config, leave, quiet, text
-from lit_distill import compare
+from lit_distill.compare import main
+from lit_distill.comparison import compare
 from lit_distill.comparison.plan import make_plan
 from lit_distill.comparison.record import require_its_own
 
@@ -140,9 +141,11 @@ def test_the_arguments_of_train_are_passed_on_as_they_were_typed() -> None:
         "--config-dir",
         "x",
     ]
-    assert compare.own_arguments(typed) == [
+    assert main.overrides(typed) == [
         "seeds=2", "teacher.epochs=4", "config_dir='x'",
         r"train=['data.root=/a b/it\'s','+trainer.limit_train_batches=3']",
+        r"""command='python -m lit_distill.compare seeds=2 "data.root=/a b/it\'s" +trainer.limit_train_batches=3 """
+        "teacher.epochs=4 --config-dir x'",
     ]  # fmt: skip
 
 
@@ -156,7 +159,7 @@ def test_the_arguments_of_train_are_passed_on_as_they_were_typed() -> None:
 )
 def test_arguments_that_mean_something_else_here_are_refused(argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        compare.own_arguments([argument])
+        main.overrides([argument])
 
 
 # ---------------------------------------------------------------- what it writes

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lit_distill._command.command import conf_dir
 from lit_distill.runs import artifacts
-from lit_distill.train import run
 from lit_distill.training.fit import build_module
 from lit_distill.training.stages import first_stage, stages_of
+from lit_distill.training.train import run
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*_pptsmv2.yaml"))
 

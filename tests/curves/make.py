@@ -56,7 +56,7 @@ class Nudge(Callback):
 
 def curve(name: str, *, nudge: float = 0.0, more: tuple[str, ...] = ()) -> list[float]:
     """The training losses of one experiment's first steps."""
-    from lit_distill.train import build_module
+    from lit_distill.training.train import build_module
 
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*EXPERIMENTS[name], "data=moving_digits_tiny", *TAME, f"seed={SEED}", f"run_dir={folder}", *more]

@@ -15,12 +15,14 @@ from lightning import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from lit_distill import DistillModule, LossTerm, doctor, train
+from lit_distill import DistillModule, LossTerm
 from lit_distill._command.command import conf_dir
+from lit_distill.diagnosis import doctor
 from lit_distill.diagnosis.cost import measure
 from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.losses import KDLoss
 from lit_distill.models.identity import state_sha256
+from lit_distill.training import train
 
 
 class Net(nn.Module):

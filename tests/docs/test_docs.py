@@ -10,7 +10,8 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lit_distill._command.command import conf_dir, take_allow
+from lit_distill._command.arguments import Arguments
+from lit_distill._command.command import conf_dir
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "build" not in path.relative_to(DOCS).parts)
@@ -69,7 +70,11 @@ def test_a_command_of_a_page_composes(command: str) -> None:
         return
     words = shlex.split(re.sub(r"--config-dir[ =]\S+", "", text), comments=True)
     sweep = bool({"-m", "--multirun"} & set(words))
-    overrides = [word for word in take_allow(words) if not word.startswith(("-", "hydra.run.dir=", "hydra.sweep.dir="))]
+    overrides = [
+        word
+        for word in Arguments(allow=True).overrides(words)
+        if not word.startswith(("-", "hydra.run.dir=", "hydra.sweep.dir="))
+    ]
     if sweep:  # the first of each value is a job of the sweep
         overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
     if name in FORWARDING:

@@ -20,9 +20,9 @@ from lightning import LightningModule, Trainer
 from lit_distill._command.command import conf_dir
 from lit_distill.callbacks import StepSeed
 from lit_distill.runs import artifacts
-from lit_distill.train import run
 from lit_distill.training import fit as running
 from lit_distill.training import run_stages as staging
+from lit_distill.training.train import run
 
 # A place is a stage's number and what of it has not happened yet: a step (epoch, batch), the stage itself, the student
 # that it writes once it is trained; 0 is the run: what stands at its top.

@@ -14,7 +14,7 @@ from lit_distill._command.command import conf_dir
 from lit_distill.composer import LossComposer
 from lit_distill.losses import BeYourOwnTeacherLoss, Example, be_your_own_teacher_loss
 from lit_distill.models import PPTSMv2
-from lit_distill.train import run
+from lit_distill.training.train import run
 from losses.cases import Case
 from losses.checks import check_all, gradients, labels, logits
 from losses.sized import built, check_build_is_idempotent, check_state_dict_round_trip

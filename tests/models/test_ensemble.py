@@ -17,7 +17,7 @@ from lit_distill.models import Ensemble, PPTSMv2
 from lit_distill.models.ensemble import Mode
 from lit_distill.optim import paddle_momentum
 from lit_distill.runs.opened import load_run
-from lit_distill.train import run
+from lit_distill.training.train import run
 from run_folders import composed
 
 MODES: tuple[Mode, ...] = get_args(Mode)

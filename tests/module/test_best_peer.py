@@ -24,7 +24,7 @@ from lit_distill._module.metrics import TopKAccuracy
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.models.identity import state_of
 from lit_distill.runs.opened import load_run
-from lit_distill.train import run as train
+from lit_distill.training.train import run as train
 
 PEERS = ["Student", "Peer1", "Peer2"]
 

@@ -13,16 +13,16 @@ from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lit_distill import DistillModule, LossTerm
-from lit_distill import predict as predict_command
-from lit_distill import test as test_command
 from lit_distill.composer import LossComposer
 from lit_distill.data import InputView, ViewsBatch
+from lit_distill.inference import predict as predict_command
+from lit_distill.inference import test as test_command
 from lit_distill.losses import FitNetLoss
 from lit_distill.models import PPTSMv2
 from lit_distill.runs.opened import load_run, load_student
 from lit_distill.terms import aligned_in_time
-from lit_distill.train import run as train
 from lit_distill.training.fit import build_module
+from lit_distill.training.train import run as train
 from run_folders import CLASSES, VIDEOS, composed, video_overrides, video_root, write_run
 
 
@@ -199,7 +199,7 @@ def test_the_card_and_the_exported_file_tell_and_take_what_the_student_sees(
         assert preprocess(root / "0.mp4").shape == (1, 3, 3, 20, 20)
     assert load_run(stored).preprocess(model="Teacher").input_shape == (4, 3, 28, 28)
     pytest.importorskip("onnxruntime")
-    from lit_distill import export
+    from lit_distill.inference import export
 
     file = export.run(composed("export", f"run={stored}", f"output={tmp_path / 'small.onnx'}", f"data.root={root}"))
     card = json.loads(file.with_suffix(".json").read_text())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lit_distill import report as command
+from lit_distill.reporting import report as command
 from run_folders import composed, video_overrides, video_root, write_run
 
 CHROMIUM = next(

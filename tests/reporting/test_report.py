@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from lit_distill import report as command
-from lit_distill import test as tested
+from lit_distill import report as door
 from lit_distill._command.arguments import literal
 from lit_distill._screen import percent
+from lit_distill.inference import test as tested
+from lit_distill.reporting import report as command
 from lit_distill.reporting.charts import shown
 from lit_distill.reporting.clips import changed
 from lit_distill.reporting.evidence import Judged, Pair
@@ -327,14 +328,14 @@ def test_what_cannot_be_is_told(folders: list[Path], given: list[str], said: str
 def test_folders_by_themselves(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert command.own_arguments(["--allow", "my_package", "a", "clips=2"]) == [
-        "--allow", "my_package", "clips=2", "runs=['a']",
+    assert door.main.overrides(["--allow", "my_package", "a", "clips=2"]) == [
+        "clips=2", "++allow=[my_package]", "runs=['a']",
     ]  # fmt: skip
     (tmp_path / "a=b").mkdir()
-    assert command.own_arguments([f"{tmp_path}/a=b"]) == [f"runs=['{tmp_path}/a=b']"]
+    assert door.main.overrides([f"{tmp_path}/a=b"]) == [f"runs=['{tmp_path}/a=b']"]
     for arguments, said in ((["a", "run=b"], "not both"), (["/nowhere/a"], "no run folder /nowhere/a")):
         monkeypatch.setattr(sys, "argv", ["report", *arguments])
         with pytest.raises(SystemExit) as end:
-            command.main()
+            door.main()
         assert end.value.code == 1
         assert said in capsys.readouterr().err

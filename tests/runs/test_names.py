@@ -24,7 +24,7 @@ VARIABLES = {
     _files.CACHE_VARIABLE: "_files.py",
     launch.STARTED: "_command/launch.py",
     resume.RUN_VARIABLE: "runs/resume.py",
-    "HYDRA_FULL_ERROR": "_command/command.py",
+    "HYDRA_FULL_ERROR": "_command/run.py",
 }
 # Configs name files by themselves; the test below holds them against the owner.
 CONFIGS = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_distill.train import run
+from lit_distill.training.train import run
 from run_folders import composed
 
 RECIPES = [

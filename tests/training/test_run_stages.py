@@ -21,8 +21,8 @@ from lit_distill.callbacks import Interrupted, Preemption
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.models.identity import state_of, state_sha256
 from lit_distill.runs.opened import load_run
-from lit_distill.train import run
 from lit_distill.training.fit import build_module
+from lit_distill.training.train import run
 from run_folders import composed
 
 FITNET = "experiment=fitnet_stages_pptsmv2"

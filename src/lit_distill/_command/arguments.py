@@ -1,65 +1,134 @@
-"""What users type, for Hydra: paths with any character in their names, and `model=` of a run."""
+"""What users type, as Hydra takes it: the one place where the arguments of a command are rewritten."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from pathlib import Path
 
 PATHS = ("run", "weights", "input", "unlabelled", "output", "checkpoint", "data.root", "ckpt_path", "*.pretrained")
+_TAKE_A_VALUE = (  # in the next word
+    "--allow", "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p",
+)  # fmt: skip
 
 
-def quote_paths(arguments: Sequence[str], *, paths: Collection[str] = PATHS) -> list[str]:
+@dataclass(frozen=True)
+class Arguments:
+    """What the arguments of a command look like, beside Hydra's own grammar.
+
+    Attributes:
+        renamed: keys by the config's names of them. Of ``model=Teacher`` Hydra would look for conf/model/Teacher.yaml.
+        replaced: whole arguments, by what stands for them.
+        options: options that take a value, by the key that it goes to.
+        allow: whether ``--allow <package>`` is taken, for the list ``allow``: the command reads untrusted configs.
+        folders: the key of the list that words without a key go to, then keys that exclude such words.
+        forwarded: the key of the list that arguments of another command go to: all that are not of this one's config.
+        open_keys: mappings whose keys are the user's: Hydra wants a plus before them.
+        refused: patterns of arguments that mean something else here, by the reason.
+        typed: the key that the whole command goes to, as it was typed.
+    """
+
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    allow: bool = False
+    folders: tuple[str, ...] = ()
+    forwarded: str = ""
+    open_keys: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    typed: str = ""
+
+    def overrides(self, typed: Sequence[str], *, own: Collection[str] = ()) -> list[str]:
+        """The arguments as Hydra takes them; doing it twice changes nothing more, as processes are started by them.
+
+        Args:
+            typed: without the command's name.
+            own: keys of the command's config; what has another key is forwarded.
+
+        Raises:
+            ValueError: an argument is refused, or an option lacks its value.
+
+        Example:
+            >>> Arguments(renamed={"model": "named"}, allow=True).overrides(
+            ...     ["input=a (1), b.mp4", "model=Teacher", "--allow", "mine"]
+            ... )
+            ["input='a (1), b.mp4'", 'named=Teacher', '++allow=[mine]']
+            >>> Arguments(folders=("runs", "run")).overrides(["runs/a (1)", "runs/b", "split=test"])
+            ['split=test', "runs=['runs/a (1)','runs/b']"]
+            >>> Arguments(forwarded="train", open_keys=("space",)).overrides(
+            ...     ["sweep=kd", "experiment=kd_image", "space={seed: [0,1]}"], own=["sweep", "space"]
+            ... )
+            ['sweep=kd', '++space={seed: [0,1]}', "train=['experiment=kd_image']"]
+        """
+        kept: list[str] = []
+        allowed: list[str] = []
+        folders: list[str] = []
+        forwarded: list[str] = []
+        for words in _with_values(typed):
+            argument = self.replaced.get(words[0], words[0])
+            for pattern, reason in self.refused.items():
+                if re.match(pattern, argument):
+                    raise ValueError(f"{reason}, not {argument}")
+            name, _, rest = argument.partition("=")
+            value = words[1] if len(words) > 1 else rest
+            key = name.lstrip("+~").partition(".")[0]
+            if name == "--allow" and self.allow:
+                if not re.fullmatch(r"[\w.]+", value):
+                    raise ValueError(f"--allow expects a package, such as --allow my_package, got {value!r}")
+                allowed.append(value)
+            elif name in self.options:
+                kept.append(f"{self.options[name]}={literal(value)}")
+            elif argument.startswith("-"):
+                kept += [argument, *words[1:]]
+            elif self.folders and not argument.startswith("~") and ("=" not in argument or Path(argument).is_dir()):
+                folders.append(argument)
+            elif key in self.open_keys:
+                kept.append(f"++{argument.lstrip('+')}")
+            elif self.forwarded and key not in own:
+                forwarded.append(argument)
+            else:
+                kept.append(f"{self.renamed[name]}={rest}" if name in self.renamed else argument)
+        if folders and any(argument.partition("=")[0] in self.folders for argument in kept):
+            raise ValueError(f"give folders by themselves or as {self.folders[-1]}=…, not both: {', '.join(folders)}")
+        kept = quote_paths(kept)
+        kept += [f"++allow=[{','.join(allowed)}]"] if allowed else []
+        kept += [f"{self.folders[0]}=[{','.join(map(literal, folders))}]"] if folders else []
+        kept += [f"{self.forwarded}=[{','.join(map(literal, forwarded))}]"] if forwarded else []
+        return kept
+
+
+OF_A_RUN = Arguments(renamed={"model": "named"}, allow=True)
+"""Of a command on a run folder: ``model=`` names one of the run's models."""
+
+
+def _with_values(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Each argument; an option that takes the next word as its value together with it."""
+    left = iter(arguments)
+    for argument in left:
+        value = next(left, None) if argument in _TAKE_A_VALUE else None
+        yield [argument] if value is None else [argument, value]
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command with paths in quotes, so that Hydra takes them literally; twice changes nothing more.
 
     Args:
         arguments: as they were typed, without the command's name; those of sweeps (``-m``) stay: they may be lists.
-        paths: patterns of the keys whose values are paths; values in quotes already are left alone.
+            Values in quotes are left alone.
 
     Example:
         >>> quote_paths(["models.Teacher.pretrained=runs/x/best.ckpt#Teacher", "seed=1"])
         ["models.Teacher.pretrained='runs/x/best.ckpt#Teacher'", 'seed=1']
     """
-    literal = () if {"-m", "--multirun"} & set(arguments) else paths
-    return [_quoted(argument, literal) for argument in arguments]
+    return list(arguments) if {"-m", "--multirun"} & set(arguments) else [_quoted(argument) for argument in arguments]
 
 
-def as_overrides(arguments: Sequence[str], *, paths: Collection[str] = PATHS) -> list[str]:
-    """The arguments of a command on a run as Hydra takes them: doing it twice changes nothing more.
-
-    Args:
-        arguments: as they were typed, without the command's name. Paths are quoted, see :func:`quote_paths`.
-            ``model=Teacher``, one of the run's models, becomes ``named=Teacher``: Hydra would look for a file
-            conf/model/Teacher.yaml.
-        paths: as for :func:`quote_paths`.
-
-    Example:
-        >>> as_overrides(["input=a (1), b.mp4", "model=Teacher", "topk=3"])
-        ["input='a (1), b.mp4'", 'named=Teacher', 'topk=3']
-    """
-    return [re.sub(r"^model=", "named=", argument) for argument in quote_paths(arguments, paths=paths)]
-
-
-def given_values(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Where in the config each override puts what, as typed: interpolations are not resolved.
-
-    Args:
-        overrides: in Hydra's words; of a choice from a group the place is its package.
-
-    Example:
-        >>> list(given_values(["seed=1", "+losses.kd={weight: 2}", "model@models.Teacher=resnet50"]))
-        [('seed', 1), ('losses.kd', {'weight': 2}), ('models.Teacher', 'resnet50')]
-    """
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        yield override.package or override.key_or_group, override.value()
-
-
-def _quoted(argument: str, paths: Collection[str]) -> str:
+def _quoted(argument: str) -> str:
     key, _, value = argument.partition("=")
-    if not any(fnmatchcase(key.lstrip("+"), path) for path in paths) or value in ("", "null") or value[0] in "'\"":
+    if not any(fnmatchcase(key.lstrip("+"), path) for path in PATHS) or value in ("", "null") or value[0] in "'\"":
         return argument
     return f"{key}={literal(value)}"
 
@@ -74,3 +143,15 @@ def literal(text: str) -> str:
     # backslashes are escapes only before a quote, the closing one too: there they are doubled
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
+
+
+def shell_word(argument: str) -> str:
+    """An argument as it is typed; quotes only where a shell would read something into it.
+
+    Example:
+        >>> print(shell_word("experiments=[baseline,kd]"), shell_word("overrides={kd: ['a=1']}"), shell_word("a b"))
+        experiments=[baseline,kd] "overrides={kd: ['a=1']}" 'a b'
+    """
+    if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument):
+        return argument
+    return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)

@@ -7,8 +7,6 @@ import re
 from collections.abc import MutableMapping
 from datetime import datetime, timedelta
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
-
 STARTED = "LIT_DISTILL_STARTED"  # conf/train.yaml names run folders by it, and by the time where it is not set
 _KEY = "lit_distill/started"
 _TIMEOUT = timedelta(minutes=5)
@@ -45,5 +43,7 @@ def _from_torchrun(environment: MutableMapping[str, str]) -> str:
             "this torchrun offers its processes no store to agree on a run folder: name one by hydra.run.dir=<folder> "
             f"and set {STARTED}=1"
         )
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is documented there
+
     store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False, timeout=_TIMEOUT)
     return bytes(store.compare_set(_KEY, "", mine)).decode()

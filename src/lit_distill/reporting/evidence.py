@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lit_distill._views import InputView, ViewsBatch
 from lit_distill.inference.classifiers import log_probabilities
 from lit_distill.inference.evaluation import ClassificationReport
+from lit_distill.inference.test import class_names_of
 from lit_distill.reporting.similarity import OUTPUT, linear_cka, stage_features, stage_names
 from lit_distill.runs.opened import Run
-from lit_distill.test import class_names_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
-from lit_distill._command.arguments import given_values
 from lit_distill._command.launch import STARTED
+from lit_distill._command.overrides import given_values
 from lit_distill._files import write_text
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.runs.artifacts import is_finished, stage_folders

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lit_distill._command.arguments import given_values
+from lit_distill._command.overrides import given_values
 
 
 def preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:

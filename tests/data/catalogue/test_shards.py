@@ -21,7 +21,7 @@ from lit_distill.data.catalogue import shards as shards_module
 from lit_distill.data.catalogue.archives import Archives, MemberFile
 from lit_distill.data.catalogue.samples import Member
 from lit_distill.data.catalogue.shards import ShardOrder, expand, find_samples, scan_shard, shard_names
-from lit_distill.pack import pack, run
+from lit_distill.data.pack import pack, run
 
 from ..conftest import write_lines
 from ..test_datamodule import make

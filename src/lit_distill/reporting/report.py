@@ -1,9 +1,8 @@
-"""`python -m lit_distill.report run=<folder>`: what runs learned, and where they differ, as one page."""
+"""What `report` does: it shows what runs learned, and where they differ, as one page."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lit_distill._command.arguments import literal, quote_paths
-from lit_distill._command.command import command, quiet_lightning
 from lit_distill._files import write_text
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.data.decoding.decode import VideoError
@@ -28,7 +25,6 @@ from lit_distill.runs.names import REPORT_FILE
 from lit_distill.runs.opened import Run, load_run
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of older runs without microseconds
-_TAKES_VALUE = ("--allow", "--cfg", "-c", "--config-dir", "-cd", "--package", "-p")  # options before a word of theirs
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -90,34 +86,6 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     }
 
 
-def own_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `report` as Hydra takes them: folders by themselves become ``runs``.
-
-    Args:
-        arguments: as they were typed, without the command's name.
-
-    Raises:
-        ValueError: folders both by themselves and by ``run=`` or ``runs=``.
-
-    Example:
-        >>> own_arguments(["runs/a (1)", "runs/b", "split=test"])
-        ['split=test', "runs=['runs/a (1)','runs/b']"]
-    """
-    folders: list[str] = []
-    rest: list[str] = []
-    left = iter(arguments)
-    for argument in left:
-        if argument in _TAKES_VALUE:
-            rest += [argument, *([value] if (value := next(left, None)) is not None else [])]
-        elif argument.startswith(("-", "~")) or ("=" in argument and not Path(argument).is_dir()):
-            rest.append(argument)
-        else:
-            folders.append(argument)
-    if folders and any(argument.partition("=")[0] in ("run", "runs") for argument in rest):
-        raise ValueError(f"give folders by themselves or as run=…, not both: {', '.join(folders)}")
-    return [*quote_paths(rest), *([f"runs=[{','.join(map(literal, folders))}]"] if folders else [])]
-
-
 def _opened(config: DictConfig) -> dict[str, Run]:
     """The runs by labels that tell them apart: the ends of their paths, as long as it takes."""
     if config.split not in ("val", "test"):
@@ -169,23 +137,3 @@ def _file(config: DictConfig, opened: dict[str, Run]) -> Path:
     if config.output:
         return Path(config.output).expanduser()
     return next(iter(opened.values())).folder / REPORT_FILE if len(opened) == 1 else Path(REPORT_FILE)
-
-
-@command("report", receives=True)
-def _main(config: DictConfig) -> None:
-    quiet_lightning()
-    run(config)
-
-
-def main() -> None:
-    """Look into runs; see ``--help``."""
-    try:
-        sys.argv[1:] = own_arguments(sys.argv[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    _main()
-
-
-if __name__ == "__main__":
-    main()

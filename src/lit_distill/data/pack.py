@@ -1,4 +1,4 @@
-"""`python -m lit_distill.pack data=<name> output=<folder>`: a data set's videos as tar shards, as they are."""
+"""What `pack` does: it writes a data set's videos as tar shards, as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from lit_distill._command.command import command
 from lit_distill._files import atomic_file, write_text
 from lit_distill.data import Sample, VideoDataModule
 from lit_distill.data.catalogue.shards import VIDEO_ENDINGS
@@ -145,9 +144,3 @@ def _add(shard: tarfile.TarFile, name: str, content: BinaryIO, size: int) -> Non
     header = tarfile.TarInfo(name)  # of no time and no owner: equal videos give equal shards
     header.size, header.mode = size, 0o644
     shard.addfile(header, content)
-
-
-main = command("pack")(run)
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m lit_distill.index data=…`: look at every video that a data set's lists name, once, before a run does."""
+"""What `index` does: it looks at every video that a data set's lists name, once, before a run does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lit_distill._command.command import command
 from lit_distill._files import write_text
 from lit_distill.data.catalogue.checking import Job, check_all
 from lit_distill.data.catalogue.counting import counting
@@ -144,7 +143,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@command("index")
 def main(config: DictConfig) -> None:
     """Check and index a data set; exit code 1 where videos are bad."""
     console = Console()
@@ -152,7 +150,3 @@ def main(config: DictConfig) -> None:
     show(console, findings, Path(config.bad_list))
     if findings.bad:
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

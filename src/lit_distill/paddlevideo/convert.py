@@ -1,16 +1,11 @@
-"""`python -m lit_distill.convert`: PaddleVideo's weights and configs into this library's.
-
-python -m lit_distill.convert weights.pdparams student.safetensors --model pptsmv2
-python -m lit_distill.convert pptsm_lcnet_k400_16frames_uniform_dml_distillation.yaml conf/
-"""
+"""What `convert` does: it writes PaddleVideo's weights and configs as this library's."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +30,7 @@ from lit_distill.models.state_files import (
     split_name,
 )
 from lit_distill.models.weights import LoadReport, is_counter, leftovers
+from lit_distill.paddlevideo.config import convert_config
 
 
 class _Network(NamedTuple):
@@ -131,36 +127,22 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
     return LoadReport(file, sha256, len(state), len(names), missing, unexpected, {}, ignored, {}, display(prefix))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert what the command line names; 0, or 1 after one line on what is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lit_distill.convert", description="PaddleVideo's weights and configs into this library's."
-    )
-    parser.add_argument("source", help="a weights file (.pdparams, or any other kind), or a PaddleVideo .yaml")
-    parser.add_argument("target", help="a .safetensors file; for a .yaml the folder of your configs, such as conf/")
-    parser.add_argument("--model", choices=sorted(_NETWORKS), help="the network in a weights file")
-    given = parser.parse_args(arguments)
+def run(source: str, target: str, model: str | None) -> int:
+    """Convert a weights file, or a PaddleVideo config; 0, or 1 after one line on what is wrong.
+
+    Args:
+        source: a weights file, or a ``.yaml``.
+        target: a ``.safetensors`` file; of a ``.yaml`` the folder of configs.
+        model: of a weights file, see :func:`convert_weights`.
+    """
     try:
-        if Path(given.source).suffix.lower() in (".yaml", ".yml"):
-            return _convert_config(given.source, given.target)
-        if given.model is None:
-            parser.error("weights need --model")
-        report = convert_weights(given.source, given.target, model=given.model)
+        if model is None:
+            print(convert_config(source, target))
+            return 0
+        report = convert_weights(source, target, model=model)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     print(report)
-    print(f"written {given.target}; use it as models.<Name>.pretrained={given.target}")
+    print(f"written {target}; use it as models.<Name>.pretrained={target}")
     return 0
-
-
-def _convert_config(source: str, target: str) -> int:
-    from lit_distill.paddlevideo.config import convert_config
-
-    conversion = convert_config(source, target)
-    print(conversion)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m lit_distill.train experiment=<name>`: compose the config, train, and leave a run folder."""
+"""What `train` does: it trains what a config describes, and leaves a run folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lit_distill._command.command import command, quiet_lightning, typed_overrides
+from lit_distill._command.overrides import typed_overrides
 from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.resume import clear_run_environment, locate_run, resolve_environment
 from lit_distill.training.fit import build_module, fit
@@ -51,10 +51,8 @@ def _run(config: DictConfig) -> dict[str, Any]:
     return fitted.results
 
 
-@command("train")
 def main(config: DictConfig) -> float | None:
     """Train an experiment; with `-m` and a sweeper the value to optimise is returned."""
-    quiet_lightning()
     hydra, typed = HydraConfig.get(), typed_overrides()
     config.run_dir = hydra.runtime.output_dir
     resolve_environment(config, typed)
@@ -63,7 +61,3 @@ def main(config: DictConfig) -> float | None:
     results = run(config)
     value = results.get("best", {}).get(f"val/{config.student}/top1")
     return None if value is None else float(value)
-
-
-if __name__ == "__main__":
-    main()

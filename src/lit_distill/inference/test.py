@@ -1,10 +1,9 @@
-"""`python -m lit_distill.test run=<folder>`: how good is what a run trained, on data that it has not seen."""
+"""What `test` does: it measures how good a trained model is on data that it has not seen."""
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill._command.arguments import as_overrides
-from lit_distill._command.command import command, quiet_lightning
 from lit_distill._files import write_text
 from lit_distill._screen import percent, printable
 from lit_distill._version import versions
@@ -165,19 +162,3 @@ def _confusion_file(file: Path) -> Path:
     rest = file.stem.removeprefix(ours)
     name = f"{file.stem}_{confusion.stem}" if rest == file.stem else f"{confusion.stem}{rest}"
     return file.with_name(f"{name}{confusion.suffix}")
-
-
-@command("test", receives=True)
-def _main(config: DictConfig) -> None:
-    quiet_lightning()
-    run(config)
-
-
-def main() -> None:
-    """Test what a run trained; see ``--help``."""
-    sys.argv[1:] = as_overrides(sys.argv[1:])
-    _main()
-
-
-if __name__ == "__main__":
-    main()

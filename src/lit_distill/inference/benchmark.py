@@ -1,4 +1,4 @@
-"""`python -m lit_distill.benchmark run=<folder> input=clip.mp4`: latency of decoding, preprocessing and the network."""
+"""What `benchmark` does: it measures the latency of decoding, preprocessing and the network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import math
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_distill._command.arguments import as_overrides
-from lit_distill._command.command import command
 from lit_distill._version import versions
 from lit_distill.inference.exported import fused
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
@@ -223,18 +220,3 @@ def _threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@command("benchmark", receives=True)
-def _main(config: DictConfig) -> None:
-    run(config)
-
-
-def main() -> None:
-    """Time a run's student; see ``--help``."""
-    sys.argv[1:] = as_overrides(sys.argv[1:])
-    _main()
-
-
-if __name__ == "__main__":
-    main()

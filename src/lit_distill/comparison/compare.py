@@ -1,9 +1,7 @@
-"""`python -m lit_distill.compare experiments=[baseline,kd,…] seeds=5 data=…`: does it help, by how much, is it luck?"""
+"""What `compare` does: it trains strategies with paired seeds, and says which helps, by how much, by luck or not."""
 
 from __future__ import annotations
 
-import re
-import shlex
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -11,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lit_distill._command.arguments import literal
-from lit_distill._command.command import command, conf_dir
 from lit_distill._files import write_text
 from lit_distill._screen import printable
 from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
@@ -133,61 +130,6 @@ def is_whole(record: dict[str, Any]) -> bool:
     return not any(strategy.get("unpaired") or any(run["fault"] for run in strategy["runs"]) for strategy in strategies)
 
 
-def own_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `compare` as Hydra takes them: those of `train` become one list, ``train``.
-
-    Args:
-        arguments: as they were typed, without the command's name.
-
-    Raises:
-        ValueError: an option that is none of compare's; a sweep.
-
-    Example:
-        >>> own_arguments(["experiments=[baseline,kd]", "data=moving_digits", "seeds=2", "trainer.max_epochs=3"])
-        ['experiments=[baseline,kd]', 'seeds=2', "train=['data=moving_digits','trainer.max_epochs=3']"]
-    """
-    keys = OmegaConf.load(conf_dir() / "compare.yaml").keys() - {"defaults"}
-    own: list[str] = []
-    passed: list[str] = []
-    left = iter(arguments)
-    for argument in left:
-        key = argument.lstrip("+~").partition("=")[0].partition(".")[0]
-        if argument.startswith("teacher=") and argument != "teacher=null":
-            raise ValueError(
-                f"the teacher is told by teacher.model=, teacher.epochs=, … or teacher=null, not {argument}"
-            )
-        if argument in ("-m", "--multirun"):
-            raise ValueError("compare is a sweep itself: give experiments=[…] and seeds=…")
-        if key == "hydra" and "run.dir" in argument:
-            raise ValueError(f"hydra.run.dir is what compare sets itself, for each run: give folder=…, not {argument}")
-        if argument.partition("=")[0] in ("--config-dir", "-cd"):
-            own.append(f"config_dir={literal(argument.partition('=')[2] or next(left, ''))}")
-        elif argument in ("--cfg", "-c"):
-            own += [argument, next(left, "")]
-        elif argument == "teacher=null":  # for Hydra that would be the group of train
-            own.append("teacher.experiment=null")
-        elif key in ("overrides", "variants"):  # Hydra would want the plus: their keys are the user's
-            own.append(f"++{argument.lstrip('+')}")
-        elif argument.startswith("-") or key in keys:
-            own.append(argument)
-        else:
-            passed.append(argument)
-    return [*own, f"train=[{','.join(map(literal, passed))}]"] if passed else own
-
-
-def shell_word(argument: str) -> str:
-    """An argument as it is typed; quotes only where a shell would read something into it.
-
-    Example:
-        >>> print(shell_word("experiments=[baseline,kd]"), shell_word("overrides={kd: ['a=1']}"), shell_word("a b"))
-        experiments=[baseline,kd] "overrides={kd: ['a=1']}" 'a b'
-    """
-    if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument):
-        return argument
-    return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
-
-
-@command("compare")
 def main(config: DictConfig) -> None:
     """Compare; exit code 3 where a run failed or a pair is none."""
     try:
@@ -197,21 +139,3 @@ def main(config: DictConfig) -> None:
         sys.exit(130)
     if not is_whole(record):
         sys.exit(3)
-
-
-def start() -> None:
-    """The command line."""
-    typed = sys.argv[1:]
-    try:
-        sys.argv[1:] = own_arguments(typed)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    shown = " ".join(["python -m lit_distill.compare", *map(shell_word, typed)])
-    if not {"-h", "--help", "--hydra-help", "--cfg", "-c"} & set(typed):
-        sys.argv.append(f"command={literal(shown)}")
-    main()
-
-
-if __name__ == "__main__":
-    start()

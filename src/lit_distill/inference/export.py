@@ -1,10 +1,9 @@
-"""`python -m lit_distill.export run=<folder>`: the student as a file that others run, checked before it is written."""
+"""What `export` does: it writes the student as a file that others run, checked before it is written."""
 
 from __future__ import annotations
 
 import copy
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +15,6 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lit_distill._command.arguments import as_overrides
-from lit_distill._command.command import command
 from lit_distill._files import atomic_file
 from lit_distill.allow_list.plain import read_plain
 from lit_distill.inference.exported import compare, fused, load_program, top1
@@ -209,18 +206,3 @@ def _card(
         "input_shape": ["batch", *preprocess.input_shape],
         "exported": facts,
     }
-
-
-@command("export", receives=True)
-def _main(config: DictConfig) -> None:
-    run(config)
-
-
-def main() -> None:
-    """Export a run's student; see ``--help``."""
-    sys.argv[1:] = as_overrides(sys.argv[1:])
-    _main()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m lit_distill.select run=<teacher run> k=<n>`: which of a pool without labels a student may learn from."""
+"""What `select` does: it lists which of an unlabelled pool a student may learn from."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill._command.arguments import as_overrides
-from lit_distill._command.command import command
 from lit_distill._files import write_text
 from lit_distill._screen import printable
 from lit_distill.data import ImageFolderDataModule, Sample, VideoDataModule
 from lit_distill.inference.inputs import find_inputs
+from lit_distill.inference.predict import SOME_FAILED
 from lit_distill.inference.predictions import default_workers, predict_files
 from lit_distill.inference.preprocess import Preprocess, count_images
 from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
-from lit_distill.predict import SOME_FAILED
 from lit_distill.runs.classifier import open_classifier
 from lit_distill.runs.opened import Run, open_run
 
@@ -190,17 +188,7 @@ def _show(
     console.print(printable("; ".join(told)), soft_wrap=True, markup=False)
 
 
-@command("select", receives=True)
-def _main(config: DictConfig) -> Any:
+def main(config: DictConfig) -> None:
+    """Select files; exit code 3 where some could not be read."""
     if run(config).failed:
         sys.exit(SOME_FAILED)
-
-
-def main() -> None:
-    """Select files; see ``--help``."""
-    sys.argv[1:] = as_overrides(sys.argv[1:])
-    _main()
-
-
-if __name__ == "__main__":
-    main()

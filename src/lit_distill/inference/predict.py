@@ -1,11 +1,10 @@
-"""`python -m lit_distill.predict run=<folder> input=<what>`: what is in these videos or images?"""
+"""What `predict` does: it classifies videos or images, and shows or writes a row for each."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -13,8 +12,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lit_distill._command.arguments import as_overrides
-from lit_distill._command.command import command
 from lit_distill._screen import percent, printable
 from lit_distill.inference.inputs import find_inputs
 from lit_distill.inference.predictions import Prediction, default_workers, predict_files
@@ -157,17 +154,7 @@ def _table(prediction: Prediction) -> Table:
     return table
 
 
-@command("predict", receives=True)
-def _main(config: DictConfig) -> Any:
+def main(config: DictConfig) -> None:
+    """Classify files; exit code 3 where some could not be read."""
     if run(config):
         sys.exit(SOME_FAILED)
-
-
-def main() -> None:
-    """Classify files; see ``--help``."""
-    sys.argv[1:] = as_overrides(sys.argv[1:])
-    _main()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,14 @@
-"""`python -m lit_distill.search experiment=<name> sweep=<name>`: the best settings by Optuna, pruned by validation."""
+"""What `search` does: it finds the best settings by Optuna, pruned by validation."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from lit_distill._command.arguments import literal
-from lit_distill._command.command import command, conf_dir
 from lit_distill._files import write_text
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import STUDY_FILE, STUDY_PLOT, STUDY_TABLE
@@ -66,36 +63,6 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     return record
 
 
-def own_arguments(arguments: Sequence[str]) -> list[str]:
-    """The arguments of `search` as Hydra takes them: those of `train` become one list, ``train``.
-
-    Args:
-        arguments: as they were typed, without the command's name.
-
-    Raises:
-        ValueError: a sweep of Hydra's.
-
-    Example:
-        >>> own_arguments(["sweep=kd", "experiment=kd_image", "space={seed: [0,1]}"])
-        ['sweep=kd', '++space={seed: [0,1]}', "train=['experiment=kd_image']"]
-    """
-    keys = {*OmegaConf.load(conf_dir() / "search.yaml").keys(), "sweep"} - {"defaults"}
-    own: list[str] = []
-    passed: list[str] = []
-    for argument in arguments:
-        key = argument.lstrip("+~").partition("=")[0].partition(".")[0]
-        if argument in ("-m", "--multirun"):
-            raise ValueError("search is a sweep itself: give sweep=<name> or space={…}")
-        if key == "space":  # Hydra would want the plus: its keys are the user's
-            own.append(f"++{argument.lstrip('+')}")
-        elif argument.startswith("-") or key in keys - {"hydra"}:
-            own.append(argument)
-        else:
-            passed.append(argument)
-    return [*own, f"train=[{','.join(map(literal, passed))}]"] if passed else own
-
-
-@command("search")
 def main(config: DictConfig) -> None:
     """Search; exit code 130 where it was interrupted."""
     try:
@@ -103,17 +70,3 @@ def main(config: DictConfig) -> None:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         sys.exit(130)
-
-
-def start() -> None:
-    """The command line."""
-    try:
-        sys.argv[1:] = own_arguments(sys.argv[1:])
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    main()
-
-
-if __name__ == "__main__":
-    start()

@@ -1,4 +1,4 @@
-"""`python -m lit_distill.doctor experiment=<name>`: what a training would do, before it is paid for."""
+"""What `doctor` does: it shows what a training would do, before it is paid for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lit_distill._command.command import command, quiet_lightning, typed_overrides
+from lit_distill._command.overrides import typed_overrides
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.diagnosis.diagnose import Diagnosis, diagnose
 from lit_distill.training.fit import build_module
@@ -133,20 +133,9 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-@command("doctor")
-def _main(config: DictConfig) -> None:
-    quiet_lightning()
+def main(config: DictConfig) -> None:
+    """Look at an experiment; exit code 3 where there is something to look at."""
     set_preset_weights(config, typed_overrides())
     diagnosis, _ = run(config)
     if diagnosis.findings:
         sys.exit(FINDINGS)
-
-
-def main() -> None:
-    """Look at an experiment before it is trained; see ``--help``."""
-    sys.argv[1:] = ["as_json=true" if argument == "--json" else argument for argument in sys.argv[1:]]
-    _main()
-
-
-if __name__ == "__main__":
-    main()

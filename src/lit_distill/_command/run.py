@@ -1,0 +1,132 @@
+"""Run a command: Hydra composes its config, and what a user did wrong is one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, NoReturn
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lit_distill._command.command import Command, command_config, conf_dir
+from lit_distill._command.launch import share_start
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def user_error_text(error: BaseException) -> str | None:
+    """The message for an error that a user can mend, without the frames that it came through; None for any other."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        close = difflib.get_close_matches(name, error.options, n=3)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        return f"there is no {group}={name}; {meant}All of {group}: {', '.join(error.options)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        lines = str(error).split("\nConfig search path:")[0].splitlines()
+        return " ".join(line.strip() for line in lines if line.strip())
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+        return str(error) or type(error).__name__
+    from lit_distill.data.decoding.layout import VideoError  # here, so that a mistyped key needs no torch
+
+    if isinstance(error, VideoError):
+        return str(error)
+    return None
+
+
+def exit_with(error: Exception, config_name: str) -> NoReturn:
+    """End the command with one line for an error that a user can mend; raise any other."""
+    text = user_error_text(error)
+    if text is None:
+        raise error
+    print(f"error: {closest_key(text, config_name)} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
+    sys.exit(1)
+
+
+def closest_key(text: str, config_name: str) -> str:
+    """Hydra's message of a key that there is not, with the closest ones of the command's own config.
+
+    Example:
+        >>> closest_key("Could not override 'view'. To append to your config use +view=dense", "predict")
+        "there is no 'view'; did you mean views?"
+    """
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        return text
+    known: list[str] = []
+
+    def walk(node: Any, path: str) -> None:
+        for key, value in node.items():
+            known.append(f"{path}{key}")
+            if isinstance(value, dict):
+                walk(value, f"{path}{key}.")
+
+    walk({key: value for key, value in command_config(config_name).items() if key not in ("defaults", "hydra")}, "")
+    close = difflib.get_close_matches(unknown[1], known, n=1)
+    return f"there is no {unknown[1]!r}; did you mean {close[0]}?" if close else text
+
+
+def quiet_lightning() -> None:
+    """Leave out what Lightning says of itself at every start, and warnings of what is meant to be so here."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the frozen teacher
+        r"The number of training batches .* is smaller than the logging interval",  # an epoch's end is logged anyway
+        r".*LeafSpec.* is deprecated",  # Lightning's own use of torch
+        r"Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its folder
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What Hydra calls with the composed config; launchers of sweeps pickle it by its name.
+
+    Attributes:
+        command: whose work it is.
+        raises: whether errors are raised, for their tracebacks.
+    """
+
+    command: Command
+    raises: bool
+
+    def __call__(self, config: DictConfig) -> Any:
+        quiet_lightning()
+        try:
+            return resolve_name(self.command.work)(config)
+        except Exception as error:
+            if self.raises:
+                raise
+            exit_with(error, self.command.name)
+
+
+def run(command: Command) -> None:
+    """Run a command by the arguments of this process, which are Hydra's afterwards: Lightning starts others by them.
+
+    ``HYDRA_FULL_ERROR=1`` shows the traceback of what is one line and exit code 1 otherwise.
+    """
+    raises = os.environ.get(_FULL_ERROR) == "1"
+    # Hydra would print its own abridged stack and exit; with this it raises the error.
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        sys.argv[1:] = command.overrides(sys.argv[1:])
+        share_start()
+        task = _Task(command, raises)
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.name)(task)()
+    except Exception as error:
+        if raises:
+            raise
+        exit_with(error, command.name)
+    finally:
+        if not raises:
+            del os.environ[_FULL_ERROR]
