@@ -1,0 +1,36 @@
+"""`python -m lit_distill.convert`: PaddleVideo's weights and configs into this library's.
+
+python -m lit_distill.convert weights.pdparams student.safetensors --model pptsmv2
+python -m lit_distill.convert pptsm_lcnet_k400_16frames_uniform_dml_distillation.yaml conf/
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_distill._version import __version__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert what the command line names; 0, or 1 after one line on what is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_distill.convert", description="PaddleVideo's weights and configs into this library's."
+    )
+    parser.add_argument("source", help="a weights file (.pdparams, or any other kind), or a PaddleVideo .yaml")
+    parser.add_argument("target", help="a .safetensors file; for a .yaml the folder of your configs, such as conf/")
+    parser.add_argument("--model", help="the network in a weights file: pptsmv2, or pptsm_resnet18, 34, 50, 101, 152")
+    parser.add_argument("--version", action="version", version=__version__)
+    given = parser.parse_args(arguments)
+    is_config = Path(given.source).suffix.lower() in (".yaml", ".yml")
+    if not is_config and given.model is None:
+        parser.error("weights need --model")
+    from lit_distill.paddlevideo.convert import run
+
+    return run(given.source, given.target, None if is_config else given.model)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
