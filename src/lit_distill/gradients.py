@@ -9,6 +9,8 @@ from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
+from lit_distill._lightning import gradient_scaler
+
 _CHUNK = 1 << 20
 
 
@@ -112,7 +114,7 @@ def require_whole_parameters(trainer: Trainer, who: str) -> None:
 
 def loss_scale(trainer: Trainer) -> float:
     """What the loss is multiplied by before its backward pass: 1, but under fp16's gradient scaler."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = gradient_scaler(trainer)
     return 1.0 if scaler is None else float(scaler.get_scale())
 
 

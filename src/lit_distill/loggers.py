@@ -10,7 +10,6 @@ from typing import Any
 
 from lightning import LightningModule
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from torch import nn
@@ -70,7 +69,7 @@ class MetricsCSV(Logger):
     def log_graph(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         """No graph; but Lightning calls it as each fit, validation or test begins: only a fit replaces rows."""
         if isinstance(model, LightningModule):
-            self._trains = model.trainer.state.fn == TrainerFn.FITTING
+            self._trains = model.trainer.state.fn == "fit"
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

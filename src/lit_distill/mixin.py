@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
+from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.frozen import FrozenRecord
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
@@ -200,7 +200,7 @@ class DistillMixin(LightningModule):
         """Your own step on (batch, batch_idx), and the terms added to its loss; what else it returns is kept."""
         self._distill_stepped = True
         (batch, batch_idx), step = (*args, *kwargs.values()), super().training_step
-        arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+        arguments = (batch, batch_idx) if takes_batch_idx(step) else (batch,)
         with self.distillation.capture(self._distill_networks) as signals:
             hook = self._distill_networks[STUDENT].register_forward_pre_hook(self._distill_teach, with_kwargs=True)
             try:

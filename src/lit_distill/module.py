@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric, MetricCollection
 
+from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.preflight import BEST, check_classes, try_example
 from lit_distill._module.step import StepRecord, fractional_epoch
@@ -132,10 +133,8 @@ class DistillModule(EvaluatedModule):
         self._record: StepRecord | None = None
         self.composed: ComposedLoss | None = None
         """The losses of the current training step, until its backward pass has ended."""
-        # DDP neither registers, nor broadcasts, what is named here.
-        self._ddp_params_and_buffers_to_ignore = [
-            key for key in (*dict(self.named_parameters()), *dict(self.named_buffers())) if self._is_frozen_key(key)
-        ]
+        tensors = (*dict(self.named_parameters()), *dict(self.named_buffers()))
+        leave_out_of_ddp(self, filter(self._is_frozen_key, tensors))
         self.train()
 
     # ---------------------------------------------------------------- before training
@@ -165,7 +164,7 @@ class DistillModule(EvaluatedModule):
         """
         inputs, target, index = self.unpack(batch)
         if num_classes is None:
-            num_classes = getattr(getattr(self._trainer, "datamodule", None), "num_classes", None)
+            num_classes = getattr(getattr(trainer_of(self), "datamodule", None), "num_classes", None)
         composers = list({id(c): c for c in (self.composer, self.val_composer)}.values())
 
         def check(signals: SignalCapture) -> None:
@@ -193,15 +192,15 @@ class DistillModule(EvaluatedModule):
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Let the balance look at the terms' gradients, where it wants to."""
-        balance, fit = self.composer.balance, self.trainer.fit_loop
-        if self.composed is None or balance is None or not balance.is_due(self.global_step) or fit._should_accumulate():
+        balance, trainer = self.composer.balance, self.trainer
+        if self.composed is None or balance is None or not balance.is_due(self.global_step) or not ends_step(trainer):
             return
         balance.observe(
             self.composed.terms,
             [p for p in _unique_parameters(self.models[name] for name in self.candidates) if p.requires_grad],
             weights=self.composed.weights,
-            scale=loss_scale(self.trainer),
-            mean_over_ranks=lambda tensor: self.trainer.strategy.reduce(tensor, reduce_op="mean"),
+            scale=loss_scale(trainer),
+            mean_over_ranks=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean"),
         )
 
     def on_after_backward(self) -> None:
@@ -226,11 +225,9 @@ class DistillModule(EvaluatedModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of all terms since the last logged step, every ``log_every_n_steps`` optimizer steps."""
         self._record = None  # it would keep the step's activations
-        is_step = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if is_step or self.trainer.is_last_batch:
-            self._train_terms.commit()
-        if not is_step:
+        if not ends_step(self.trainer):
             return
+        self._train_terms.commit()
         step = self.trainer.global_step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step and step % every == 0:
@@ -294,14 +291,14 @@ class DistillModule(EvaluatedModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler_factory(optimizer)}}
 
     def _steps_per_epoch(self) -> int:
-        self.trainer.estimated_stepping_batches  # noqa: B018 - sets the loaders up, so that their length is known
+        load_train_data(self.trainer)
         batches = self.trainer.num_training_batches
         if not math.isfinite(batches):
             raise ValueError(
                 "a schedule by epochs needs a training loader with a length; give limit_train_batches=<number> "
                 "or a scheduler factory"
             )
-        return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
+        return max(1, steps_within(self.trainer, int(batches)))
 
 
 def _unique_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

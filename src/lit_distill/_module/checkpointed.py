@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from lit_distill._lightning import trainer_of
 from lit_distill._module.frozen import FrozenRecord, check_keys
 from lit_distill._module.named import NamedModels
 from lit_distill._module.step import RunningTerms
@@ -101,7 +102,8 @@ class CheckpointedModule(NamedModels):
         )
         state = self.state_dict()
         moved = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if self._is_unmoved_key(key)})
-        if moved and self._trainer is not None and self._trainer.training:
+        trainer = trainer_of(self)
+        if moved and trainer is not None and trainer.training:
             raise ValueError(
                 f"the checkpoint was trained with a callback that moves {moved}, such as EMATeacher: add it"
             )

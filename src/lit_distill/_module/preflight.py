@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
+from lit_distill._lightning import load_train_data
 from lit_distill._views import InputView
 from lit_distill.signals import RESERVED
 
@@ -133,7 +134,7 @@ def try_example(module: LightningModule, build: Callable[[Any, int | None], None
     """
     trainer = module.trainer
     if trainer.train_dataloader is None:
-        trainer.fit_loop.setup_data()
+        load_train_data(trainer)
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader):
         return

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lit_distill._lightning import ends_step
 from lit_distill.callbacks.non_finite import step_was_dropped
 from lit_distill.module import DistillModule
 
@@ -58,7 +59,6 @@ class EMATeacher(Callback):
         if teacher == student:
             raise ValueError(f"EMATeacher: teacher and student are both {teacher!r}")
         self.teacher, self.student, self.decay, self.warmup, self.buffers = teacher, student, decay, warmup, buffers
-        self._step = 0
         self._averaged: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._copied: list[tuple[Tensor, Tensor]] = []
         self._buffers: list[Tensor] = []
@@ -92,19 +92,15 @@ class EMATeacher(Callback):
         if average:
             self._copied = [pair for pair in buffers if not pair[0].is_floating_point()]
         self._buffers = [ours for ours, _ in buffers]
-        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the teacher, if this batch ended an optimizer step."""
-        if trainer.global_step == self._step:
+        if not ends_step(trainer) or step_was_dropped(trainer):
             return
-        self._step = trainer.global_step
-        if step_was_dropped(trainer):
-            return
-        average = get_ema_multi_avg_fn(self.decay_at(self._step))  # type: ignore[no-untyped-call]
-        average(*self._averaged, self._step)
+        average = get_ema_multi_avg_fn(self.decay_at(trainer.global_step))  # type: ignore[no-untyped-call]
+        average(*self._averaged, trainer.global_step)
         with torch.no_grad():
             for ours, theirs in self._copied:
                 ours.copy_(theirs)

@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor
 
+from lit_distill._lightning import correct_restored_progress, correct_saved_progress, train_loaders
 from lit_distill.data.resumable import ResumableLoader
 
 
@@ -35,19 +35,7 @@ class ExactResume(Callback):
             "logged_metrics": _plain(trainer.logged_metrics),
             "loggers": [logger.state_dict() if hasattr(logger, "state_dict") else {} for logger in trainer.loggers],
         }
-        loops = checkpoint["loops"]["fit_loop"]
-        epoch_loop = trainer.fit_loop.epoch_loop
-        batches, validation = epoch_loop.batch_progress, epoch_loop.val_loop.batch_progress
-        if trainer.state.stage == RunningStage.VALIDATING and validation.total.ready != validation.total.completed:
-            # Lightning takes this pattern for a validation to be finished; from zero, it is done as a whole.
-            loops["epoch_loop.val_loop.batch_progress"] |= {
-                "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
-                "current": {"ready": 0, "started": 0, "processed": 0, "completed": 0},
-                "is_last_batch": False,
-            }
-        elif _is_half_begun(batches.total) and not trainer.fit_loop._should_accumulate():
-            # What Lightning adds where it goes on, meaning a checkpoint from within a step.
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        correct_saved_progress(trainer, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the figures until the trainer is ready for them."""
@@ -65,11 +53,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the half-begun batch in the totals, and let the loaders follow."""
-        epoch_loop = trainer.fit_loop.epoch_loop
-        total = epoch_loop.batch_progress.total
-        if _is_half_begun(total):  # Lightning sets back the epoch's count alone
-            total.ready -= 1
-        epoch_loop.val_loop.batch_progress.total.reset()
+        correct_restored_progress(trainer)
         for loader in _loaders(trainer):
             loader.follow(trainer)
 
@@ -88,14 +72,7 @@ class ExactResume(Callback):
 
 
 def _loaders(trainer: Trainer) -> list[ResumableLoader[Any]]:
-    combined = trainer.fit_loop._combined_loader
-    found = [] if combined is None else combined.flattened
-    return [loader for loader in found if isinstance(loader, ResumableLoader)]
-
-
-def _is_half_begun(total: Any) -> bool:
-    """Whether a batch has been fetched that no step has been made of."""
-    return bool(total.ready == total.started + 1)
+    return [loader for loader in train_loaders(trainer) if isinstance(loader, ResumableLoader)]
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from weakref import proxy
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_distill._lightning import batches_done, is_between_steps
 from lit_distill.runs.names import LAST
 
 
@@ -67,7 +69,7 @@ class LastCheckpoint(ModelCheckpoint):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> Path:
-        """Save now; on all ranks together, and only where :func:`is_between_steps`.
+        """Save now; on all ranks together, and only between two optimizer steps.
 
         Returns:
             the file.
@@ -75,10 +77,12 @@ class LastCheckpoint(ModelCheckpoint):
         path = Path(self.format_checkpoint_name({}))
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             before = _stamp(path)
-            self._save_checkpoint(trainer, str(path))
+            trainer.save_checkpoint(path)
             self.is_saved = _stamp(path) not in (None, before)
             self.last_model_path = self.best_model_path = str(path)
             self._place = _place(trainer)
+            for logger in trainer.loggers if trainer.is_global_zero else []:
+                logger.after_save_checkpoint(proxy(self))
         return path
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -91,13 +95,6 @@ class LastCheckpoint(ModelCheckpoint):
         """Nothing: the epoch's figures are not logged yet."""
 
 
-def is_between_steps(trainer: Trainer) -> bool:
-    """Whether an optimizer step has just ended or none has begun: no gradients wait to be added to."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-    at_end = done == trainer.num_training_batches
-    return bool(at_end or done % trainer.accumulate_grad_batches == 0)
-
-
 def _stamp(path: Path) -> tuple[int, int] | None:
     """Tells a file from the one that stood there before: a checkpoint is renamed to its place."""
     try:
@@ -108,4 +105,4 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _place(trainer: Trainer) -> tuple[int, int, int]:
-    return trainer.global_step, trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return trainer.global_step, trainer.current_epoch, batches_done(trainer)

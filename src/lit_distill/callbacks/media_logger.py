@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.text import Text
 
+from lit_distill._lightning import batches_begun, logged_step, steps_within, validation_interval
 from lit_distill._screen import percent, printable
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.media.drawing import RIGHT, WRONG, Bar, bars_image, clip_images, confusion_image, drawable
@@ -125,7 +125,7 @@ class MediaLogger(Callback):
         for name, reason in findings.left_out.items():
             self._tell(trainer, f"nothing of {name}: {reason}")
         # Only the first process comes here, the others wait for it at their next exchange: what fails is told.
-        trains, takers = trainer.state.fn == TrainerFn.FITTING, []
+        trains, takers = trainer.state.fn == "fit", []
         for logger in trainer.loggers:
             name = type(logger).__name__
             taker = self._tried(trainer, f" in {name}", partial(taker_of, logger, trains=trains))
@@ -138,20 +138,20 @@ class MediaLogger(Callback):
             )
             return
         pictures = self._tried(trainer, "", partial(draw, findings, trainer))
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning's own figures of a validation
         if pictures:
+            step = logged_step(trainer)  # as Lightning's own figures of a validation
             for name, taker in takers:
                 self._tried(trainer, f" in {name}", partial(taker, pictures, step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count it, before a checkpoint is taken of it."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._validations += 1
 
     def _is_due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:
             return False
-        if trainer.state.fn != TrainerFn.FITTING or self._validations % self.every_n_validations == 0:
+        if trainer.state.fn != "fit" or self._validations % self.every_n_validations == 0:
             return True
         return is_last(trainer)
 
@@ -184,24 +184,21 @@ class MediaLogger(Callback):
 
 def is_last(trainer: Trainer) -> bool:
     """Whether no later validation fits into the training, as far as epochs, batches and steps tell it beforehand."""
-    loop, epochs, steps = trainer.fit_loop.epoch_loop, trainer.max_epochs, trainer.max_steps
+    done, length = batches_begun(trainer), trainer.num_training_batches
+    epochs, steps = trainer.max_epochs, trainer.max_steps
     epochs_left = math.inf if epochs in (None, -1) else epochs - trainer.current_epoch - 1
-    done, length = loop.batch_progress.current.ready, trainer.num_training_batches
-    every, apart = trainer.val_check_batch, trainer.check_val_every_n_epoch  # batches, inf for whole epochs; epochs
-    window = trainer.accumulate_grad_batches
+    every, apart = validation_interval(trainer), trainer.check_val_every_n_epoch  # batches; epochs
     if every is None or math.isinf(length):  # by the clock, or of a stream whose end is not known
         ahead = 0 if every is None or math.isinf(every) else every
-        fits = not loop.batch_progress.is_last_batch or epochs_left >= (apart or 1)
-        stepped = (done + max(ahead - 1, 0)) // window - done // window
+        fits = not trainer.is_last_batch or epochs_left >= (apart or 1)
     else:
-        left, windows = length - done, math.ceil(length / window)
+        left = length - done
         if every <= (left if apart is not None else left + epochs_left * length):
             ahead, fits = every, True
         else:
             ahead, fits = left + ((apart or 1) - 1) * length + min(every, length), (apart or 1) <= epochs_left
-        before, after = ((at // length) * windows + at % length // window for at in (done, done + ahead - 1))
-        stepped = after - before
     # the batch that it comes after is not begun where the steps are made before
+    stepped = steps_within(trainer, done + max(int(ahead) - 1, 0)) - steps_within(trainer, done)
     return not fits or 0 < steps <= trainer.global_step + stepped
 
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
+from lit_distill._lightning import batches_begun, gradient_scaler, has_communication_hook
 from lit_distill._module.step import StepRecord
 from lit_distill.losses._numerics import values_unchecked
 
@@ -138,7 +139,7 @@ class NonFinite(Callback):
         self._poison = poison if self._poison is None else self._poison + poison
         take = getattr(pl_module, "take_step_record", None)
         record = None if take is None else take()
-        batch_idx = trainer.fit_loop.epoch_loop.batch_idx
+        batch_idx = batches_begun(trainer) - 1
         if record is not None and trainer.accumulate_grad_batches > 1:
             # Activations are not to be kept over a window: whoever accumulates is looked at batch by batch.
             bad = not bool(poison.isfinite())
@@ -191,7 +192,7 @@ class NonFinite(Callback):
         if trainer.world_size > 1:
             everyone = [[] for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(everyone, mine)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaler = gradient_scaler(trainer)
         if scaler is not None and not any(everyone):
             if scaler.get_scale() >= self.min_scale:
                 return  # its own skip: it lowers the scale and goes on
@@ -328,7 +329,7 @@ def _averages_every_gradient(trainer: Trainer) -> bool:
         type(trainer.strategy) is DDPStrategy
         and isinstance(wrapped, DistributedDataParallel)
         and not wrapped.find_unused_parameters
-        and trainer.strategy._ddp_comm_hook is None
+        and not has_communication_hook(trainer)
     )
 
 

@@ -18,7 +18,8 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 
-from lit_distill.callbacks.last_checkpoint import LastCheckpoint, is_between_steps
+from lit_distill._lightning import cluster_environment, is_between_steps, signal_started_processes
+from lit_distill.callbacks.last_checkpoint import LastCheckpoint
 
 
 class Interrupted(SystemExit):
@@ -103,9 +104,8 @@ class Preemption(Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received:  # the second: at once, for the other processes that Lightning started as well
-            launcher = None if self._trainer is None else self._trainer.strategy.launcher
-            if launcher is not None and hasattr(launcher, "kill"):
-                launcher.kill(number)
+            if self._trainer is not None:
+                signal_started_processes(self._trainer, number)
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -207,7 +207,7 @@ def end_behind(trainer: Trainer, checkpoint: Path) -> None:
 
 def _requeue(trainer: Trainer) -> None:
     """What Lightning's own handler does once it has saved."""
-    environment = trainer._accelerator_connector.cluster_environment
+    environment = cluster_environment(trainer)
     if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
         return
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

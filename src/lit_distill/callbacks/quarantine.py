@@ -11,6 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from lit_distill._lightning import shorten_epoch
 from lit_distill.data.catalogue.quarantine import Quarantined, QuarantineError, QuarantineList, from_json
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import QUARANTINE_FILE
@@ -69,16 +70,10 @@ class Quarantine(Callback):
         batches = len(loader)
         if batches < 1:
             raise QuarantineError(f"what {len(self._list.agreed)} unreadable videos leave gives no training batch")
-        loop, interval = trainer.fit_loop, trainer.val_check_interval
-        if batches >= loop.max_batches:
+        if not shorten_epoch(trainer, batches):
             return
-        loop.max_batches = batches
-        fetcher = loop._data_fetcher
-        if fetcher is not None and fetcher.length is not None:
-            fetcher.length = min(fetcher.length, batches)  # it was counted before the checkpoint was loaded
-        if isinstance(interval, float) and trainer.val_check_batch is not None:
-            trainer.val_check_batch = max(1, int(batches * interval))
-        elif isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+        interval = trainer.val_check_interval
+        if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
             raise QuarantineError(
                 f"trainer.val_check_interval={interval} is more than the {batches} batches that unreadable videos leave"
             )

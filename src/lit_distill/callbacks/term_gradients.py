@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lit_distill._lightning import ends_step, logged_step
 from lit_distill.callbacks.non_finite import step_was_dropped
 from lit_distill.gradients import flattened, gradients_of, gram_matrix, loss_scale, require_whole_parameters
 from lit_distill.module import DistillModule
@@ -71,7 +72,7 @@ class TermGradients(Callback):
         """Measure, where it is due; autocast has ended here."""
         assert isinstance(pl_module, DistillModule)
         composed = pl_module.composed
-        if composed is None or (trainer.global_step + 1) % self.every_n_steps or trainer.fit_loop._should_accumulate():
+        if composed is None or (trainer.global_step + 1) % self.every_n_steps or not ends_step(trainer):
             return
         scale = loss_scale(trainer)
         student = pl_module.models[self.model or pl_module.student]  # student=best: another one after a validation
@@ -99,4 +100,4 @@ class TermGradients(Callback):
         if not due or step_was_dropped(trainer):
             return
         for logger in trainer.loggers:
-            logger.log_metrics(self.last, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            logger.log_metrics(self.last, step=logged_step(trainer))

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
+from lit_distill._lightning import batches_begun, loaders_cycle
+
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -36,12 +38,10 @@ class ResumableLoader(DataLoader[T_co]):
 
     def follow(self, trainer: Trainer) -> None:
         """Begin where this trainer's training is."""
-        progress, loaders = trainer.fit_loop.epoch_loop.batch_progress, trainer.fit_loop._combined_loader
-        if loaders is not None and len(loaders.flattened) > 1 and loaders._mode == "max_size_cycle":
-            # Beside a longer loader this one begins again within an epoch.
-            self.position = lambda: progress.current.ready % max(1, len(self))
+        if loaders_cycle(trainer):  # beside a longer loader this one begins again within an epoch
+            self.position = lambda: batches_begun(trainer) % max(1, len(self))
         else:
-            self.position = lambda: progress.current.ready
+            self.position = lambda: batches_begun(trainer)
 
     def let_go(self) -> None:
         """Begin at the beginning again: training is over, and whoever iterates next wants all batches."""

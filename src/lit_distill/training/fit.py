@@ -15,11 +15,11 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor, nn
 
+from lit_distill._lightning import starts_command_again
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
@@ -112,7 +112,7 @@ def fit(config: DictConfig) -> Fitted:
 def _refuse_processes_in_a_sweep(trainer: Trainer) -> None:
     """Lightning's launcher starts processes by the sweep's command line: they would train its first job."""
     sweeps = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if sweeps and trainer.world_size > 1 and isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+    if sweeps and trainer.world_size > 1 and starts_command_again(trainer):
         raise ValueError(
             f"a job of this sweep trains in {trainer.world_size} processes, which Lightning would start by the command "
             "line of the whole sweep: give each job one device (trainer.devices=1), start the jobs one by one, or "
