@@ -1,4 +1,4 @@
-# `make demo` and `make test` need git, make and Python >= 3.10, nothing else. Both set .venv up once and reuse it.
+# `make demo` and `make test` need git, make and Python >= 3.11, nothing else. Both set .venv up once and reuse it.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -9,6 +9,7 @@ import ast
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +18,6 @@ from typing import Any, ClassVar
 
 import lightning
 import pytest
-import tomllib
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment

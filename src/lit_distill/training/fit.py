@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def fit(config: DictConfig) -> Fitted:
         Interrupted: a signal ended it, with a checkpoint; ``results.json`` says so.
     """
     started = time.perf_counter()
-    started_at = datetime.now(timezone.utc)
+    started_at = datetime.now(UTC)
     folder = Path(config.run_dir)
     seed_everything(config.seed, workers=True, verbose=False)
     # first the data: what its config lacks is not to be told of the models, which take it from there

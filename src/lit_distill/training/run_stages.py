@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     for stage in stages[: point.stage]:
         if not stage.folder.is_dir():
             raise ValueError(f"{point.folder} has other stages than this: there is no {stage.folder.name} in it")
-    folder, started_at = point.folder, datetime.now(timezone.utc)
+    folder, started_at = point.folder, datetime.now(UTC)
     first = rank_zero_only.rank == 0  # type: ignore[attr-defined]
     if first:
         (folder / RESULTS_FILE).unlink(missing_ok=True)
