@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from results import parser, write_section
 
-from lit_distill.data import VideoDataModule, read_frames, write_video
+from lit_distill.data import VideoDataModule, write_video
 from lit_distill.data.samplers import seeded
 from lit_distill.data.sampling import wrap
+from lit_distill.data.sources.videos import DecodedVideo
 
 FRAMES, HEIGHT, WIDTH = 250, 256, 340
 REPEATS = 5
@@ -130,15 +131,14 @@ class Alone:
             epoch = pipe.recv()
             mine = range(number, len(dataset), workers)
             for index in mine:
-                path = dataset.samples[index].path
-                layout = dataset._layout(dataset.samples[index], path)
-                frames = layout.info.frames
-                plan = dataset.sampling.training(frames, seeded("frames", dataset.seed, epoch, index))
-                numbers = wrap(plan, frames)
-                if dataset.in_one_pass:  # the same frames, the same part of them, resized and mirrored alike
-                    dataset._view(path, layout, numbers, epoch, index)
+                sample = dataset.samples[index]
+                video = dataset.source.open(sample)
+                plan = dataset.sampling.training(video.length, seeded("frames", dataset.seed, epoch, index))
+                numbers = wrap(plan, video.length)
+                if dataset.in_one_pass and isinstance(video, DecodedVideo):  # the same part, resized and mirrored alike
+                    dataset._view(video, numbers, epoch, index)
                 else:  # whole frames, scaled alike
-                    read_frames(path, sorted(set(numbers)), size=dataset._size(layout), layout=layout)
+                    dataset._decode(sample, video, sorted(set(numbers)))
             pipe.send(len(mine))
 
     def _cpu(self) -> float:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from lit_distill._command.command import conf_dir
 from lit_distill.convert import main
+from lit_distill.data.sources import FrameFolders
 from lit_distill.models import PPTSMResNet, PPTSMv2, WeightsError, load_weights
 from lit_distill.models.paddle_keys import published_shapes
 from lit_distill.paddlevideo.config import ConfigError, Conversion, convert_config
@@ -315,7 +316,8 @@ def test_a_distillation_becomes_an_experiment(tmp_path: Path) -> None:
     assert values["trainer"]["max_epochs"] == 12
     assert values["trainer"]["log_every_n_steps"] == 7
     data = instantiate(config.data)
-    assert (data.format, str(data.root), data.lists["train"]) == ("frames", "frames", "../train.list")
+    assert isinstance(data.source, FrameFolders)
+    assert (str(data.root), data.lists["train"]) == ("frames", "../train.list")
     assert (data.size, data.transform.scale, data.transform.flip, data.transform.multi_scale) == (SIZE, 40, 0.5, True)
     assert (data.mix.alpha, data.batch_size, data.num_workers, data.num_classes) == (0.3, 2, 0, 3)
     schedule = instantiate(config.scheduler)

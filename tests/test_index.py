@@ -21,6 +21,7 @@ from lit_distill.data import Sample, write_video
 from lit_distill.data.catalogue import checking as module
 from lit_distill.data.catalogue.checking import Job, check, check_all
 from lit_distill.data.index import Findings, run, show
+from lit_distill.data.sources import VideoFiles
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +131,7 @@ def _check_or_die(job: Job) -> Any:
 
 def test_a_video_that_ends_its_worker_is_one_more_bad_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "check", _check_or_die)
-    jobs = [Job(Sample(str(root / f"a/{number % 3}.mp4"), 0)) for number in range(6)]
+    jobs = [Job(Sample(str(root / f"a/{number % 3}.mp4"), 0), VideoFiles()) for number in range(6)]
     results = list(check_all(jobs, workers=2))
     assert sorted(Path(result.name).name for result in results) == sorted(["0.mp4", "1.mp4", "2.mp4"] * 2)
     for result in results:

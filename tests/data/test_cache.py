@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from lit_distill.data import VideoDataModule, VideoError, write_video
 from lit_distill.data import cache as cache_module
-from lit_distill.data import datasets as datasets_module
 from lit_distill.data.cache import ClipCache
+from lit_distill.data.sources import videos as videos_module
 
 from .conftest import grey, moving_bars, write_images, write_lines
 from .test_datamodule import make
@@ -231,7 +231,7 @@ def test_epochs_after_the_first_decode_nothing(videos: Path, monkeypatch: pytest
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a video was decoded")
 
-    monkeypatch.setattr(datasets_module, "read_frames", refuse)
+    monkeypatch.setattr(videos_module, "read_frames", refuse)
     assert len(list(reads)) == 3 + 7
 
 

@@ -21,6 +21,7 @@ from lit_distill.data import (
     read_list,
     write_video,
 )
+from lit_distill.data.sources import FrameFolders, VideoFiles
 
 from .conftest import grey, moving_bars, write_images
 
@@ -114,10 +115,10 @@ def test_frame_folders_give_what_videos_give(tmp_path: Path) -> None:
         return (clip[:, 0, 14, 14].float() / 8).round().int().tolist()
 
     def dataset(**arguments: Any) -> Any:
-        return VideoDataset([Sample(str(tmp_path), 1, 30)], transform=TRANSFORM, format="frames", **arguments)
+        return VideoDataset([Sample(str(tmp_path), 1, 30)], transform=TRANSFORM, source=FrameFolders(), **arguments)
 
     sampling = FrameSampling(num_frames=8)
-    assert levels(dataset(sampling=sampling, views="center")[0][0]) == sampling.evaluation(30, "frames")[0]
+    assert levels(dataset(sampling=sampling, views="center")[0][0]) == sampling.evaluation(30, 1)[0]
     numbers = levels(dataset(sampling=sampling)[0][0])
     assert all(3 * i < number <= 3 * i + 3 for i, number in enumerate(numbers))
     assert len({tuple(levels(dataset(sampling=sampling)[SampleKey(epoch, 0)][0])) for epoch in range(8)}) > 4
@@ -128,7 +129,10 @@ def test_frame_folders_give_what_videos_give(tmp_path: Path) -> None:
 def test_a_missing_frame_is_named(tmp_path: Path) -> None:
     write_images(tmp_path, grey(1, 8))
     dataset = VideoDataset(
-        [Sample(str(tmp_path), 0, 8)], sampling=FrameSampling(num_frames=8), transform=TRANSFORM, format="frames"
+        [Sample(str(tmp_path), 0, 8)],
+        source=FrameFolders(),
+        sampling=FrameSampling(num_frames=8),
+        transform=TRANSFORM,
     )
     with pytest.raises(VideoError, match=r"img_00002\.jpg: No such file"):
         dataset[0]
@@ -186,7 +190,7 @@ def test_a_training_view_in_one_pass_shows_what_the_published_one_shows(
 
 
 def test_limits_are_the_readers(videos: Path) -> None:
-    dataset = make(videos, limits=Limits(frames=19))
+    dataset = make(videos, source=VideoFiles(limits=Limits(frames=19)))
     with pytest.raises(VideoError, match=r"0\.mp4: .*frames"):
         dataset[0]
     assert dataset[1][1] == 0

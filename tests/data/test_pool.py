@@ -224,7 +224,7 @@ def test_a_video_of_the_pool_that_cannot_be_read(videos: Path, listed: dict[str,
 
 def test_the_index_is_of_the_pool_too(videos: Path, listed: dict[str, Any]) -> None:
     found = make(videos, **listed).listed()
-    assert [len(samples) for samples, _ in found.values()] == [3, 7, 9]
+    assert [len(samples) for samples in found.values()] == [3, 7, 9]
 
 
 def test_a_missing_pool_is_told(videos: Path) -> None:
@@ -293,11 +293,11 @@ def test_lists_without_labels(tmp_path: Path) -> None:
     ]
     assert {sample.label for sample in samples} == {-1}
     write_lines(tmp_path / "frames.txt", ["a 12", "b 30 4"])
-    folders = read_list(tmp_path / "frames.txt", root=tmp_path, num_classes=2, format="frames", labelled=False)
+    folders = read_list(tmp_path / "frames.txt", root=tmp_path, num_classes=2, counted=True, labelled=False)
     assert [sample.frames for sample in folders] == [12, 30]
     write_lines(tmp_path / "frames.txt", ["a"])
-    with pytest.raises(ValueError, match="expected 'dir frames', came 'a'"):
-        read_list(tmp_path / "frames.txt", root=tmp_path, num_classes=2, format="frames", labelled=False)
+    with pytest.raises(ValueError, match="expected 'dir frames', got 'a'"):
+        read_list(tmp_path / "frames.txt", root=tmp_path, num_classes=2, counted=True, labelled=False)
 
 
 def test_a_score_after_the_label_is_passed_over(tmp_path: Path) -> None:

@@ -8,24 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_distill.data import FrameSampling
-from lit_distill.data.catalogue.lists import Format
 from lit_distill.data.sampling import DENSE_SPAN, Mode, linspace_frames, wrap
 
 modes = st.sampled_from(get_args(Mode))
-formats = st.sampled_from(get_args(Format))
 lengths = st.integers(1, 400)
 
 
-@given(mode=modes, format=formats, length=lengths, count=st.integers(1, DENSE_SPAN), seed=st.integers(0, 99))
-def test_every_plan_is_within_the_video(mode: Mode, format: Format, length: int, count: int, seed: int) -> None:
+@given(
+    mode=modes, first=st.sampled_from([0, 1]), length=lengths, count=st.integers(1, DENSE_SPAN), seed=st.integers(0, 99)
+)
+def test_every_plan_is_within_the_video(mode: Mode, first: int, length: int, count: int, seed: int) -> None:
     sampling = FrameSampling(num_frames=count, mode=mode)
-    for plan in (sampling.training(length, random.Random(seed), format), *sampling.evaluation(length, format)):
-        first = 1 if format == "frames" else 0
+    for plan in (sampling.training(length, random.Random(seed), first), *sampling.evaluation(length, first)):
         assert len(plan) == count
-        assert all(first <= number < first + length for number in wrap(plan, length, format))
+        assert all(first <= number < first + length for number in wrap(plan, length, first))
         if mode != "dense" and length >= count:
             assert plan == sorted(plan)
-            assert plan == wrap(plan, length, format)
+            assert plan == wrap(plan, length, first)
 
 
 @given(mode=modes, length=lengths, count=st.integers(1, 16), seed=st.integers(0, 99))
@@ -34,10 +33,10 @@ def test_folders_count_from_one(mode: Mode, length: int, count: int, seed: int) 
     shift = 0 if mode == "dense" else 1  # dense counts from one in both, as published
     for video, frames in zip(
         [sampling.training(length, random.Random(seed)), *sampling.evaluation(length)],
-        [sampling.training(length, random.Random(seed), "frames"), *sampling.evaluation(length, "frames")],
+        [sampling.training(length, random.Random(seed), 1), *sampling.evaluation(length, 1)],
         strict=True,
     ):
-        assert [wrap([n + shift], length, "frames")[0] for n in video] == wrap(frames, length, "frames")
+        assert [wrap([n + shift], length, 1)[0] for n in video] == wrap(frames, length, 1)
 
 
 def test_plain_training_covers_each_segment_evenly() -> None:

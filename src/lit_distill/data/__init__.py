@@ -14,6 +14,7 @@ from lit_distill.data.moving_digits.datamodule import MovingDigits
 from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
 from lit_distill.data.sampling import FrameSampling
+from lit_distill.data.sources import Source, Video
 from lit_distill.data.transforms import ClipTransform, normalize
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "Sample",
     "SampleKey",
     "ShortVideoError",
+    "Source",
+    "Video",
     "VideoDataModule",
     "VideoDataset",
     "VideoError",

@@ -8,23 +8,23 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from lit_distill._files import cache_folder
 from lit_distill._views import ViewsBatch
 from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
-from lit_distill.data.catalogue.archives import Archives, Stamp, is_url
-from lit_distill.data.catalogue.lists import Format, missing_samples, read_class_names, read_list
+from lit_distill.data.catalogue.archives import is_url
+from lit_distill.data.catalogue.lists import ListFile, read_class_names, shown
 from lit_distill.data.catalogue.quarantine import OnBad, QuarantineList
 from lit_distill.data.catalogue.samples import Sample
-from lit_distill.data.catalogue.shards import ShardOrder, find_samples, shard_names
-from lit_distill.data.catalogue.video_index import VideoIndex
-from lit_distill.data.datasets import Resize, VideoDataset, Views, require_known
+from lit_distill.data.catalogue.shards import ShardOrder
+from lit_distill.data.datasets import Resize, VideoDataset, require_known
 from lit_distill.data.decoding.layout import Limits
 from lit_distill.data.loading import SampleDataModule, Split
 from lit_distill.data.mixing import Mixer, MixName
 from lit_distill.data.sampling import FrameSampling, Mode
+from lit_distill.data.sources import Format, Source, source_of
 from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
 
 
@@ -51,6 +51,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         format: ``"video"`` (lines ``path label``), ``"frames"`` (lines ``dir frames label``), or ``"shards"``: tar
             files in WebDataset's layout. A split then is a pattern, ``train-{0000..0063}.tar``, or a file that lists
             them, and the root may be a URL that fsspec opens.
+        source: a custom format instead: a :class:`lit_distill.data.Source`.
         suffix: pattern of the frames' file names.
         sampling: which frames make a clip, see :class:`lit_distill.data.FrameSampling`.
         views: of a video in evaluation: ``"center"``, or ``"dense"``: 10 clips x 3 crops.
@@ -126,6 +127,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         scale: int = 256,
         aspect: Aspect = "fixed",
         format: Format = "video",
+        source: Source | None = None,
         suffix: str = "img_{:05}.jpg",
         sampling: Mode = "plain",
         views: Literal["center", "dense"] = "center",
@@ -177,7 +179,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.sampling = FrameSampling(num_frames=num_frames, mode=sampling)
         self.transform = ClipTransform(size=size, scale=scale, aspect=aspect, multi_scale=multi_scale, flip=flip)
         self.augment = None if augment is None else augmentation(augment)
-        self.format, self.suffix, self.views = format, suffix, views
+        self.suffix, self.views = suffix, views
         self.first_label, self.max_missing = first_label, max_missing
         self._class_names = class_names
         require_known(resize, on_bad)
@@ -191,82 +193,55 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.cache, self.cache_gb, self.cache_dir = cache, cache_gb, cache_dir
         self.clip_cache: ClipCache | None = None
         """The cache of decoded frames, made by the first data set that needs it; its ``stats()`` tell of hits."""
-        self.index = VideoIndex(self.root) if index and format != "frames" else None
+        self.source = source or source_of(
+            format, root=root if is_url(root) else self.root, roots=self.roots, suffix=suffix, limits=self.limits,
+            index=index,
+        )  # fmt: skip
+        given = format if source is None else type(source).__name__
         if shuffle not in ("samples", "shards"):
             raise ValueError(f"data.shuffle is 'samples' or 'shards', came {shuffle!r}")
-        if shuffle == "shards" and format != "shards":
-            raise ValueError(f"data.shuffle=shards goes with data.format=shards, not {format}")
-        if unlabelled is not None and format == "shards":
+        if shuffle == "shards" and not self.source.packed:
+            raise ValueError(f"data.shuffle=shards goes with data.format=shards, not {given}")
+        if unlabelled is not None and self.source.packed:
             raise ValueError("data.unlabelled is a list of videos or folders of frames, not of data.format=shards")
         if shuffle == "shards" and self.has_unlabelled:
             raise ValueError("data.shuffle=shards has no order for samples without labels: set data.shuffle=samples")
         if shuffle_window < 1:
             raise ValueError(f"data.shuffle_window must be at least 1, came {shuffle_window}")
-        if is_url(root) and format != "shards":
-            raise ValueError(f"data.root={os.fspath(root)} is a URL, which goes with data.format=shards, not {format}")
+        self._is_remote = is_url(root)
+        if self._is_remote and not self.source.packed:
+            raise ValueError(f"data.root={os.fspath(root)} is a URL, which goes with data.format=shards, not {given}")
         self.shuffle, self.shuffle_window = shuffle, shuffle_window
-        self.archives = Archives(root if is_url(root) else self.root) if format == "shards" else None
-        given = QuarantineList(max_bad=max_bad, root=self.root)
-        self.quarantine = given if on_bad == "quarantine" else None
+        quarantine = QuarantineList(max_bad=max_bad, root=self.root)
+        self.quarantine = quarantine if on_bad == "quarantine" else None
 
     @property
     def layout(self) -> str:
         """What the root must hold, in words."""
-        lists = ", ".join(sorted({str(file) for file in self.lists.values()}))
-        if self.format == "shards":
-            return f"{lists} (tar shards, or files that list them)"
-        line = "path label" if self.format == "video" else "dir frames label"
-        things = "videos" if self.format == "video" else f"folders of frames named {self.suffix}"
-        return f"{lists} (a line '{line}' each) and the {things} that they name"
+        return self.source.layout(self.lists.values())
 
     def _dataset(self, split: Split) -> VideoDataset:
-        views: Views = "train" if split == "train" else self.views
-        if self.index is not None:
-            self.index.load()  # before the workers, which then share it
-        samples, stamps = self._shards(split) if self.archives is not None else (self._samples(split), None)
-        if split == "train":
-            samples = self._training_samples(samples)
+        if self.source.index is not None:
+            self.source.index.load()  # before the workers, which then share it
+        samples = self._listed_samples(split)
         return VideoDataset(
-            samples,
+            self._training_samples(samples) if split == "train" else samples,
+            source=self.source,
             sampling=self.sampling,
             transform=self.transform,
             augment=self.augment,
-            views=views,
-            format="video" if self.format == "shards" else self.format,
-            suffix=self.suffix,
+            views="train" if split == "train" else self.views,
             seed=self.seed,
             resize=self.resize,
-            limits=self.limits,
-            index=self.index,
             on_bad=self.on_bad,
-            inside=[self.root, *self.roots],
             cache=self._clip_cache(),
-            archives=self.archives,
-            stamps=stamps,
         )
 
     def prepare_data(self) -> None:
-        """Look through shards that are not known yet, once a machine; what is missing, :meth:`setup` tells."""
-        for split in self.lists if self.archives is not None else ():
+        """Look through archives that are not known yet, once a machine; what is missing, :meth:`setup` reports."""
+        for split in self.lists if self.source.packed else ():
             with suppress(FileNotFoundError):
-                self._shards(cast("Split", split))
-
-    def _shards(self, split: Split) -> tuple[list[Sample], dict[str, Stamp]]:
-        assert self.archives is not None
-        listed = os.fspath(self.lists[split])
-        try:
-            names = shard_names(listed, self.archives)
-        except FileNotFoundError as error:
-            given = f"data.{split}_list=<file or pattern> or data.root=<folder or URL>"
-            raise FileNotFoundError(f"no list of shards {self.archives.join(listed)}, set {given}") from error
-        return find_samples(
-            names,
-            self.archives,
-            num_classes=self.num_classes,
-            first_label=self.first_label,
-            class_names=self._read_class_names() or (),
-            roots=self.roots,
-        )
+                self._listed(split)
 
     def _order(self, dataset: VideoDataset) -> ShardOrder | None:
         if self.shuffle == "samples":
@@ -274,7 +249,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         return ShardOrder(dataset.samples.groups, window=self.shuffle_window, seed=self.seed)
 
     def _require_root(self) -> None:
-        if self.archives is None or not self.archives.remote:
+        if not self._is_remote:
             super()._require_root()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -295,8 +270,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             self.clip_cache = ClipCache.in_memory(limit) if self.cache == "memory" else ClipCache(folder, limit=limit)
         return self.clip_cache
 
-    def listed(self) -> dict[str, tuple[list[Sample], dict[str, Stamp]]]:
-        """What each list names, whether it is there or not, by the lists' names; and the stamps of its shards.
+    def listed(self) -> dict[str, list[Sample]]:
+        """What each list names, whether it is there or not, by the lists' names.
 
         Raises:
             FileNotFoundError: the root or a list is missing.
@@ -304,52 +279,36 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         """
         self._require_root()
         self.class_names = self._read_class_names()
-        splits: dict[str, Split] = {}
-        for split in self.lists:
-            splits.setdefault(os.fspath(self.lists[split]), cast("Split", split))
-        found = {
-            file: self._shards(split) if self.archives is not None else (self._listed(split), {})
-            for file, split in splits.items()
-        }
+        splits: dict[str, str] = {}
+        for split, file in self.lists.items():
+            splits.setdefault(os.fspath(file), split)
+        found = {file: self._listed(split) for file, split in splits.items()}
         if self.unlabelled is not None:
-            found.setdefault(os.fspath(self.unlabelled), (self._listed_pool(), {}))
+            found.setdefault(os.fspath(self.unlabelled), self._listed_pool())
         return found
 
-    def _listed(self, split: Split) -> list[Sample]:
-        return self._read(self._in_root(self.lists[split]), f"data.{split}_list=<file>")
+    def _listed(self, split: str) -> list[Sample]:
+        return self.source.samples(self._list_file(self.lists[split], f"data.{split}_list"))
 
     def _listed_pool(self) -> list[Sample]:
         assert self.unlabelled is not None
-        return self._read(self._in_root(self.unlabelled), "data.unlabelled=<file>", labelled=False)
+        return self.source.samples(self._list_file(self.unlabelled, "data.unlabelled", labelled=False))
 
-    def _read(self, file: Path, key: str, *, labelled: bool = True) -> list[Sample]:
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no list {self._shown(file)}, set {key} or data.root=<folder>; the root must hold {self.layout}"
-            )
-        return read_list(
-            file,
-            root=self.root,
-            num_classes=self.num_classes,
-            format=self.format,
-            first_label=self.first_label,
-            class_names=self.class_names or (),
-            roots=self.roots,
-            labelled=labelled,
-        )
-
-    def _samples(self, split: Split) -> list[Sample]:
-        return self._present(self._listed(split), self.lists[split])
+    def _list_file(self, file: str | os.PathLike[str], key: str, *, labelled: bool = True) -> ListFile:
+        return ListFile(
+            file=file, key=key, root=self.root, num_classes=self.num_classes, first_label=self.first_label,
+            class_names=self._read_class_names() or (), roots=self.roots, labelled=labelled,
+        )  # fmt: skip
 
     def _listed_samples(self, split: Split) -> list[Sample]:
-        return self._samples(split) if self.archives is None else self._shards(split)[0]
+        return self._present(self._listed(split), self.lists[split])
 
     def _pool(self) -> list[Sample]:
         assert self.unlabelled is not None
         return self._present(self._listed_pool(), self.unlabelled)
 
     def _present(self, samples: list[Sample], listed: str | os.PathLike[str]) -> list[Sample]:
-        missing = set(missing_samples(samples))
+        missing = set(self.source.missing(samples))
         if not missing:
             return samples
         file = self._in_root(listed)
@@ -369,9 +328,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         if isinstance(given, str | os.PathLike):
             file = self._in_root(given)
             if not file.is_file():
-                raise FileNotFoundError(
-                    f"no class names {self._shown(file)}, set data.class_names=<file>, or null for none"
-                )
+                raise FileNotFoundError(f"no class names {shown(file)}, set data.class_names=<file>, or null for none")
             return read_class_names(file, self.num_classes)
         if len(given) != self.num_classes:
             raise ValueError(f"data.class_names has {len(given)} names, data.num_classes is {self.num_classes}")

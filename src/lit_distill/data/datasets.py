@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,26 +13,25 @@ from torch.utils.data import Dataset, get_worker_info
 
 from lit_distill.data.augment import augmented
 from lit_distill.data.cache import ClipCache, content_key
-from lit_distill.data.catalogue.archives import Archives, Stamp
-from lit_distill.data.catalogue.lists import Format, is_inside
 from lit_distill.data.catalogue.quarantine import BadVideo, Batch, OnBad, PartialBatch, reason_for
 from lit_distill.data.catalogue.samples import Sample, SampleTable
-from lit_distill.data.catalogue.video_index import VideoIndex, stamp_of
-from lit_distill.data.decoding.decode import Frames, read_frames, read_images, scan
-from lit_distill.data.decoding.layout import Limits, VideoError, VideoLayout, VideoSource
+from lit_distill.data.decoding.frames import Frames
+from lit_distill.data.decoding.layout import VideoError
 from lit_distill.data.samplers import SampleKey, seeded
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
+from lit_distill.data.sources import Source, Video, VideoFiles
+from lit_distill.data.sources.videos import DecodedVideo
 from lit_distill.data.transforms import ClipTransform
 
 Views: TypeAlias = Literal["train", "center", "dense"]
 Item: TypeAlias = tuple[Tensor, int, int]
 Resize: TypeAlias = Literal["decoder", "exact"]
 
-_LIMITS = Limits()
+_VIDEO_FILES = VideoFiles()
 
 
 class VideoDataset(Dataset[Item | BadVideo]):
-    """Clips of listed videos or folders of frames.
+    """Clips of the videos of a source.
 
     An item is (clip, label, index): the clip (T, 3, H, W), or (V, T, 3, H, W) of V views, in uint8; the class index;
     the position in ``samples``. What is random comes from a generator seeded by (seed, epoch, index) and from nothing
@@ -41,28 +39,22 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     Args:
         samples: what to read, see :func:`lit_distill.data.read_list`.
+        source: what they are read from; video files by default.
         sampling: which frames make a clip; ``"dense"`` views use its ``num_frames`` with dense sampling.
         transform: their geometry.
         augment: what is done to ``"train"`` views after it, bytes (T, 3, H, W) to the same, drawing from torch's
             generator: such as :func:`lit_distill.data.augment.augmentation` gives; none for nothing.
         views: ``"train"``: one random clip; ``"center"``: one clip by the rules for evaluation, cropped in the middle;
             ``"dense"``: 10 clips x 3 crops, clip by clip.
-        format: ``"video"`` files or folders of ``"frames"``.
-        suffix: pattern of the frames' file names, numbered from 1.
         seed: of all random choices.
         resize: ``"decoder"``: frames of videos are scaled in the pass that converts their colours, and for training
             cropped and mirrored too; ``"exact"``: by :func:`lit_distill.data.transforms.resize` on whole frames, as
             published, at some cost.
-        limits: of what may be spent on a video.
-        index: where the videos' layouts are kept; without one each read scans its video anew, to the same end.
         on_bad: ``"raise"``, or ``"quarantine"``: a
             :class:`lit_distill.data.catalogue.quarantine.BadVideo` takes the place of an
             item that can't be read.
-        inside: folders that links among the images of a folder must not lead out of; none to follow them anywhere.
         cache: where decoded frames are kept, scaled. Parts of them that a multi-scale crop resizes are resized as with
             ``"exact"``; otherwise it changes no clip. None decodes them each time.
-        archives: what the samples that are members of archives are read through.
-        stamps: size and time of those archives, by their path.
 
     Raises:
         ValueError: an argument is none of those named, or there are no samples.
@@ -87,37 +79,26 @@ class VideoDataset(Dataset[Item | BadVideo]):
         self,
         samples: Sequence[Sample],
         *,
+        source: Source = _VIDEO_FILES,
         sampling: FrameSampling,
         transform: ClipTransform,
         augment: Callable[[Tensor], Tensor] | None = None,
         views: Views = "train",
-        format: Format = "video",
-        suffix: str = "img_{:05}.jpg",
         seed: int = 0,
         resize: Resize = "decoder",
-        limits: Limits = _LIMITS,
-        index: VideoIndex | None = None,
         on_bad: OnBad = "raise",
-        inside: Sequence[str | os.PathLike[str]] = (),
         cache: ClipCache | None = None,
-        archives: Archives | None = None,
-        stamps: Mapping[str, Stamp] | None = None,
     ) -> None:
         if views not in ("train", "center", "dense"):
             raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
         require_known(resize, on_bad)
         if not samples:
             raise ValueError("a VideoDataset needs at least one sample")
-        self.samples = SampleTable(samples)
+        self.samples, self.source = SampleTable(samples), source
         self.sampling = FrameSampling(num_frames=sampling.num_frames, mode="dense") if views == "dense" else sampling
         self.transform, self.augment = transform, augment
         self.views = views
-        self.format = format
-        self.suffix = suffix
-        self.seed = seed
-        self.resize, self.limits, self.index, self.on_bad = resize, limits, index, on_bad
-        self.cache, self.archives, self.stamps = cache, archives, dict(stamps or {})
-        self._inside = [os.path.realpath(folder) for folder in inside]
+        self.seed, self.resize, self.on_bad, self.cache = seed, resize, on_bad, cache
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -153,22 +134,20 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
     def _clip(self, sample: Sample, epoch: int, index: int, room: Tensor | None) -> Tensor:
         """The view or views of a sample, every frame decoded once."""
-        source = self._source(sample)  # one for headers and frames: a member of an archive is fetched once
-        layout = self._layout(sample, source) if sample.frames is None else None
-        length = sample.frames if layout is None else layout.info.frames
-        assert length is not None
+        video, first = self.source.open(sample), self.source.first
         if self.views == "train":
-            plan = [self.sampling.training(length, seeded("frames", self.seed, epoch, index), self.format)]
+            plan = [self.sampling.training(video.length, seeded("frames", self.seed, epoch, index), first)]
         else:
-            plan = self.sampling.evaluation(length, self.format, clips=DENSE_CLIPS if self.views == "dense" else 1)
-        plan = [wrap(numbers, length, self.format) for numbers in plan]
-        if self.in_one_pass and layout is not None:
+            clips = DENSE_CLIPS if self.views == "dense" else 1
+            plan = self.sampling.evaluation(video.length, first, clips=clips)
+        plan = [wrap(numbers, video.length, first) for numbers in plan]
+        if self.in_one_pass and isinstance(video, DecodedVideo):
             if room is None or len(room) != len(plan[0]):
-                return self._augmented(self._view(source, layout, plan[0], epoch, index), epoch, index)
-            self._view(source, layout, plan[0], epoch, index, out=room.numpy())
+                return self._augmented(self._view(video, plan[0], epoch, index), epoch, index)
+            self._view(video, plan[0], epoch, index, out=room.numpy())
             return room.permute(0, 3, 1, 2)
         wanted = sorted({number for numbers in plan for number in numbers})
-        frames = self._frames(sample, source, layout, length, wanted)
+        frames = self._frames(sample, video, wanted)
         if plan == [wanted]:
             return self._views([frames], epoch, index)
         place = {number: position for position, number in enumerate(wanted)}
@@ -181,95 +160,50 @@ class VideoDataset(Dataset[Item | BadVideo]):
         Not with ``resize="exact"``; and not with a cache, which keeps whole frames: a clip is to be the same whether
         its video found room there or not.
         """
-        videos = self.views == "train" and self.format == "video"
-        return videos and self.resize == "decoder" and self.cache is None
+        decoded = self.views == "train" and isinstance(self.source, VideoFiles)
+        return decoded and self.resize == "decoder" and self.cache is None
 
     def _view(
-        self,
-        source: VideoSource,
-        layout: VideoLayout,
-        numbers: Sequence[int],
-        epoch: int,
-        index: int,
-        out: Frames | None = None,
+        self, video: DecodedVideo, numbers: Sequence[int], epoch: int, index: int, out: Frames | None = None
     ) -> Frames:
         """A training view, of which the reader converts what is seen."""
-        width, height = layout.info.width, layout.info.height
-        view = self.transform.view(*self.transform.scaled_size(width, height), seeded("view", self.seed, epoch, index))
+        view = self.transform.view(*self.transform.scaled_size(*video.size), seeded("view", self.seed, epoch, index))
         side = self.transform.size
-        return read_frames(
-            source, numbers, size=(side, side), crop=view.crop_of(width, height), flip=view.flip, limits=self.limits,
-            layout=layout, out=out,
-        )  # fmt: skip
+        return video.read(numbers, size=(side, side), crop=view.crop_of(*video.size), flip=view.flip, out=out)
 
-    def _frames(
-        self, sample: Sample, source: VideoSource, layout: VideoLayout | None, length: int, wanted: Sequence[int]
-    ) -> Frames:
+    def _frames(self, sample: Sample, video: Video, wanted: Sequence[int]) -> Frames:
         """The wanted frames: decoded, or the same out of the cache, where they are kept scaled."""
         if self.cache is None:
-            return self._decode(sample, source, layout, wanted)
-
-        if layout is None:
-            self._refuse_links_outside(sample, wanted)
+            return self._decode(sample, video, wanted)
+        video.refuse(wanted)
 
         def decode(numbers: Sequence[int]) -> Frames:
-            return self.transform.scaled(self._decode(sample, source, layout, numbers))
+            return self.transform.scaled(self._decode(sample, video, numbers))
 
         def shape() -> tuple[int, int]:
-            if layout is None:
+            if video.size is None:
                 height, width = decode(wanted[:1]).shape[1:3]
                 return height, width
-            return self.transform.scaled_size(layout.info.width, layout.info.height)[::-1]
+            return self.transform.scaled_size(*video.size)[::-1]
 
         whole = None
         if self.views == "train" and self.sampling.mode != "linspace":  # other frames in every epoch
-            whole = range(1, length + 1) if self.format == "frames" else range(length)
-        return self.cache.read(self._content(sample, length), wanted, decode, shape=shape, video=whole)
-
-    def _decode(
-        self, sample: Sample, source: VideoSource, layout: VideoLayout | None, numbers: Sequence[int]
-    ) -> Frames:
-        if layout is None:
-            self._refuse_links_outside(sample, numbers)
-            return read_images(sample.path, self.suffix, numbers, limits=self.limits)
-        return read_frames(source, numbers, size=self._size(layout), limits=self.limits, layout=layout)
-
-    def _content(self, sample: Sample, length: int) -> str:
-        """All that the scaled frames of a sample depend on."""
-        path = sample.path if sample.path in self.stamps else os.path.abspath(sample.path)
-        if self.format == "frames":
-            names = (self.suffix.format(number) for number in range(1, length + 1))
-            stamps: object = [stamp_of(os.path.join(path, name)) for name in names]
-        else:
-            stamps = self.stamps.get(path) or stamp_of(path)
+            whole = range(self.source.first, self.source.first + video.length)
         scaling = self.transform.scale, self.transform.aspect, self.resize
-        return content_key(path, sample.member, stamps, length, self.suffix, *scaling, self.limits)
+        key = content_key(*self.source.identity(sample, video.length), *scaling, self.source.limits)
+        return self.cache.read(key, wanted, decode, shape=shape, video=whole)
 
-    def _refuse_links_outside(self, sample: Sample, numbers: Sequence[int]) -> None:
-        for number in numbers if self._inside else ():
-            file = os.path.join(sample.path, self.suffix.format(number))
-            if os.path.islink(file) and not is_inside(os.path.realpath(file), self._inside):
-                raise VideoError(file, "a link that leads out of data.root; admit its folder by data.roots")
-
-    def _layout(self, sample: Sample, source: VideoSource) -> VideoLayout:
-        if self.index is None:
-            return scan(source, limits=self.limits)
-        if sample.member is None:
-            return self.index.layout(sample.path, limits=self.limits)
-        stamp = self.stamps[sample.path]
-        return self.index.layout(sample.name, limits=self.limits, source=source, stamp=stamp)
-
-    def _source(self, sample: Sample) -> VideoSource:
-        if sample.member is None:
-            return sample.path
-        assert self.archives is not None
-        return self.archives.source(sample)
-
-    def _size(self, layout: VideoLayout) -> tuple[int, int] | None:
-        """(height, width) that the reader scales to, none for the video's own."""
-        width, height = layout.info.width, layout.info.height
-        scaled = self.transform.scaled_size(width, height)
-        return None if self.resize == "exact" or scaled == (width, height) else scaled[::-1]
+    def _decode(self, sample: Sample, video: Video, numbers: Sequence[int]) -> Frames:
+        if isinstance(video, DecodedVideo):
+            scaled = self.transform.scaled_size(*video.size)
+            return video.read(numbers, size=None if self.resize == "exact" or scaled == video.size else scaled[::-1])
+        frames = video.read(numbers)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or (len(frames), frames.shape[-1]) != (len(numbers), 3):
+            raise ValueError(
+                f"{type(self.source).__name__} gave {frames.dtype} {frames.shape} for {len(numbers)} frames of "
+                f"{sample.name}: expected uint8 ({len(numbers)}, H, W, 3), RGB"
+            )
+        return frames
 
     def _views(self, clips: Sequence[Frames], epoch: int, index: int) -> Tensor:
         if self.views == "train":

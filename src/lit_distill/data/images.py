@@ -17,7 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_a
 from torchvision.transforms import v2
 
 from lit_distill.data.augment import Augment, augmentation, interpolation_mode, torch_seeded
-from lit_distill.data.catalogue.lists import read_list
+from lit_distill.data.catalogue.lists import read_list, shown
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample, SampleTable
 from lit_distill.data.datasets import Item
 from lit_distill.data.loading import SampleDataModule, Split
@@ -291,7 +291,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
             return read_list(folder, root=self.root, num_classes=self.num_classes)
         if not folder.is_dir():
             given = f"data.{split}=<its name> or data.root=<folder>"
-            raise FileNotFoundError(f"no folder {self._shown(folder)}, set {given}; the root must hold {self.layout}")
+            raise FileNotFoundError(f"no folder {shown(folder)}, set {given}; the root must hold {self.layout}")
         try:
             return [Sample(*sample) for sample in ImageFolder(folder).samples]
         except FileNotFoundError as error:  # a class without images
@@ -306,7 +306,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         found = sorted(path for path in place.rglob("*") if has_file_allowed_extension(path.name, IMG_EXTENSIONS))
         if not found:
             given = "set data.unlabelled=<folder or list file>"
-            raise FileNotFoundError(f"no images without labels in {self._shown(place)}, {given}")
+            raise FileNotFoundError(f"no images without labels in {shown(place)}, {given}")
         return [Sample(str(path), UNLABELLED) for path in found]
 
     def _read_class_names(self) -> tuple[str, ...] | None:
@@ -335,9 +335,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         try:
             return tuple(find_classes(folder)[0])
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"no class folders in {self._shown(folder)}; the root must hold {self.layout}"
-            ) from error
+            raise FileNotFoundError(f"no class folders in {shown(folder)}; the root must hold {self.layout}") from error
 
 
 def _few(names: Sequence[str] | set[str], shown: int = 5) -> str:

@@ -18,7 +18,7 @@ from lit_distill._files import write_text
 from lit_distill.data.catalogue.checking import Job, check_all
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.catalogue.samples import Sample
-from lit_distill.data.catalogue.video_index import VideoIndex, stamp_of
+from lit_distill.data.catalogue.video_index import VideoIndex
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.decoding.layout import VideoLayout
 
@@ -66,18 +66,17 @@ def run(config: DictConfig, *, console: Console | None = None) -> Findings:
     if not isinstance(data, VideoDataModule):
         raise ValueError(f"the index is for videos, but data={type(data).__name__} has none; name another data=…")
     data.prepare_data()
-    listed = data.listed()
-    findings = Findings(root=data.root, splits={name: samples for name, (samples, _) in listed.items()})
+    findings = Findings(root=data.root, splits=data.listed())
     index = VideoIndex(data.root)
     index.load()
-    jobs, stamps = [], {path: stamp for one in listed.values() for path, stamp in one[1].items()}
+    source, jobs = data.source.bare(), []
     for sample in {sample.name: sample for samples in findings.splits.values() for sample in samples}.values():
-        stamp = stamps.get(sample.path) or stamp_of(sample.path)
-        entry = index.find(sample.name, stamp=stamp) if sample.frames is None and stamp is not None else None
+        stamp = data.source.stamp(sample)
+        entry = None if stamp is None else index.find(sample.name, stamp=stamp)
         if entry is not None and config.check in ("headers", entry.check):
             findings.layouts[sample.name] = entry.layout
         else:
-            jobs.append(Job(sample, stamp, data.suffix, config.check, data.limits, data.archives))
+            jobs.append(Job(sample, source, stamp, config.check))
     findings.known = len(findings.layouts)
     workers = _cores() if config.workers is None else config.workers
     with counting(len(jobs), console, f"checking {config.check}", "videos") as advance:

@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_distill.data.catalogue.lists import shown
 from lit_distill.data.catalogue.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.datasets import Item, collate
@@ -202,16 +203,10 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
 
     def _require_root(self) -> None:
         if not self.root.is_dir():
-            raise FileNotFoundError(
-                f"no folder {self._shown(self.root)}, set data.root=<folder>; it must hold {self.layout}"
-            )
+            raise FileNotFoundError(f"no folder {shown(self.root)}, set data.root=<folder>; it must hold {self.layout}")
 
     def _in_root(self, file: str | os.PathLike[str]) -> Path:
         return self.root / Path(file).expanduser()
-
-    @staticmethod
-    def _shown(path: Path) -> str:
-        return str(path) if path.is_absolute() else f"{path} (that is {path.absolute()})"
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 

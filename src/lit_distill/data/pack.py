@@ -19,6 +19,7 @@ from rich.progress import track
 from lit_distill._files import atomic_file, write_text
 from lit_distill.data import Sample, VideoDataModule
 from lit_distill.data.catalogue.shards import VIDEO_ENDINGS
+from lit_distill.data.sources import VideoFiles
 
 _SPLITS = ("train", "val", "test")
 
@@ -90,7 +91,7 @@ def run(config: DictConfig) -> dict[str, list[str]]:
     if not config.shard_mb > 0:
         raise ValueError(f"shard_mb must be above 0, came {config.shard_mb}")
     data = instantiate(config.data, _convert_="all")
-    if not isinstance(data, VideoDataModule) or data.format != "video":
+    if not isinstance(data, VideoDataModule) or not isinstance(data.source, VideoFiles) or data.source.packed:
         raise ValueError("only videos that list files name are packed: data.format=video")
     unknown = [split for split in config.splits if split not in _SPLITS]
     if unknown:

@@ -1,7 +1,7 @@
 """Which frames of a video make a clip: the published index arithmetic, mode by mode.
 
-A plan gives the numbers of frames as they were published: 0-based for ``"video"``, the 1-based numbers of file names
-for ``"frames"``. Numbers past the end of a short video are brought back into it by :func:`wrap`.
+A plan gives the numbers of frames as they were published: 0-based for video files, the 1-based numbers of file names
+for folders of frames. Numbers past the end of a short video are brought back into it by :func:`wrap`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-
-from lit_distill.data.catalogue.lists import Format
 
 Mode: TypeAlias = Literal["plain", "linspace", "dense", "select_left", "interval"]
 
@@ -80,13 +78,13 @@ class FrameSampling:
         if self.frame_interval > 1 and self.mode != "interval":
             raise ValueError(f"frame_interval={self.frame_interval} goes with interval, not {self.mode}")
 
-    def training(self, length: int, rng: random.Random, format: Format = "video") -> list[int]:
+    def training(self, length: int, rng: random.Random, first: int = 0) -> list[int]:
         """Frames of one clip for training.
 
         Args:
             length: L, frames of the video, at least 1.
             rng: source of the random draws.
-            format: ``"video"`` counts from 0, ``"frames"`` from 1.
+            first: number of the first frame: 0, or 1 for the file names of images.
 
         Returns:
             the frames' numbers.
@@ -98,23 +96,23 @@ class FrameSampling:
             starts = [
                 i * average + rng.randint(0, spare) if spare >= 0 else i * max(average, 1) for i in self._segments
             ]
-            return self._plain(starts, length, format)
+            return self._plain(starts, length, first)
         if self.mode == "select_left":
             starts = self._left(length, average, rng)
-            return [start + _first(format) for start in starts]
+            return [start + first for start in starts]
         if self.mode == "interval":
-            return self._windows(self._interval_starts(length, rng), length, format)
+            return self._windows(self._interval_starts(length, rng), length, first)
         if self.mode == "dense":
             places = max(1, length - DENSE_SPAN + 1)
             return self._dense(0 if places == 1 else rng.randint(0, places - 2), length)
-        return [frame + _first(format) for frame in linspace_frames(self.num_frames, length)]
+        return [frame + first for frame in linspace_frames(self.num_frames, length)]
 
-    def evaluation(self, length: int, format: Format = "video", *, clips: int = 1) -> list[list[int]]:
+    def evaluation(self, length: int, first: int = 0, *, clips: int = 1) -> list[list[int]]:
         """Frames of the clips for evaluation.
 
         Args:
             length: L, frames of the video, at least 1.
-            format: ``"video"`` counts from 0, ``"frames"`` from 1.
+            first: number of the first frame: 0, or 1 for the file names of images.
             clips: how many: 1, or more with ``dense``.
 
         Returns:
@@ -129,29 +127,29 @@ class FrameSampling:
         average = length // self.num_frames
         if self.mode == "plain":
             middle = (average - 1) // 2 if average >= self.segment_length else 0
-            return [self._plain([i * max(average, 1) + middle for i in self._segments], length, format)]
+            return [self._plain([i * max(average, 1) + middle for i in self._segments], length, first)]
         if self.mode == "select_left":
             step = length / self.num_frames
             starts = [int(step / 2.0 + step * i) if length > self.num_frames else 0 for i in self._segments]
-            return [[start + _first(format) for start in starts]]
+            return [[start + first for start in starts]]
         if self.mode == "interval":
             window = (length - self.segment_length * self.frame_interval + 1) / self.num_frames
             starts = [int(i * window + window / 2.0) if window > 0 else 0 for i in self._segments]
-            return [self._windows(starts, length, format)]
+            return [self._windows(starts, length, first)]
         if self.mode == "dense":
             last = max(0, length - DENSE_SPAN)
             starts = [last // 2] if clips == 1 else np.linspace(0, last, clips, dtype=int).tolist()
             return [self._dense(start, length) for start in starts]
-        return [[frame + _first(format) for frame in linspace_frames(self.num_frames, length)]]
+        return [[frame + first for frame in linspace_frames(self.num_frames, length)]]
 
     @property
     def _segments(self) -> range:
         return range(self.num_frames)
 
-    def _plain(self, starts: Sequence[int], length: int, format: Format) -> list[int]:
+    def _plain(self, starts: Sequence[int], length: int, first: int) -> list[int]:
         frames = [start + offset for start in starts for offset in range(self.segment_length)]
         # the names of frame files are not wrapped, as published: wrap() brings them back
-        return [frame + 1 if format == "frames" else frame % length for frame in frames]
+        return [frame + first if first else frame % length for frame in frames]
 
     def _left(self, length: int, average: int, rng: random.Random) -> list[int]:
         if average > 0:
@@ -174,9 +172,9 @@ class FrameSampling:
             return [round(i * places / self.num_frames) for i in self._segments]
         return [0] * self.num_frames
 
-    def _windows(self, starts: Sequence[int], length: int, format: Format) -> list[int]:
+    def _windows(self, starts: Sequence[int], length: int, first: int) -> list[int]:
         offsets = range(0, self.segment_length * self.frame_interval, self.frame_interval)
-        return [(start + offset) % length + _first(format) for start in starts for offset in offsets]
+        return [(start + offset) % length + first for start in starts for offset in offsets]
 
     def _require(self, length: int) -> None:
         if length < 1:
@@ -203,7 +201,7 @@ def linspace_frames(count: int, length: int, *, span: tuple[float, float] | None
     return frames
 
 
-def wrap(numbers: Sequence[int], length: int, format: Format = "video") -> list[int]:
+def wrap(numbers: Sequence[int], length: int, first: int = 0) -> list[int]:
     """Bring frame numbers past the end of a video back to its beginning.
 
     The published reader did so for videos in plain sampling only; elsewhere it failed on them, and took another sample.
@@ -211,18 +209,13 @@ def wrap(numbers: Sequence[int], length: int, format: Format = "video") -> list[
     Args:
         numbers: as a :class:`FrameSampling` gives them.
         length: frames of the video.
-        format: ``"video"`` counts from 0, ``"frames"`` from 1.
+        first: number of the first frame: 0, or 1 for the file names of images.
 
     Returns:
         numbers that exist.
 
     Example:
-        >>> wrap([1, 3, 5], 3, "frames")
+        >>> wrap([1, 3, 5], 3, 1)
         [1, 3, 2]
     """
-    first = _first(format)
     return [first + (number - first) % length for number in numbers]
-
-
-def _first(format: Format) -> int:
-    return 1 if format == "frames" else 0

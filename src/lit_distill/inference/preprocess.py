@@ -21,10 +21,11 @@ from lit_distill.data.datasets import Resize
 from lit_distill.data.decoding.layout import Limits
 from lit_distill.data.images import Transform
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
+from lit_distill.data.sources import FrameFolders, Source, VideoFiles
 from lit_distill.data.transforms import ClipTransform
 
 Views: TypeAlias = Literal["center", "dense"]
-Source: TypeAlias = str | os.PathLike[str] | Tensor | NDArray[np.uint8]
+Given: TypeAlias = str | os.PathLike[str] | Tensor | NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class Preprocess:
         resize: who scales the frames of a video file, see :class:`lit_distill.data.VideoDataset`. Pixels that were
             decoded elsewhere always are scaled by the published filter.
         limits: of what may be spent on one video.
+        source: what reads a file of a custom format; None for video files and folders of frames.
         view: what the network sees of such a clip, where that is less; None for all.
 
     Example:
@@ -75,6 +77,7 @@ class Preprocess:
     suffix: str = "img_{:05}.jpg"
     resize: Resize = "decoder"
     limits: Limits = field(default_factory=Limits)
+    source: Source | None = None
     view: InputView | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +118,7 @@ class Preprocess:
                 suffix=data.suffix,
                 resize=data.resize,
                 limits=data.limits,
+                source=None if isinstance(data.source, (VideoFiles, FrameFolders)) else data.source,
                 **common,
             )
         if isinstance(data, ImageFolderDataModule):
@@ -161,16 +165,18 @@ class Preprocess:
         path = os.fspath(path)
         if self.sampling is None:
             return ImageDataset([(path, 0)], transform=self._of_image)[0][0]
-        frames = count_images(path, self.suffix) if os.path.isdir(path) else None
+        sample = Sample(path, 0)
+        source = self.source or VideoFiles(limits=self.limits)
+        if self.source is None and os.path.isdir(path):
+            sample = Sample(path, 0, count_images(path, self.suffix))
+            source = FrameFolders(suffix=self.suffix, limits=self.limits)
         dataset = VideoDataset(
-            [Sample(path, 0, frames)],
+            [sample],
+            source=source,
             sampling=self.sampling,
             transform=self._of_clip,
             views=self.views,
-            format="video" if frames is None else "frames",
-            suffix=self.suffix,
             resize=self.resize,
-            limits=self.limits,
         )
         item = dataset[0]
         assert not isinstance(item, BadVideo)  # on_bad is "raise"
@@ -202,7 +208,7 @@ class Preprocess:
             return _channels_first(self._of_clip.center(clips[0]))
         return torch.stack([_channels_first(view) for clip in clips for view in self._of_clip.three_crops(clip)])
 
-    def __call__(self, source: Source) -> Tensor:
+    def __call__(self, source: Given) -> Tensor:
         """A batch of one for the network: floats, normalised.
 
         Args:

@@ -35,7 +35,7 @@ def test_video_lines(tmp_path: Path, line: str, path: str, label: int) -> None:
 @pytest.mark.parametrize("line", ["a/b 30 2", "a/b,30,2", "a/b , 30 , 2"])
 def test_frame_lines(tmp_path: Path, line: str) -> None:
     file = write_lines(tmp_path / "list.txt", [line])
-    assert read_list(file, root="root", num_classes=4, format="frames") == [Sample("root/a/b", 2, 30)]
+    assert read_list(file, root="root", num_classes=4, counted=True) == [Sample("root/a/b", 2, 30)]
 
 
 def test_blank_lines_and_a_byte_order_mark_are_passed_over(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_labels_from_one_and_from_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("b.mp4", "expected 'path label', came 'b.mp4'"),
-        ("b.mp4 one", "expected 'path label', came 'b.mp4 one'"),
+        ("b.mp4", "expected 'path label', got 'b.mp4'"),
+        ("b.mp4 one", "expected 'path label', got 'b.mp4 one'"),
         ("b.mp4 1.0", "expected 'path label'"),
         ("b.mp4 -1", "expected 'path label'"),
         ("7", "expected 'path label'"),
@@ -78,12 +78,12 @@ def test_bad_lines_say_where_and_what(tmp_path: Path, line: str, message: str) -
 def test_bad_frame_lines(tmp_path: Path, line: str) -> None:
     file = write_lines(tmp_path / "list.txt", [line])
     with pytest.raises(ValueError, match="expected 'dir frames label'"):
-        read_list(file, root="r", num_classes=4, format="frames")
+        read_list(file, root="r", num_classes=4, counted=True)
 
 
 def test_a_folder_without_frames(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least 1 frame, came 0"):
-        read_list(write_lines(tmp_path / "list.txt", ["a 0 1"]), root="r", num_classes=4, format="frames")
+    with pytest.raises(ValueError, match="at least 1 frame, got 0"):
+        read_list(write_lines(tmp_path / "list.txt", ["a 0 1"]), root="r", num_classes=4, counted=True)
 
 
 def test_absolute_paths_inside_the_root_are_allowed(tmp_path: Path) -> None:

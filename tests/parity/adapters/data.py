@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_distill.data.catalogue.lists import Format
 from lit_distill.data.mixing import Mix
 from lit_distill.data.sampling import FrameSampling, Mode, linspace_frames
 from lit_distill.data.transforms import (
@@ -84,7 +83,7 @@ def sampler(case: Case) -> None:
 
 
 def frames_of(match: re.Match[str], segments: int, length: int) -> list[int]:
-    format: Format = "frames" if match["format"] == "frame" else "video"
+    first = 1 if match["format"] == "frame" else 0
     if match["start"]:
         return linspace_frames(segments, length, span=(int(match["start"]), int(match["end"])))
     modes: Mapping[str, Mode] = {m: m for m in ("plain", "linspace", "dense", "select_left")}
@@ -96,8 +95,8 @@ def frames_of(match: re.Match[str], segments: int, length: int) -> list[int]:
     )
     if match["stage"] == "train":
         rng = NumpyLegacy(int(match["seed"])) if match["source"] == "np" else random.Random(int(match["seed"]))
-        return sampling.training(length, rng, format)
-    clips = sampling.evaluation(length, format, clips=10 if sampling.mode == "dense" else 1)
+        return sampling.training(length, rng, first)
+    clips = sampling.evaluation(length, first, clips=10 if sampling.mode == "dense" else 1)
     return [frame for clip in clips for frame in clip]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,15 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from lit_distill.data.catalogue.archives import Archives
 from lit_distill.data.catalogue.quarantine import reason_for
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.catalogue.video_index import Check, Stamp
-from lit_distill.data.decoding.decode import read_frames, read_images, scan
-from lit_distill.data.decoding.layout import Limits, VideoError, VideoLayout, VideoSource
+from lit_distill.data.decoding.layout import VideoError, VideoLayout
+from lit_distill.data.sources import Source
 
-_CHUNK = 500  # frames decoded under one time limit, where decoding can start anywhere
-_SIDE = (16, 16)  # of decoded frames, which nobody looks at
 _AHEAD = 4  # jobs a worker
 
 
@@ -30,19 +26,15 @@ class Job(NamedTuple):
 
     Attributes:
         sample: the video file, folder of frames, or member of an archive.
+        source: what it is read from; a bare one, since each job takes it to a worker.
         stamp: size and time of the file or archive.
-        suffix: pattern of the names in a folder.
         check: ``"headers"``, or ``"decode"`` to decode every frame.
-        limits: of what may be spent on it.
-        archives: what members are read through.
     """
 
     sample: Sample
+    source: Source
     stamp: Stamp | None = None
-    suffix: str = ""
     check: Check = "headers"
-    limits: Limits = Limits()
-    archives: Archives | None = None
 
 
 class Checked(NamedTuple):
@@ -50,7 +42,7 @@ class Checked(NamedTuple):
 
     Attributes:
         name: of the sample.
-        layout: of a video file that is in order.
+        layout: of a video file that is in order; None of what has none.
         reason: what is wrong with it; empty for nothing.
         stamp: size and time of the file when it was looked at.
     """
@@ -65,16 +57,7 @@ def check(job: Job) -> Checked:
     """Look at one video; what is wrong with it is in the result."""
     name = job.sample.name
     try:
-        if job.sample.frames is not None:
-            _check_folder(job, job.sample.frames)
-            return Checked(name, None)
-        layout = scan(_source(job), limits=job.limits)
-        if job.check == "decode":
-            step = _CHUNK if layout.starts else layout.info.frames
-            for start in range(0, layout.info.frames, step):
-                wanted = range(start, min(start + step, layout.info.frames))
-                read_frames(_source(job), wanted, size=_SIDE, limits=job.limits, layout=layout)
-        return Checked(name, layout, stamp=job.stamp)
+        return Checked(name, job.source.check(job.sample, job.check), stamp=job.stamp)
     except VideoError as error:
         return Checked(name, None, reason_for(name, error.path, error.reason))
 
@@ -132,30 +115,6 @@ def _check_alone(job: Job, context: BaseContext) -> Checked:
             return Checked(
                 job.sample.name, None, "reading it ended its process (a crash within the decoder, or no memory)"
             )
-
-
-def _source(job: Job) -> VideoSource:
-    if job.sample.member is None:
-        return job.sample.path
-    assert job.archives is not None
-    return job.archives.source(job.sample)
-
-
-def _check_folder(job: Job, frames: int) -> None:
-    folder, numbers = job.sample.path, range(1, frames + 1)
-    if job.check == "decode":
-        for start in range(0, frames, _CHUNK):
-            read_images(folder, job.suffix, numbers[start : start + _CHUNK], size=_SIDE)
-        return
-    try:
-        there = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-    except OSError as error:
-        raise VideoError(folder, error.strerror or str(error)) from error
-    missing = [number for number in numbers if job.suffix.format(number) not in there]
-    if missing:
-        raise VideoError(
-            folder, f"{len(missing)} of its {frames} images are missing, first {job.suffix.format(missing[0])}"
-        )
 
 
 def _context() -> BaseContext:

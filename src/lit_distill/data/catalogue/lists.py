@@ -6,12 +6,10 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
-
-Format: TypeAlias = Literal["video", "frames", "shards"]
 
 # Names that FFmpeg would take for a protocol. They are refused for what they mean to be: the reader opens regular files
 # only, by "file:" and an absolute path.
@@ -24,12 +22,49 @@ _SCORE = re.compile(r"(?<=\d)[\s,]+\d+\.\d+$")
 _PLAYLISTS = (".m3u8", ".m3u", ".mpd", ".ffconcat", ".concat", ".pls", ".asx", ".xspf", ".sdp", ".ism", ".smil")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListFile:
+    """A list of samples, and what its lines are read by; see :func:`read_list`.
+
+    Attributes:
+        file: as the config has it: relative to the root.
+        key: of the config, such as ``data.train_list``.
+        root: folder that the paths are relative to.
+        num_classes: labels must be below it.
+        first_label: number of the first class.
+        class_names: by class index, where they are known.
+        roots: further folders that paths may lead to.
+        labelled: whether its samples have labels.
+    """
+
+    file: str | os.PathLike[str]
+    key: str
+    root: str | os.PathLike[str]
+    num_classes: int
+    first_label: int = 0
+    class_names: Sequence[str] = ()
+    roots: Sequence[str | os.PathLike[str]] = ()
+    labelled: bool = True
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return Path(self.root, Path(self.file).expanduser())
+
+    def read(self, *, counted: bool = False) -> list[Sample]:
+        """What it names, see :func:`read_list`."""
+        return read_list(
+            self.path, root=self.root, num_classes=self.num_classes, counted=counted, first_label=self.first_label,
+            class_names=self.class_names, roots=self.roots, labelled=self.labelled,
+        )  # fmt: skip
+
+
 def read_list(
     file: str | os.PathLike[str],
     *,
     root: str | os.PathLike[str],
     num_classes: int,
-    format: Format = "video",
+    counted: bool = False,
     first_label: int = 0,
     class_names: Sequence[str] = (),
     roots: Sequence[str | os.PathLike[str]] = (),
@@ -49,7 +84,7 @@ def read_list(
         file: the list, UTF-8.
         root: folder that the paths are relative to; an absolute path must lie inside.
         num_classes: labels must be below it.
-        format: ``"video"`` or ``"frames"``.
+        counted: whether its lines are ``dir frames label``.
         first_label: number of the first class in the file: 1 for lists that count from one.
         class_names: names of the classes, for lines without a label.
         roots: further folders that absolute paths, and links in the root, may lead to.
@@ -71,8 +106,6 @@ def read_list(
         >>> [(sample.path, sample.label) for sample in samples]
         [('videos/swim/a clip.mp4', 1), ('videos/run/b.mp4', 0)]
     """
-    if format not in ("video", "frames"):
-        raise ValueError(f"format is 'video' or 'frames', came {format!r}")
     base = os.path.normpath(root)
     folder_labels = {name: index for index, name in enumerate(class_names)}
     samples, numbers_of = [], []
@@ -81,20 +114,20 @@ def read_list(
             if not line.strip():
                 continue
             where = f"{os.fspath(file)}:{number}"
-            path, numbers = _fields(_SCORE.sub("", line.strip()), 2 if format == "frames" else 1)
+            path, numbers = _fields(_SCORE.sub("", line.strip()), 2 if counted else 1)
             if not labelled:
                 label = UNLABELLED
-                if format == "frames" and not numbers:
+                if counted and not numbers:
                     path, numbers = _fields(line.strip(), 1)
-                if format == "frames" and not numbers:
-                    raise ValueError(f"{where}: expected 'dir frames', came {line.strip()!r}")
-            elif format == "video" and not numbers:
+                if counted and not numbers:
+                    raise ValueError(f"{where}: expected 'dir frames', got {line.strip()!r}")
+            elif not counted and not numbers:
                 label = folder_labels.get(Path(path).parent.name, UNLABELLED)
                 if label == UNLABELLED:
-                    raise ValueError(f"{where}: expected 'path label', came {line.strip()!r}")
+                    raise ValueError(f"{where}: expected 'path label', got {line.strip()!r}")
             else:
-                if len(numbers) != (2 if format == "frames" else 1):
-                    raise ValueError(f"{where}: expected 'dir frames label', came {line.strip()!r}")
+                if len(numbers) != (2 if counted else 1):
+                    raise ValueError(f"{where}: expected 'dir frames label', got {line.strip()!r}")
                 label = numbers[-1] - first_label
             if labelled and not 0 <= label < num_classes:
                 raise ValueError(
@@ -102,9 +135,9 @@ def read_list(
                     f"first_label={first_label} allow {first_label} to {num_classes - 1 + first_label}; "
                     "set data.num_classes, or data.first_label=1 if the list counts from one"
                 )
-            frames = numbers[0] if format == "frames" else None
+            frames = numbers[0] if counted else None
             if frames is not None and frames < 1:
-                raise ValueError(f"{where}: a folder needs at least 1 frame, came {frames}")
+                raise ValueError(f"{where}: a folder needs at least 1 frame, got {frames}")
             samples.append(Sample(_inside(path, base, roots, where), label, frames))
             numbers_of.append(number)
     if not samples:
@@ -237,6 +270,11 @@ def _linked_outside(samples: Sequence[Sample], roots: Sequence[str | os.PathLike
                 if not is_inside(target, real):
                     outside[position] = target
     return outside
+
+
+def shown(path: Path) -> str:
+    """A path in a message; of a relative one where that is."""
+    return str(path) if path.is_absolute() else f"{path} (that is {path.absolute()})"
 
 
 def is_inside(target: str, roots: Sequence[str]) -> bool:

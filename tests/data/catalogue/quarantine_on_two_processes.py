@@ -17,7 +17,7 @@ def main(root: str, report: str, max_bad: str = "2") -> None:
         root=root, train_list="train.txt", val_list="val.txt", num_classes=3, num_frames=2, size=28, scale=32,
         batch_size=3, eval_batch_size=2, num_workers=1, on_bad="quarantine", max_bad=int(max_bad),
     )  # fmt: skip
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from data.recorder import Recorder
 
     recorder, callback = Recorder(), Quarantine(folder=f"{report}.run")
