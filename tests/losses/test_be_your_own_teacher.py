@@ -160,7 +160,7 @@ def test_says_what_is_wrong() -> None:
         loss.build(Example(STAGES[:1], [LAST, LOGITS], TARGET))
     with pytest.raises(ValueError, match="expects class indices"):
         loss(STAGES, [LAST, LOGITS], TARGET[:2])
-    with pytest.raises(ValueError, match=r"alpha is a share from 0 to 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"alpha must be a number from 0 to 1, got 1\.5"):
         BeYourOwnTeacherLoss(alpha=1.5)
     with pytest.raises(ValueError, match="NaN"):
         loss(STAGES, [LAST, LOGITS * torch.nan], TARGET)

@@ -82,7 +82,7 @@ def test_mutual_teaches_both_networks_through_one_term(mutual: bool) -> None:
 def test_errors_say_what_came() -> None:
     with pytest.raises(ValueError, match="mode must be one of 'l1', 'l2', 'smooth_l1'"):
         DistanceLoss(mode="l3")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="activation must be one of None"):
+    with pytest.raises(ValueError, match="activation must be one of 'softmax', 'sigmoid', or None, got 'relu'"):
         DistanceLoss(activation="relu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="delta"):
         DistanceLoss(delta=0.0)

@@ -147,10 +147,10 @@ def test_says_what_is_wrong() -> None:
         dml_loss(STUDENT, TEACHER, activation=None)
     with pytest.raises(ValueError, match="needs an eps above 0"):
         DMLLoss(activation=None, eps=0.0)
-    with pytest.raises(ValueError, match="eps must be a finite number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="eps must be a finite number of at least 0, or None, got -1"):
         DMLLoss(eps=-1.0)
     with pytest.raises(ValueError, match="'symmetric', 'one_sided', got 'both'"):
         DMLLoss(mutual="both")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="activation must be one of 'softmax', 'sigmoid', None"):
+    with pytest.raises(ValueError, match="activation must be one of 'softmax', 'sigmoid', or None"):
         DMLLoss(activation="relu")  # type: ignore[arg-type]
     assert "mutual='symmetric'" in repr(DMLLoss())

@@ -106,7 +106,7 @@ def test_errors_say_what_came() -> None:
     loss = built(MGDLoss, Example(STUDENT, TEACHER))
     with pytest.raises(ValueError, match=r"built for .*\(4, 6\).* got \[\(2, 6\)\]"):
         loss(STUDENT[:, :2], TEACHER)
-    with pytest.raises(ValueError, match="mask_ratio must be between 0 and 1"):
+    with pytest.raises(ValueError, match="mask_ratio must be a number from 0 to 1"):
         MGDLoss(mask_ratio=1.5)
     with pytest.raises(ValueError, match="mask must be one of 'channel', 'spatial'"):
         MGDLoss(mask="pixel")  # type: ignore[arg-type]

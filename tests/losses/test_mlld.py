@@ -77,11 +77,11 @@ def test_gather_changes_nothing_in_one_process() -> None:
 
 def test_says_what_is_wrong() -> None:
     check_shapes_named(MLLDLoss(), logits(6, 5), logits(6, 4))
-    with pytest.raises(ValueError, match="at least one number"):
+    with pytest.raises(ValueError, match="one or more finite numbers above 0"):
         MLLDLoss(temperatures=())
-    with pytest.raises(ValueError, match="temperatures must be a finite number above 0, got 0"):
+    with pytest.raises(ValueError, match=r"temperatures must be one or more finite numbers above 0, got \(1.0, 0.0\)"):
         MLLDLoss(temperatures=(1.0, 0.0))
-    with pytest.raises(ValueError, match="confidence_quantile must be None or from 0 to 1"):
+    with pytest.raises(ValueError, match="confidence_quantile must be a number from 0 to 1, or None, got 50"):
         MLLDLoss(confidence_quantile=50)
     with pytest.raises(ValueError, match="batch must be"):
         MLLDLoss(batch=-1.0)

@@ -127,7 +127,7 @@ def test_errors_say_what_came() -> None:
         loss(STUDENTS[::-1], TEACHERS[::-1])
     with pytest.raises(ValueError, match=r"one batch size.* \(2, 4, 6, 4\)"):
         ReviewKDLoss().build(Example([STUDENTS[0][:2]], [TEACHERS[0]]))
-    with pytest.raises(ValueError, match="at least 1, got \\[4, 0\\]"):
+    with pytest.raises(ValueError, match="at least 1, got \\(4, 0\\)"):
         ReviewKDLoss(levels=(4, 0))
     with pytest.raises(ValueError, match="max_channels"):
         ReviewKDLoss(max_channels=0)

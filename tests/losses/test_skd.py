@@ -60,7 +60,7 @@ def test_mixed_labels() -> None:
 def test_says_what_is_wrong() -> None:
     check_shapes_named(SKDLoss(), logits(6, 5), logits(6, 4), TARGET)
     for alpha in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="alpha must be from 0 to 1"):
+        with pytest.raises(ValueError, match="alpha must be a number from 0 to 1"):
             SKDLoss(alpha=alpha)
     with pytest.raises(ValueError, match="multiplier must be"):
         SKDLoss(multiplier=0.0)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_distill.losses._hyperparameters import check, rules_of
+
 P = ParamSpec("P")
 Nested = TypeVar("Nested")
 
@@ -24,7 +26,7 @@ _LOOKS: ContextVar[bool] = ContextVar("losses look at their values", default=Tru
 
 
 def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Make a loss function compute in float32 or better, and refuse a result that is not finite.
+    """Make a loss function compute in float32 or better, check its hyperparameters and refuse a non-finite result.
 
     Tensors of float16 or bfloat16 among the arguments (also within lists) are upcast, float32 and float64 stay, and
     autocast is off inside, so the result is a float32 or float64 scalar whatever the training precision is. On the CPU
@@ -33,12 +35,15 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     would leave the others waiting, so :class:`lit_distill.callbacks.NonFinite` looks once a step, for all ranks.
 
     Raises:
-        ValueError: the result is not finite (CPU only, outside ``values_unchecked``).
+        ValueError: a hyperparameter breaks the rule of its annotation, or the result is not finite (CPU only, outside
+            ``values_unchecked``).
     """
     signature, name = inspect.signature(function), function.__name__.lstrip("_")
+    rules = rules_of(function)
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        check(name, rules, kwargs)
         with _no_autocast(next(_tensors((args, kwargs))).device.type):
             result = function(*upcast(args), **upcast(kwargs))
         if can_look(result) and _LOOKS.get() and not _is_finite(result):
@@ -130,38 +135,6 @@ def require_logits(name: str, student: Tensor, teacher: Tensor) -> None:
             f"{name} expects logits of shape (N, C) with at least one sample and one class, "
             f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
-
-
-def require_positive(name: str, **values: float) -> None:
-    """Raise unless every value is a finite number above zero.
-
-    Raises:
-        ValueError: names the hyperparameter and what came.
-    """
-    for key, value in values.items():
-        if not (0 < value < float("inf")):
-            raise ValueError(f"{name}: {key} must be a finite number above 0, got {value!r}")
-
-
-def require_non_negative(name: str, **values: float) -> None:
-    """Raise unless every value is a finite number, zero or above.
-
-    Raises:
-        ValueError: names the hyperparameter and what came.
-    """
-    for key, value in values.items():
-        if not (0 <= value < float("inf")):
-            raise ValueError(f"{name}: {key} must be a finite number of at least 0, got {value!r}")
-
-
-def require_choice(name: str, key: str, value: object, choices: Sequence[object]) -> None:
-    """Raise unless ``value`` is one of ``choices``.
-
-    Raises:
-        ValueError: lists the choices.
-    """
-    if value not in choices:
-        raise ValueError(f"{name}: {key} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def centred(x: Tensor, dim: int) -> Tensor:

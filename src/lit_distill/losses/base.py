@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from lit_distill.losses._hyperparameters import check, rules_of
 
 __all__ = ["Example", "Signal", "SizedLoss"]
 
@@ -39,7 +41,28 @@ class Example:
     dataset_size: int | None = None
 
 
-class SizedLoss(nn.Module, ABC):
+class Loss(nn.Module):
+    """A module whose hyperparameters are the fields of a dataclass, checked against their annotations.
+
+    A subclass is decorated with ``@dataclass(eq=False, repr=False, kw_only=True)``, which makes its constructor; what
+    else has to be made stands in ``__post_init__``, after the one of this class.
+    """
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        check(type(self).__name__, rules_of(type(self).__init__), self.hyperparameters)
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The fields by name."""
+        return {name: getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())}
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, for ``repr``."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
+
+
+class SizedLoss(Loss, ABC):
     """A loss with parameters or buffers whose shapes come from one example batch.
 
     :class:`lit_distill.DistillModule` and :meth:`lit_distill.LossComposer.build` call :meth:`build` once, before the

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import upcast
-from lit_distill.losses.base import Signal
-
-Channels = tuple[tuple[int, int], ...]
-"""Student and teacher channels of every pair of layers."""
+from lit_distill.losses.base import Example, Signal, SizedLoss
 
 
 def as_layers(signal: Signal) -> list[Tensor]:
@@ -55,16 +52,43 @@ def require_maps(name: str, student: Signal, teacher: Signal) -> None:
         )
 
 
-def require_same_channels(name: str, built: Channels | None, pairs: Sequence[tuple[Tensor, Tensor]]) -> Channels:
-    """The channels of the pairs, which must be those that a loss was built for.
+class PairedMapsLoss(SizedLoss):
+    """A loss that compares maps layer by layer, with layers of its own for the channels of each pair."""
 
-    Raises:
-        ValueError: they are others.
-    """
-    came = tuple((s.shape[1], t.shape[1]) for s, t in pairs)
-    if built is not None and came != built:
-        raise ValueError(f"{name} was built for (student, teacher) channels {list(built)}, got {list(came)}")
-    return came
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._channels: list[tuple[int, int]] | None = None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the layers exist."""
+        return self._channels is not None
+
+    def build(self, example: Example) -> None:
+        """Create the layers for the channels of ``example``.
+
+        Raises:
+            ValueError: the maps cannot be matched, or the loss was built for other channels.
+        """
+        pairs = self._pairs(example.student, example.teacher)
+        if self._channels is None:
+            self._make_layers(pairs, example)
+            self._channels = _channels_of(pairs)
+            self.to(pairs[0][0].device)
+
+    @abstractmethod
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
+        """Create the layers for the pairs of ``example``."""
+
+    def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
+        """Student and teacher maps, of the channels that the loss was built for."""
+        pairs = layer_pairs(type(self).__name__, student, teacher)
+        channels = _channels_of(pairs)
+        if self._channels not in (None, channels):
+            raise ValueError(
+                f"{type(self).__name__} was built for (student, teacher) channels {self._channels}, got {channels}"
+            )
+        return pairs
 
 
 def averaged_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +123,10 @@ def apply_layer(layer: nn.Module, features: Tensor) -> Tensor:
     """``layer`` on ``features`` in the precision of its parameters; a half-precision result as float32."""
     output: Tensor = layer(features.to(next(layer.parameters()).dtype))
     return upcast(output)
+
+
+def _channels_of(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[int, int]]:
+    return [(student.shape[1], teacher.shape[1]) for student, teacher in pairs]
 
 
 def _one_or_list(shapes: list[tuple[int, ...]]) -> str:

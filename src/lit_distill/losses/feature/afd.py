@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import (
@@ -81,6 +83,7 @@ def afd_loss(
     return (attention * torch.stack(differences, dim=1)).sum(dim=(1, 2)).mean()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AFDLoss(SizedLoss):
     r"""Attention-based feature distillation: every teacher layer chooses, sample by sample, whom it teaches.
 
@@ -117,11 +120,10 @@ class AFDLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(self, *, qk_dim: int = 128) -> None:
-        super().__init__()
-        if qk_dim < 1:
-            raise ValueError(f"AFDLoss: qk_dim must be 1 or more, got {qk_dim!r}")
-        self.qk_dim = qk_dim
+    qk_dim: Count = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.keys = nn.ModuleList()
         self.queries = nn.ModuleList()
         self.bilinear = nn.Sequential()
@@ -178,10 +180,6 @@ class AFDLoss(SizedLoss):
             student_positions=self.student_positions,
             teacher_positions=self.teacher_positions,
         )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"qk_dim={self.qk_dim}"
 
     def _channels_of(self, student: Signal, teacher: Signal) -> tuple[tuple[int, ...], tuple[int, ...]]:
         require_maps("AFDLoss", student, teacher)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_choice
-from lit_distill.losses.base import Signal
+from lit_distill.losses._hyperparameters import Count
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss, Signal
 from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
 
 __all__ = ["AttentionTransferLoss", "attention_transfer_loss"]
@@ -17,7 +19,7 @@ Mode = Literal["code", "paper"]
 
 
 @full_precision
-def attention_transfer_loss(student: Signal, teacher: Signal, *, p: int = 2, mode: Mode = "code") -> Tensor:
+def attention_transfer_loss(student: Signal, teacher: Signal, *, p: Count = 2, mode: Mode = "code") -> Tensor:
     r"""Distance between the normalised spatial attention maps of student and teacher, summed over layers.
 
     A map's attention is :math:`Q = \sum_c f_c^p` at every position, flattened and divided by its length. With
@@ -43,7 +45,6 @@ def attention_transfer_loss(student: Signal, teacher: Signal, *, p: int = 2, mod
         >>> round(attention_transfer_loss(student, teacher, mode="paper").item(), 4)
         0.7654
     """
-    _require_valid("attention_transfer_loss", p, mode)
     pairs = layer_pairs("attention_transfer_loss", student, teacher)
     return torch.stack([_between(*averaged_alike(s, t), p=p, mode=mode) for s, t in pairs]).sum()
 
@@ -61,13 +62,8 @@ def _attention(features: Tensor, p: int, mode: Mode) -> Tensor:
     return unit_vectors(activations.pow(p).mean(dim=1).flatten(1))
 
 
-def _require_valid(name: str, p: int, mode: Mode) -> None:
-    require_choice(name, "mode", mode, ("code", "paper"))
-    if p < 1 or p != int(p):
-        raise ValueError(f"{name}: p must be a whole number from 1, as features may be negative, got {p!r}")
-
-
-class AttentionTransferLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class AttentionTransferLoss(Loss):
     r"""Attention transfer: the student learns where the teacher's channels together are active.
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length; channels may differ. Where sizes
@@ -98,11 +94,8 @@ class AttentionTransferLoss(nn.Module):
         torch.Size([])
     """
 
-    def __init__(self, *, p: int = 2, mode: Mode = "code") -> None:
-        super().__init__()
-        _require_valid("AttentionTransferLoss", p, mode)
-        self.p = p
-        self.mode: Mode = mode
+    p: Count = 2
+    mode: Mode = "code"
 
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
         """The loss of one batch.
@@ -111,8 +104,4 @@ class AttentionTransferLoss(nn.Module):
             student: the student's maps (N, C, H, W), one or a list.
             teacher: the teacher's maps (N, C', H', W'), as many.
         """
-        return attention_transfer_loss(student, teacher, p=self.p, mode=self.mode)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"p={self.p}, mode={self.mode!r}"
+        return attention_transfer_loss(student, teacher, **self.hyperparameters)

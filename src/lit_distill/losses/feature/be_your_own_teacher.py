@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import (
-    full_precision,
-    kl_from_logits,
-    require_non_negative,
-    require_positive,
-    upcast,
-)
+from lit_distill.losses._hyperparameters import NonNegative, Positive, Share
+from lit_distill.losses._numerics import full_precision, kl_from_logits, upcast
 from lit_distill.losses.base import Example, Signal, SizedLoss
 from lit_distill.losses.feature._maps import as_layers
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy
@@ -29,9 +25,9 @@ def be_your_own_teacher_loss(
     deepest_embedding: Tensor,
     target: Tensor,
     *,
-    alpha: float = 0.3,
-    temperature: float = 3.0,
-    hint: float = 1e-4,
+    alpha: Share = 0.3,
+    temperature: Positive = 3.0,
+    hint: NonNegative = 1e-4,
 ) -> Tensor:
     """What auxiliary classifiers have to learn, summed over them; see :class:`BeYourOwnTeacherLoss`.
 
@@ -56,7 +52,6 @@ def be_your_own_teacher_loss(
         >>> round(be_your_own_teacher_loss([logits], [embedding], logits, embedding, target, alpha=0.5).item(), 4)
         0.6931
     """
-    _require_valid("be_your_own_teacher_loss", alpha, temperature, hint)
     if len(heads) != len(embeddings) or not heads:
         raise ValueError(
             f"be_your_own_teacher_loss expects an embedding a head, got {len(heads)} heads and {len(embeddings)}"
@@ -76,6 +71,7 @@ def be_your_own_teacher_loss(
     return torch.stack(parts).sum()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class BeYourOwnTeacherLoss(SizedLoss):
     r"""Self-distillation by depth: classifiers on the shallow stages learn from the labels and the deepest classifier.
 
@@ -124,10 +120,12 @@ class BeYourOwnTeacherLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(self, *, alpha: float = 0.3, temperature: float = 3.0, hint: float = 1e-4) -> None:
-        super().__init__()
-        _require_valid("BeYourOwnTeacherLoss", alpha, temperature, hint)
-        self.alpha, self.temperature, self.hint = alpha, temperature, hint
+    alpha: Share = 0.3
+    temperature: Positive = 3.0
+    hint: NonNegative = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.heads = nn.ModuleList()
         self._sizes: tuple[tuple[int, ...], ...] = ()
 
@@ -175,14 +173,8 @@ class BeYourOwnTeacherLoss(SizedLoss):
             logits.detach(),
             last.detach().mean(dim=(2, 3)),
             target,
-            alpha=self.alpha,
-            temperature=self.temperature,
-            hint=self.hint,
+            **self.hyperparameters,
         )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"alpha={self.alpha}, temperature={self.temperature}, hint={self.hint}"
 
 
 class _Head(nn.Module):
@@ -232,10 +224,3 @@ def _checked_signals(stages: Signal, deepest: Signal) -> tuple[list[Tensor], Ten
             f"BeYourOwnTeacherLoss expects maps of the same N, a whole number of frames for each of B clips: {shapes}"
         )
     return shallow, last, logits
-
-
-def _require_valid(name: str, alpha: float, temperature: float, hint: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"{name}: alpha is a share from 0 to 1, got {alpha!r}")
-    require_positive(name, temperature=temperature)
-    require_non_negative(name, hint=hint)

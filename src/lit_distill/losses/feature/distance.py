@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_choice, require_positive, require_same_shape
-from lit_distill.losses.base import Signal
+from lit_distill.losses._hyperparameters import Positive
+from lit_distill.losses._numerics import full_precision, require_same_shape
+from lit_distill.losses.base import Loss, Signal
 from lit_distill.losses.feature._maps import as_layers, shapes_of
 
 __all__ = ["DistanceLoss", "distance_loss"]
@@ -20,7 +22,7 @@ Activation = Literal["softmax", "sigmoid"]
 
 @full_precision
 def distance_loss(
-    student: Signal, teacher: Signal, *, mode: Mode = "l2", activation: Activation | None = None, delta: float = 1.0
+    student: Signal, teacher: Signal, *, mode: Mode = "l2", activation: Activation | None = None, delta: Positive = 1.0
 ) -> Tensor:
     r"""Mean distance between the elements of student and teacher: |s - t|, (s - t)² or Huber's; layers are summed.
 
@@ -42,7 +44,6 @@ def distance_loss(
         >>> [distance_loss(student, teacher, mode=mode).item() for mode in ("l1", "l2", "smooth_l1")]
         [1.5, 4.5, 1.25]
     """
-    _require_valid("distance_loss", mode, activation, delta)
     ours, theirs = as_layers(student), as_layers(teacher)
     if len(ours) != len(theirs) or not ours:
         raise ValueError(
@@ -67,13 +68,8 @@ def _activated(signal: Tensor, activation: Activation | None) -> Tensor:
     return signal.softmax(dim=-1) if activation == "softmax" else signal.sigmoid()
 
 
-def _require_valid(name: str, mode: Mode, activation: Activation | None, delta: float) -> None:
-    require_choice(name, "mode", mode, ("l1", "l2", "smooth_l1"))
-    require_choice(name, "activation", activation, (None, "softmax", "sigmoid"))
-    require_positive(name, delta=delta)
-
-
-class DistanceLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class DistanceLoss(Loss):
     r"""Mean L1, squared L2 or Huber distance between signals of the same shape: feature maps, embeddings or logits.
 
     Signals: tensors of any shape, one a network or a list of equal length; layers are summed, elements averaged.
@@ -110,20 +106,14 @@ class DistanceLoss(nn.Module):
         True
     """
 
-    def __init__(
-        self,
-        *,
-        mode: Mode = "l2",
-        activation: Activation | None = None,
-        delta: float = 1.0,
-        mutual: bool = False,
-    ) -> None:
-        super().__init__()
-        _require_valid("DistanceLoss", mode, activation, delta)
-        self.mode: Mode = mode
-        self.activation: Activation | None = activation
-        self.delta = delta
-        self.teaches_both = mutual
+    mode: Mode = "l2"
+    activation: Activation | None = None
+    delta: Positive = 1.0
+    mutual: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.teaches_both = self.mutual
 
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
         """The loss of one batch.
@@ -133,7 +123,3 @@ class DistanceLoss(nn.Module):
             teacher: the teacher's, of the same shapes.
         """
         return distance_loss(student, teacher, mode=self.mode, activation=self.activation, delta=self.delta)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"mode={self.mode!r}, activation={self.activation!r}, delta={self.delta}, mutual={self.teaches_both}"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, require_non_negative
-from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses._hyperparameters import Count, NonNegative, Positive
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Example, Signal
 from lit_distill.losses.feature._maps import (
-    Channels,
+    PairedMapsLoss,
     apply_layer,
     averaged_alike,
     layer_pairs,
-    require_same_channels,
     shapes_of,
     unit_vectors,
 )
@@ -23,7 +24,7 @@ __all__ = ["FactorTransferLoss", "factor_transfer_loss"]
 
 
 @full_precision
-def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: int | None = None, p2: int = 1) -> Tensor:
+def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: Count | None = None, p2: Count = 1) -> Tensor:
     r"""Mean of :math:`|F(s) - F(t)|^{p_2}` between normalised factors.
 
     ``p1=None`` flattens the whole factor (N, C*H*W) and divides it by its length, as the authors do. With a number, F
@@ -48,7 +49,6 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: int | None = N
         >>> round(factor_transfer_loss(student, teacher).item(), 4)
         0.3536
     """
-    _require_powers("factor_transfer_loss", p1, p2)
     ((s, t),) = layer_pairs("factor_transfer_loss", student, teacher)
     if p1 is None and s.shape[1] != t.shape[1]:
         raise ValueError(
@@ -63,13 +63,8 @@ def _normalised(factor: Tensor, p1: int | None) -> Tensor:
     return unit_vectors(factor.flatten(1) if p1 is None else factor.pow(p1).mean(dim=1).flatten(1))
 
 
-def _require_powers(name: str, p1: int | None, p2: int) -> None:
-    for key, value in {"p1": p1, "p2": p2}.items():
-        if value is not None and (value < 1 or value != int(value)):
-            raise ValueError(f"{name}: {key} must be a whole number from 1, got {value!r}")
-
-
-class FactorTransferLoss(SizedLoss):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FactorTransferLoss(PairedMapsLoss):
     r"""Factor transfer: a paraphraser distils the teacher's features to factors, a translator learns to give the same.
 
     Signals: feature maps (N, C, H, W), one a network, usually the last. The paraphraser is an autoencoder of the
@@ -112,54 +107,26 @@ class FactorTransferLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(
-        self,
-        *,
-        beta: float = 500.0,
-        rate: float = 0.5,
-        paraphraser_epochs: float = 5.0,
-        p1: int | None = None,
-        p2: int = 1,
-        batch_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        require_non_negative("FactorTransferLoss", beta=beta, paraphraser_epochs=paraphraser_epochs)
-        if not 0 < rate < float("inf"):
-            raise ValueError(f"FactorTransferLoss: rate must be above 0, got {rate!r}")
-        _require_powers("FactorTransferLoss", p1, p2)
-        self.beta = beta
-        self.rate = rate
-        self.paraphraser_epochs = paraphraser_epochs
-        self.p1 = p1
-        self.p2 = p2
-        self.batch_norm = batch_norm
+    beta: NonNegative = 500.0
+    rate: Positive = 0.5
+    paraphraser_epochs: NonNegative = 5.0
+    p1: Count | None = None
+    p2: Count = 1
+    batch_norm: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.epoch = 0.0
         self.encoder = nn.Sequential()
         self.decoder = nn.Sequential()
         self.translator = nn.Sequential()
-        self._channels: Channels | None = None
 
-    @property
-    def is_built(self) -> bool:
-        """Whether paraphraser and translator exist."""
-        return self._channels is not None
-
-    def build(self, example: Example) -> None:
-        """Create paraphraser and translator.
-
-        Raises:
-            ValueError: the batch sizes differ, or the loss was built for other channels.
-        """
-        pairs = self._pair(example.student, example.teacher)
-        if self._channels is not None:
-            return
-        self._channels = require_same_channels("FactorTransferLoss", None, pairs)
-        ((ours, theirs),) = self._channels
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
+        ours, theirs = (features.shape[1] for features in pairs[0])
         factors = max(1, round(theirs * self.rate))
         self.encoder = _layers(nn.Conv2d, (theirs, theirs, factors, factors))
         self.decoder = _layers(nn.ConvTranspose2d, (factors, factors, theirs, theirs))
         self.translator = _layers(nn.Conv2d, (ours, ours, factors, factors), batch_norm=self.batch_norm)
-        self.to(pairs[0][0].device)
 
     def set_epoch(self, epoch: float) -> None:
         """Take the fractional epoch: before ``paraphraser_epochs`` the factors are not transferred."""
@@ -174,7 +141,7 @@ class FactorTransferLoss(SizedLoss):
             teacher: the teacher's map (N, C', H', W').
         """
         self.require_built()
-        ((s, t),) = self._pair(student, teacher)
+        ((s, t),) = self._pairs(student, teacher)
         factor = apply_layer(self.encoder, t)
         reconstruction = F.l1_loss(apply_layer(self.decoder, factor), t)
         transfer = factor_transfer_loss(apply_layer(self.translator, s), factor.detach(), p1=self.p1, p2=self.p2)
@@ -182,18 +149,10 @@ class FactorTransferLoss(SizedLoss):
         only_reconstruction = self.training and self.epoch < self.paraphraser_epochs
         return reconstruction + transfer * (0.0 if only_reconstruction else self.beta)
 
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return (
-            f"beta={self.beta}, rate={self.rate}, paraphraser_epochs={self.paraphraser_epochs}, p1={self.p1}, "
-            f"p2={self.p2}, batch_norm={self.batch_norm}"
-        )
-
-    def _pair(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
-        pairs = layer_pairs("FactorTransferLoss", student, teacher)
+    def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
+        pairs = super()._pairs(student, teacher)
         if len(pairs) != 1:
             raise ValueError("FactorTransferLoss compares one layer with one layer: one term a pair of layers")
-        require_same_channels("FactorTransferLoss", self._channels, pairs)
         return pairs
 
 

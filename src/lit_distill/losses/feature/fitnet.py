@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, require_choice
-from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Example, Signal
 from lit_distill.losses.feature._maps import (
-    Channels,
+    PairedMapsLoss,
     apply_layer,
     as_layers,
-    layer_pairs,
-    require_same_channels,
     shapes_of,
 )
 
@@ -51,7 +50,8 @@ def fitnet_loss(regressed: Signal, teacher: Signal) -> Tensor:
     return torch.stack([F.mse_loss(s, t) for s, t in zip(ours, theirs, strict=True)]).sum()
 
 
-class FitNetLoss(SizedLoss):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FitNetLoss(PairedMapsLoss):
     r"""FitNets: from a layer in its middle, the student must be able to tell the teacher's features there.
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length, summed. A regressor brings the
@@ -85,17 +85,16 @@ class FitNetLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(self, *, regressor: Regressor | None = "conv_bn_relu") -> None:
-        super().__init__()
-        require_choice("FitNetLoss", "regressor", regressor, (None, "conv_bn_relu", "conv_bn", "conv"))
-        self.regressor: Regressor | None = regressor
+    regressor: Regressor | None = "conv_bn_relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.regressors = nn.ModuleList()
-        self._channels: Channels | None = None
 
     @property
     def is_built(self) -> bool:
         """Whether the regressors exist; nothing is missing without one."""
-        return self._channels is not None or self.regressor is None
+        return super().is_built or self.regressor is None
 
     def build(self, example: Example) -> None:
         """Create a regressor a layer.
@@ -104,15 +103,15 @@ class FitNetLoss(SizedLoss):
             ValueError: a student map cannot be brought to its teacher map's size, shapes differ and ``regressor`` is
                 None, or the loss was built for other channels.
         """
-        pairs = layer_pairs("FitNetLoss", example.student, example.teacher)
         if self.regressor is None:
             fitnet_loss(example.student, example.teacher)
-            return
-        channels = require_same_channels("FitNetLoss", self._channels, pairs)
-        if self._channels is None:
-            self.regressors.extend(_make_regressor(s, t, self.regressor) for s, t in pairs)
-            self._channels = channels
-            self.to(pairs[0][0].device)
+        else:
+            super().build(example)
+
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
+        assert self.regressor is not None
+        for student, teacher in pairs:
+            self.regressors.append(_make_regressor(student, teacher, self.regressor))
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -125,14 +124,9 @@ class FitNetLoss(SizedLoss):
         self.require_built()
         if self.regressor is None:
             return fitnet_loss(student, teacher)
-        pairs = layer_pairs("FitNetLoss", student, teacher)
-        require_same_channels("FitNetLoss", self._channels, pairs)
+        pairs = self._pairs(student, teacher)
         regressed = [apply_layer(r, s) for r, (s, _) in zip(self.regressors, pairs, strict=True)]
         return fitnet_loss(regressed, as_layers(teacher))
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"regressor={self.regressor!r}"
 
 
 def _make_regressor(student: Tensor, teacher: Tensor, kind: Regressor) -> nn.Module:

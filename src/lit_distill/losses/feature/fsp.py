@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_choice
-from lit_distill.losses.base import Signal
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss, Signal
 from lit_distill.losses.feature._maps import as_layers, averaged_alike, require_maps, shapes_of
 
 __all__ = ["FSPLoss", "fsp_loss"]
@@ -42,7 +43,6 @@ def fsp_loss(
         >>> fsp_loss([bottom, top], [bottom, 3 * top])
         tensor(4.)
     """
-    _require_valid("fsp_loss", pairing, reduction)
     ours, theirs = as_layers(student), as_layers(teacher)
     if len(ours) != len(theirs) or len(ours) < 2 or (pairing == "disjoint" and len(ours) % 2):
         wanted = "an even number of" if pairing == "disjoint" else "two or more"
@@ -68,12 +68,8 @@ def _matrix(bottom: Tensor, top: Tensor) -> Tensor:
     return b @ u.mT / b.shape[2]
 
 
-def _require_valid(name: str, pairing: Pairing, reduction: Reduction) -> None:
-    require_choice(name, "pairing", pairing, ("consecutive", "disjoint"))
-    require_choice(name, "reduction", reduction, ("mean", "sum"))
-
-
-class FSPLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FSPLoss(Loss):
     r"""Flow of the solution procedure: the student goes from layer to layer as the teacher does.
 
     Signals: lists of two or more maps (N, C, H, W) a network, bottom first, of equal channels layer by layer. Within a
@@ -105,11 +101,8 @@ class FSPLoss(nn.Module):
         tensor(0.)
     """
 
-    def __init__(self, *, pairing: Pairing = "consecutive", reduction: Reduction = "mean") -> None:
-        super().__init__()
-        _require_valid("FSPLoss", pairing, reduction)
-        self.pairing: Pairing = pairing
-        self.reduction: Reduction = reduction
+    pairing: Pairing = "consecutive"
+    reduction: Reduction = "mean"
 
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
         """The loss of one batch.
@@ -118,8 +111,4 @@ class FSPLoss(nn.Module):
             student: the student's maps, a list from bottom to top.
             teacher: the teacher's maps, as many.
         """
-        return fsp_loss(student, teacher, pairing=self.pairing, reduction=self.reduction)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"pairing={self.pairing!r}, reduction={self.reduction!r}"
+        return fsp_loss(student, teacher, **self.hyperparameters)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative, require_same_shape
-from lit_distill.losses.base import Example, Signal, SizedLoss
-from lit_distill.losses.feature._maps import Channels, apply_layer, require_maps, require_same_channels, shapes_of
+from lit_distill.losses._hyperparameters import NonNegative, Share
+from lit_distill.losses._numerics import full_precision, require_same_shape
+from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.feature._maps import PairedMapsLoss, apply_layer, shapes_of
 
 __all__ = ["MGDLoss", "mgd_loss"]
 
@@ -17,7 +19,7 @@ Mask = Literal["channel", "spatial"]
 
 
 @full_precision
-def mgd_loss(generated: Tensor, teacher: Tensor, *, alpha: float = 7e-5) -> Tensor:
+def mgd_loss(generated: Tensor, teacher: Tensor, *, alpha: NonNegative = 7e-5) -> Tensor:
     r"""Squared error between generated and teacher features: :math:`\frac{α}{N} \sum (g - t)^2`.
 
     The sum runs over channels and positions; only the batch N is averaged, so α depends on the size of the map.
@@ -37,12 +39,12 @@ def mgd_loss(generated: Tensor, teacher: Tensor, *, alpha: float = 7e-5) -> Tens
         >>> mgd_loss(torch.zeros(2, 4, 3, 3), torch.ones(2, 4, 3, 3), alpha=0.5)
         tensor(18.)
     """
-    require_non_negative("mgd_loss", alpha=alpha)
     require_same_shape("mgd_loss", generated, teacher)
     return alpha * (generated - teacher).square().sum() / len(teacher)
 
 
-class MGDLoss(SizedLoss):
+@dataclass(eq=False, repr=False, kw_only=True)
+class MGDLoss(PairedMapsLoss):
     r"""Masked generative distillation: from features with a random part missing, generate the teacher's complete ones.
 
     Shapes: feature maps (N, C, H, W) of one batch size and one spatial size; channels may differ, then a 1x1
@@ -84,41 +86,22 @@ class MGDLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(self, *, alpha: float = 7e-5, mask_ratio: float = 0.15, mask: Mask = "channel") -> None:
-        super().__init__()
-        require_non_negative("MGDLoss", alpha=alpha)
-        if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"MGDLoss: mask_ratio must be between 0 and 1, got {mask_ratio!r}")
-        require_choice("MGDLoss", "mask", mask, get_args(Mask))
-        self.alpha = alpha
-        self.mask_ratio = mask_ratio
-        self.mask = mask
+    alpha: NonNegative = 7e-5
+    mask_ratio: Share = 0.15
+    mask: Mask = "channel"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.align: nn.Conv2d | None = None
         self.generation = nn.Sequential()
-        self._channels: Channels | None = None
 
-    @property
-    def is_built(self) -> bool:
-        """Whether the convolutions exist."""
-        return self._channels is not None
-
-    def build(self, example: Example) -> None:
-        """Create the alignment, if channels differ, and the generation block.
-
-        Raises:
-            ValueError: the maps differ in batch or spatial size, or the loss was built for other channels.
-        """
-        student, teacher = self._maps(example.student, example.teacher)
-        if self.is_built:
-            return
-        ours, theirs = student.shape[1], teacher.shape[1]
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
+        ours, theirs = (features.shape[1] for features in pairs[0])
         if ours != theirs:
             self.align = nn.Conv2d(ours, theirs, 1)
         self.generation = nn.Sequential(
             nn.Conv2d(theirs, theirs, 3, padding=1), nn.ReLU(), nn.Conv2d(theirs, theirs, 3, padding=1)
         )
-        self._channels = ((ours, theirs),)
-        self.to(student.device)
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -129,14 +112,10 @@ class MGDLoss(SizedLoss):
             teacher: the teacher's feature map (N, C', H, W).
         """
         self.require_built()
-        student, teacher = self._maps(student, teacher)
+        ((student, teacher),) = self._pairs(student, teacher)
         aligned = student if self.align is None else apply_layer(self.align, student)
         generated = apply_layer(self.generation, aligned * self._draw_mask(aligned))
         return mgd_loss(generated, teacher, alpha=self.alpha)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"alpha={self.alpha}, mask_ratio={self.mask_ratio}, mask={self.mask!r}"
 
     def _draw_mask(self, features: Tensor) -> Tensor:
         """Ones and zeros, (N, C, 1, 1) or (N, 1, H, W)."""
@@ -146,12 +125,11 @@ class MGDLoss(SizedLoss):
         drawn = torch.rand(shape, device=features.device, generator=generator)
         return (drawn >= self.mask_ratio).to(features.dtype)
 
-    def _maps(self, student: Signal, teacher: Signal) -> tuple[Tensor, Tensor]:
-        came = shapes_of(student, teacher)
+    def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
+        shapes = shapes_of(student, teacher)
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
-            raise ValueError(f"MGDLoss compares one layer with one: give one reference each, one term a pair; {came}")
-        require_maps("MGDLoss", student, teacher)
+            raise ValueError(f"MGDLoss compares one layer with one: give one reference each, one term a pair; {shapes}")
+        pairs = super()._pairs(student, teacher)
         if student.shape[2:] != teacher.shape[2:]:
-            raise ValueError(f"MGDLoss expects maps of one spatial size (pick layers of the same stride), {came}")
-        require_same_channels("MGDLoss", self._channels, [(student, teacher)])
-        return student, teacher
+            raise ValueError(f"MGDLoss expects maps of one spatial size (pick layers of the same stride), {shapes}")
+        return pairs

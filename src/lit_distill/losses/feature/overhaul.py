@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,20 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_distill.losses._numerics import (
-    full_precision,
-    nan_unless_finite,
-    require_choice,
-    require_finite,
-    require_positive,
-)
-from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses._hyperparameters import Count, Positive
+from lit_distill.losses._numerics import full_precision, nan_unless_finite, require_finite
+from lit_distill.losses.base import Example, Signal
 from lit_distill.losses.feature._maps import (
-    Channels,
+    PairedMapsLoss,
     apply_layer,
     averaged,
     layer_pairs,
-    require_same_channels,
     shapes_of,
     size_of,
 )
@@ -109,7 +104,7 @@ def overhaul_loss(
     margins: Sequence[Tensor],
     *,
     reduction: Reduction = "batchmean",
-    divisor: float = 1000.0,
+    divisor: Positive = 1000.0,
 ) -> Tensor:
     r"""Partial L2 of n levels, level i weighted by :math:`2^{-(n-1-i)}`: the last counts 1, each before it half.
 
@@ -131,8 +126,6 @@ def overhaul_loss(
         >>> overhaul_loss([s, s], [t, t], [torch.zeros(3), torch.zeros(3)], divisor=1.0)   # 48/2 + 48
         tensor(72.)
     """
-    require_choice("overhaul_loss", "reduction", reduction, ("batchmean", "sum"))
-    require_positive("overhaul_loss", divisor=divisor)
     pairs = layer_pairs("overhaul_loss", student, teacher)
     if [tuple(m.shape) for m in margins] != [(t.shape[1],) for _, t in pairs]:
         raise ValueError(
@@ -149,7 +142,8 @@ def overhaul_loss(
     return total if reduction == "sum" else total / (len(pairs[0][0]) * divisor)
 
 
-class OverhaulLoss(SizedLoss):
+@dataclass(eq=False, repr=False, kw_only=True)
+class OverhaulLoss(PairedMapsLoss):
     r"""OverHaul feature distillation: the teacher's features before the ReLU, its negative ones cut at a margin.
 
     Signals: feature maps (N, C, H, W) **before the activation**, one a network or a list from shallow to deep, such as
@@ -194,52 +188,28 @@ class OverhaulLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(
-        self,
-        *,
-        batch_norms: Sequence[str] | None = None,
-        divisor: float = 1000.0,
-        pool_teacher: bool = False,
-        kernel_size: int = 1,
-        teacher_batch_norm: Statistics = "running",
-    ) -> None:
-        super().__init__()
-        require_positive("OverhaulLoss", divisor=divisor)
-        require_choice("OverhaulLoss", "teacher_batch_norm", teacher_batch_norm, ("running", "batch"))
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"OverhaulLoss: kernel_size must be odd, got {kernel_size!r}")
-        self.batch_norms = None if batch_norms is None else tuple(batch_norms)
-        self.divisor = divisor
-        self.pool_teacher = pool_teacher
-        self.kernel_size = kernel_size
-        self.teacher_batch_norm: Statistics = teacher_batch_norm
+    batch_norms: Sequence[str] | None = None
+    divisor: Positive = 1000.0
+    pool_teacher: bool = False
+    kernel_size: Count = 1
+    teacher_batch_norm: Statistics = "running"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"OverhaulLoss: kernel_size must be odd, got {self.kernel_size!r}")
+        self.batch_norms = None if self.batch_norms is None else tuple(self.batch_norms)
         self.connectors = nn.ModuleList()
-        self._channels: Channels | None = None
         self._norms: tuple[_BatchNorm, ...] = ()  # the teacher's own; in a tuple they do not become ours
 
-    @property
-    def is_built(self) -> bool:
-        """Whether connectors and margins exist."""
-        return self._channels is not None
-
-    def build(self, example: Example) -> None:
-        """Create the connectors and read the margins.
-
-        Raises:
-            ValueError: maps of different sizes, no BatchNorm for a level, or the loss was built for other channels.
-        """
-        pairs = self._levels(example.student, example.teacher)
-        if self._channels is not None:
-            return
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
         self._norms = self._find_norms(example, [t for _, t in pairs])
         if self.teacher_batch_norm == "batch":
             self._use_batch_statistics(example)
-        self._channels = require_same_channels("OverhaulLoss", None, pairs)
-        for level, (ours, theirs) in enumerate(self._channels):
-            self.connectors.append(_make_connector(ours, theirs, self.kernel_size))
-            self.register_buffer(f"margin{level}", torch.empty(theirs))
+        for level, (s, t) in enumerate(pairs):
+            self.connectors.append(_make_connector(s.shape[1], t.shape[1], self.kernel_size))
+            self.register_buffer(f"margin{level}", torch.empty(t.shape[1]))
         self._read_margins()
-        self.to(pairs[0][0].device)
 
     @property
     def margins(self) -> list[Tensor]:
@@ -255,22 +225,14 @@ class OverhaulLoss(SizedLoss):
             teacher: the teacher's (N, C', H, W), as many.
         """
         self.require_built()
-        pairs = self._levels(student, teacher)
+        pairs = self._pairs(student, teacher)
         if self.training and any(norm.weight.requires_grad for norm in self._norms):
             self._read_margins()
         connected = [apply_layer(connector, s) for connector, (s, _) in zip(self.connectors, pairs, strict=True)]
         return overhaul_loss(connected, [t for _, t in pairs], self.margins, divisor=self.divisor)
 
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return (
-            f"batch_norms={self.batch_norms}, divisor={self.divisor}, pool_teacher={self.pool_teacher}, "
-            f"kernel_size={self.kernel_size}, teacher_batch_norm={self.teacher_batch_norm!r}"
-        )
-
-    def _levels(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
-        pairs = layer_pairs("OverhaulLoss", student, teacher)
-        require_same_channels("OverhaulLoss", self._channels, pairs)
+    def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
+        pairs = super()._pairs(student, teacher)
         if self.pool_teacher:
             pairs = [(s, averaged(t, size_of(s))) for s, t in pairs]
         if any(size_of(s) != size_of(t) for s, t in pairs):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Example, Signal, SizedLoss
-from lit_distill.losses.feature._maps import Channels, as_layers, layer_pairs, require_same_channels
+from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.feature._maps import PairedMapsLoss, as_layers, layer_pairs
 
 __all__ = ["ReviewKDLoss", "review_kd_loss"]
 
 
 @full_precision
-def review_kd_loss(student: Signal, teacher: Signal, *, levels: Sequence[int] = (4, 2, 1)) -> Tensor:
+def review_kd_loss(student: Signal, teacher: Signal, *, levels: Sequence[Count] = (4, 2, 1)) -> Tensor:
     r"""Hierarchical context loss (HCL): mean squared error of two feature maps at several pooled sizes.
 
     .. math:: \frac{\sum_k 2^{-k}\, \mathrm{MSE}(P_{l_k} s, P_{l_k} t)}{\sum_k 2^{-k}}
@@ -40,7 +42,6 @@ def review_kd_loss(student: Signal, teacher: Signal, *, levels: Sequence[int] = 
         >>> review_kd_loss(student, teacher)
         tensor(1.)
     """
-    _require_levels(levels)
     pairs = layer_pairs("review_kd_loss", student, teacher)
     return torch.stack([_hierarchical_context(s, t, levels) for s, t in pairs]).sum()
 
@@ -90,7 +91,8 @@ class AttentionFusion(nn.Module):
         return self.expand(fused), fused
 
 
-class ReviewKDLoss(SizedLoss):
+@dataclass(eq=False, repr=False, kw_only=True)
+class ReviewKDLoss(PairedMapsLoss):
     r"""Knowledge review: every teacher level supervises a student level that has looked back from all deeper ones.
 
     Shapes: lists of levels from shallow to deep, feature maps (N, C, H, W) or embeddings (N, D), which count as maps of
@@ -130,35 +132,18 @@ class ReviewKDLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(self, *, levels: Sequence[int] = (4, 2, 1), max_channels: int = 512) -> None:
-        super().__init__()
-        _require_levels(levels)
-        if max_channels < 1:
-            raise ValueError(f"ReviewKDLoss: max_channels must be at least 1, got {max_channels}")
-        self.levels = tuple(levels)
-        self.max_channels = max_channels
+    levels: Sequence[Count] = (4, 2, 1)
+    max_channels: Count = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.levels = tuple(self.levels)
         self.fusions = nn.ModuleList()
-        self._channels: Channels | None = None
 
-    @property
-    def is_built(self) -> bool:
-        """Whether the fusion modules exist."""
-        return self._channels is not None
-
-    def build(self, example: Example) -> None:
-        """Create one fusion module a level.
-
-        Raises:
-            ValueError: the numbers of levels or the batch sizes differ, or the loss was built for other channels.
-        """
-        pairs = self._pairs(example.student, example.teacher)
-        if self._channels is not None:
-            return
-        self._channels = tuple((s.shape[1], t.shape[1]) for s, t in pairs)
-        mid = min(self.max_channels, self._channels[-1][0])
-        for number, (s, t) in enumerate(self._channels, start=1):
-            self.fusions.append(AttentionFusion(s, mid, t, fuse=number < len(pairs)))
-        self.fusions.to(pairs[0][0].device)
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
+        mid = min(self.max_channels, pairs[-1][0].shape[1])
+        for number, (s, t) in enumerate(pairs, start=1):
+            self.fusions.append(AttentionFusion(s.shape[1], mid, t.shape[1], fuse=number < len(pairs)))
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -179,20 +164,9 @@ class ReviewKDLoss(SizedLoss):
         return review_kd_loss(reviewed, [target for _, target in reversed(pairs)], levels=self.levels)
 
     def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
-        pairs = layer_pairs("ReviewKDLoss", _as_maps(student), _as_maps(teacher))
-        require_same_channels("ReviewKDLoss", self._channels, pairs)
-        return pairs
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"levels={self.levels}, max_channels={self.max_channels}"
+        return super()._pairs(_as_maps(student), _as_maps(teacher))
 
 
 def _as_maps(signal: Signal) -> list[Tensor]:
     """Every level as a map (N, C, H, W)."""
     return [x[..., None, None] if x.ndim == 2 else x for x in as_layers(signal)]
-
-
-def _require_levels(levels: Sequence[int]) -> None:
-    if any(level < 1 for level in levels):
-        raise ValueError(f"knowledge review: levels must be pooled sizes of at least 1, got {list(levels)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class SimKD(SizedLoss):
     """SimKD: make the student's last features the teacher's, and let the teacher's own classifier judge them.
 
@@ -77,11 +79,12 @@ class SimKD(SizedLoss):
         tensor(1.)
     """
 
-    def __init__(self, *, classifier: str = "Teacher.fc") -> None:
-        super().__init__()
-        if not all(classifier.partition(".")):
-            raise ValueError(f"SimKD: classifier must be a reference such as 'Teacher.fc', got {classifier!r}")
-        self.classifier = classifier
+    classifier: str = "Teacher.fc"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(self.classifier.partition(".")):
+            raise ValueError(f"SimKD: classifier must be a reference such as 'Teacher.fc', got {self.classifier!r}")
         self._built = False
 
     @property
@@ -126,10 +129,6 @@ class SimKD(SizedLoss):
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             raise ValueError("SimKD compares one layer with one layer: give one reference each")
         return simkd_loss(student, teacher)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"classifier={self.classifier!r}"
 
 
 def _owner(example: Example) -> SimKDStudent | None:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import full_precision, require_positive
-from lit_distill.losses.base import Example, Signal, SizedLoss
-from lit_distill.losses.feature._maps import Channels, apply_layer, averaged_alike, layer_pairs, require_same_channels
+from lit_distill.losses._hyperparameters import Count, Positive
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.feature._maps import (
+    PairedMapsLoss,
+    apply_layer,
+    averaged_alike,
+)
 
 __all__ = ["VIDLoss", "vid_loss"]
 
 
 @full_precision
-def vid_loss(mean: Tensor, teacher: Tensor, *, log_scale: Tensor, eps: float = 1e-5) -> Tensor:
+def vid_loss(mean: Tensor, teacher: Tensor, *, log_scale: Tensor, eps: Positive = 1e-5) -> Tensor:
     r"""Negative log likelihood of the teacher's features under a normal distribution, less the constant log √2π.
 
     .. math:: \operatorname{mean} \tfrac12 \left( \frac{(μ - t)^2}{σ_c^2} + \log σ_c^2 \right), \quad
@@ -40,7 +46,6 @@ def vid_loss(mean: Tensor, teacher: Tensor, *, log_scale: Tensor, eps: float = 1
         >>> round(vid_loss(t + 1, t, log_scale=torch.full((3,), 0.5413)).item(), 4)     # variance 1
         0.5
     """
-    require_positive("vid_loss", eps=eps)
     if mean.shape != teacher.shape or mean.ndim != 4 or log_scale.shape != mean.shape[1:2]:
         raise ValueError(
             "vid_loss expects means and teacher features of one shape (N, C, H, W) and a log_scale (C,), got "
@@ -52,7 +57,8 @@ def vid_loss(mean: Tensor, teacher: Tensor, *, log_scale: Tensor, eps: float = 1
     return 0.5 * (squares / variance + variance.log()).mean()
 
 
-class VIDLoss(SizedLoss):
+@dataclass(eq=False, repr=False, kw_only=True)
+class VIDLoss(PairedMapsLoss):
     r"""Variational information distillation: a lower bound of the mutual information of both networks' features.
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length, summed. Where sizes differ, the larger
@@ -85,43 +91,24 @@ class VIDLoss(SizedLoss):
         torch.Size([])
     """
 
-    def __init__(self, *, mid_channels: int | None = None, init_pred_var: float = 5.0, eps: float = 1e-5) -> None:
-        super().__init__()
-        require_positive("VIDLoss", eps=eps, init_pred_var=init_pred_var)
-        if init_pred_var <= eps:
-            raise ValueError(f"VIDLoss: init_pred_var must be above eps={eps}, got {init_pred_var!r}")
-        if mid_channels is not None and mid_channels < 1:
-            raise ValueError(f"VIDLoss: mid_channels must be 1 or more, or None, got {mid_channels!r}")
-        self.mid_channels = mid_channels
-        self.init_pred_var = init_pred_var
-        self.eps = eps
+    mid_channels: Count | None = None
+    init_pred_var: Positive = 5.0
+    eps: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_pred_var <= self.eps:
+            raise ValueError(f"VIDLoss: init_pred_var must be above eps={self.eps}, got {self.init_pred_var!r}")
         self.regressors = nn.ModuleList()
         self.log_scales = nn.ParameterList()
-        self._channels: Channels | None = None
 
-    @property
-    def is_built(self) -> bool:
-        """Whether the regressors and variances exist."""
-        return self._channels is not None
-
-    def build(self, example: Example) -> None:
-        """Create a regressor and variances a layer.
-
-        Raises:
-            ValueError: the numbers of layers or batch sizes differ, or the loss was built for other channels.
-        """
-        pairs = layer_pairs("VIDLoss", example.student, example.teacher)
-        channels = require_same_channels("VIDLoss", self._channels, pairs)
-        if self._channels is not None:
-            return
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
         variance = self.init_pred_var - self.eps
         inverse_softplus = variance + math.log(-math.expm1(-variance))
-        for ours, theirs in channels:
-            widths = (ours, *2 * (self.mid_channels or theirs,), theirs)
-            self.regressors.append(_make_regressor(widths))
+        for s, t in pairs:
+            ours, theirs = s.shape[1], t.shape[1]
+            self.regressors.append(_make_regressor((ours, *2 * (self.mid_channels or theirs,), theirs)))
             self.log_scales.append(nn.Parameter(torch.full((theirs,), inverse_softplus)))
-        self._channels = channels
-        self.to(pairs[0][0].device)
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -132,17 +119,12 @@ class VIDLoss(SizedLoss):
             teacher: the teacher's maps (N, C', H', W'), as many.
         """
         self.require_built()
-        pairs = layer_pairs("VIDLoss", student, teacher)
-        require_same_channels("VIDLoss", self._channels, pairs)
         losses = []
+        pairs = self._pairs(student, teacher)
         for regressor, log_scale, pair in zip(self.regressors, self.log_scales, pairs, strict=True):
             s, t = averaged_alike(*pair)
             losses.append(vid_loss(apply_layer(regressor, s), t, log_scale=log_scale, eps=self.eps))
         return torch.stack(losses).sum()
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return f"mid_channels={self.mid_channels}, init_pred_var={self.init_pred_var}, eps={self.eps}"
 
 
 def _make_regressor(widths: Sequence[int]) -> nn.Module:

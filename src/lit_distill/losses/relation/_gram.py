@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._distributed import gather_with_gradients
-from lit_distill.losses._numerics import require_choice, require_positive
 
 Convention = Literal["paper", "paddleclas"]
 """Whose form of RKD: that of the paper's authors, or PaddleClas'."""
@@ -23,16 +22,6 @@ _CLOSE = 1e-4
 
 _CHUNK = 1 << 20
 """Elements of the differences that are formed at once."""
-
-
-def require_rkd(name: str, *, convention: Convention, target_size: int | None, eps: float = 1e-12) -> None:
-    """Raise unless the hyperparameters that the parts of RKD share are in their ranges.
-
-    Raises:
-        ValueError: names the hyperparameter and what came.
-    """
-    require_choice(name, "convention", convention, get_args(Convention))
-    require_positive(name, eps=eps, target_size=1 if target_size is None else target_size)
 
 
 def sample_rows(name: str, student: Tensor, teacher: Tensor, *, gather: bool) -> tuple[Tensor, Tensor]:
@@ -58,9 +47,8 @@ def both_squared_distances(
     """:func:`squared_distances` of student and teacher, as all parts of RKD take them.
 
     Raises:
-        ValueError: as :func:`require_rkd` and :func:`sample_rows`.
+        ValueError: as :func:`sample_rows`.
     """
-    require_rkd(name, convention=convention, target_size=target_size)
     if convention == "paper":
         teacher = teacher.detach()
     if target_size is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_choice, require_positive, require_same_shape
+from lit_distill.losses._hyperparameters import Count, Positive
+from lit_distill.losses._numerics import full_precision, require_same_shape
+from lit_distill.losses.base import Loss
 from lit_distill.losses.relation._gram import gram, sample_rows
 
 __all__ = ["CorrelationLoss", "correlation_loss"]
@@ -23,14 +26,13 @@ def correlation_loss(
     teacher: Tensor,
     *,
     kernel: Kernel = "gaussian",
-    gamma: float = 0.4,
-    order: int = 2,
+    gamma: Positive = 0.4,
+    order: Count = 2,
     normalize: bool = True,
     squared: bool = True,
     gather: bool = False,
 ) -> Tensor:
     """Difference of the correlations between samples; see :class:`CorrelationLoss`."""
-    _check("correlation_loss", kernel, gamma, order)
     student, teacher = sample_rows("correlation_loss", student, teacher.detach(), gather=gather)
     if normalize:
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
@@ -46,11 +48,6 @@ def correlation_loss(
     return norm / difference.numel()
 
 
-def _check(name: str, kernel: Kernel, gamma: float, order: int) -> None:
-    require_choice(name, "kernel", kernel, get_args(Kernel))
-    require_positive(name, gamma=gamma, order=order)
-
-
 def _correlations(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:
     products = gram(rows)
     if kernel == "bilinear":
@@ -61,7 +58,8 @@ def _correlations(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Ten
     return math.exp(-2 * gamma) * series
 
 
-class CorrelationLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class CorrelationLoss(Loss):
     r"""The student's batch has the teacher's correlations between samples, by a kernel that goes beyond the linear.
 
     Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples; more dimensions are
@@ -106,38 +104,13 @@ class CorrelationLoss(nn.Module):
         0.0
     """
 
-    def __init__(
-        self,
-        *,
-        kernel: Kernel = "gaussian",
-        gamma: float = 0.4,
-        order: int = 2,
-        normalize: bool = True,
-        squared: bool = True,
-        gather: bool = False,
-    ) -> None:
-        super().__init__()
-        _check("CorrelationLoss", kernel, gamma, order)
-        self.kernel: Kernel = kernel
-        self.gamma = gamma
-        self.order = order
-        self.normalize = normalize
-        self.squared = squared
-        self.gather = gather
+    kernel: Kernel = "gaussian"
+    gamma: Positive = 0.4
+    order: Count = 2
+    normalize: bool = True
+    squared: bool = True
+    gather: bool = False
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student embeddings against teacher embeddings: a scalar."""
-        return correlation_loss(
-            student,
-            teacher,
-            kernel=self.kernel,
-            gamma=self.gamma,
-            order=self.order,
-            normalize=self.normalize,
-            squared=self.squared,
-            gather=self.gather,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"kernel={self.kernel}, gamma={self.gamma}, order={self.order}, gather={self.gather}"
+        return correlation_loss(student, teacher, **self.hyperparameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._distributed import gather_with_gradients
-from lit_distill.losses._numerics import full_precision, require_positive, upcast
+from lit_distill.losses._hyperparameters import Count, Positive, Share
+from lit_distill.losses._numerics import full_precision, upcast
 from lit_distill.losses.base import Example, Signal, SizedLoss, class_indices
 
 __all__ = ["CRDLoss", "crd_loss"]
@@ -28,7 +30,7 @@ def crd_loss(
     teacher_bank: Tensor,
     contrast: Tensor,
     *,
-    temperature: float = 0.07,
+    temperature: Positive = 0.07,
     log_normalizers: Tensor | None = None,
 ) -> Tensor:
     r"""Noise-contrastive estimation between each network's embeddings and the other's memory bank.
@@ -63,7 +65,6 @@ def crd_loss(
         >>> crd_loss(v, v, bank, bank, torch.tensor([[0, 4, 5], [1, 6, 7], [2, 8, 9], [3, 4, 9]])).shape
         torch.Size([])
     """
-    require_positive("crd_loss", temperature=temperature)
     if contrast.ndim != 2 or contrast.shape[1] < 2 or not len(contrast) == len(student) == len(teacher):
         raise ValueError(
             f"crd_loss expects contrast (B, 1 + K) with K >= 1, got {tuple(contrast.shape)} for student "
@@ -76,6 +77,7 @@ def crd_loss(
     return torch.stack([_nce(side - z, size).mean() for side, z in zip(sides, log_normalizers, strict=True)]).sum()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class CRDLoss(SizedLoss):
     r"""Contrastive representation distillation: pull a sample's two embeddings together, push other classes away.
 
@@ -133,33 +135,21 @@ class CRDLoss(SizedLoss):
         torch.Size([])
     """
 
-    student_bank: Tensor
-    teacher_bank: Tensor
-    classes: Tensor
-    log_normalizers: Tensor
+    embedding_dim: Count = 128
+    negatives: Count = 16384
+    temperature: Positive = 0.07
+    momentum: Share = 0.5
+    dataset_size: int | None = None
+    gather: bool = True
 
-    def __init__(
-        self,
-        *,
-        embedding_dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        dataset_size: int | None = None,
-        gather: bool = True,
-    ) -> None:
-        super().__init__()
-        require_positive("CRDLoss", embedding_dim=embedding_dim, negatives=negatives, temperature=temperature)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"CRDLoss: momentum must be between 0 and 1, got {momentum!r}")
-        self.embedding_dim = embedding_dim
-        self.negatives = negatives
-        self.temperature = temperature
-        self.momentum = momentum
-        self.dataset_size = dataset_size
-        self.gather = gather
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.student_head: nn.Linear | None = None
         self.teacher_head: nn.Linear | None = None
+        self.student_bank: Tensor  # buffers, of which build knows the sizes
+        self.teacher_bank: Tensor
+        self.classes: Tensor
+        self.log_normalizers: Tensor
 
     @property
     def is_built(self) -> bool:
@@ -250,13 +240,6 @@ class CRDLoss(SizedLoss):
         repeat = self.negatives > fewest
         drawn = torch.multinomial(allowed.float(), self.negatives, replacement=repeat, generator=generator)
         return torch.cat([index[:, None], drawn], dim=1)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return (
-            f"embedding_dim={self.embedding_dim}, negatives={self.negatives}, temperature={self.temperature}, "
-            f"momentum={self.momentum}, gather={self.gather}"
-        )
 
     @torch.no_grad()
     def _remember(self, bank: Tensor, index: Tensor, embedding: Tensor) -> None:

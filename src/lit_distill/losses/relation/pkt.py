@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import full_precision, require_positive
+import torch
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import Positive
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss
 from lit_distill.losses.relation._gram import gram, sample_rows
 
 __all__ = ["PKTLoss", "pkt_loss"]
 
 
 @full_precision
-def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7, gather: bool = False) -> Tensor:
+def pkt_loss(student: Tensor, teacher: Tensor, *, eps: Positive = 1e-7, gather: bool = False) -> Tensor:
     """KL divergence between the affinities of the samples; see :class:`PKTLoss`."""
-    require_positive("pkt_loss", eps=eps)
     q, p = (_affinities(x, eps) for x in sample_rows("pkt_loss", student, teacher.detach(), gather=gather))
     return (p * ((p + eps) / (q + eps)).log()).mean()
 
@@ -27,7 +30,8 @@ def _affinities(rows: Tensor, eps: float) -> Tensor:
     return (cosines + 1) / (cosines + 1).sum(dim=1, keepdim=True)
 
 
-class PKTLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class PKTLoss(Loss):
     r"""The student has each sample's neighbours, as a probability distribution, from the teacher.
 
     Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples; more dimensions are
@@ -62,16 +66,9 @@ class PKTLoss(nn.Module):
         0.0
     """
 
-    def __init__(self, *, eps: float = 1e-7, gather: bool = False) -> None:
-        super().__init__()
-        require_positive("PKTLoss", eps=eps)
-        self.eps = eps
-        self.gather = gather
+    eps: Positive = 1e-7
+    gather: bool = False
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student embeddings against teacher embeddings: a scalar."""
-        return pkt_loss(student, teacher, eps=self.eps, gather=self.gather)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"eps={self.eps}, gather={self.gather}"
+        return pkt_loss(student, teacher, **self.hyperparameters)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import full_precision, require_non_negative, require_positive
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import Count, NonNegative, Positive
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss
 from lit_distill.losses.relation._angles import angle_huber
-from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd
+from lit_distill.losses.relation._gram import Convention, both_squared_distances
 from lit_distill.losses.relation.rkd_distance import distance_huber
 
 __all__ = ["RKDLoss", "rkd_loss"]
@@ -17,18 +21,16 @@ def rkd_loss(
     student: Tensor,
     teacher: Tensor,
     *,
-    distance: float = 25.0,
-    angle: float = 50.0,
+    distance: NonNegative = 25.0,
+    angle: NonNegative = 50.0,
     squared: bool = False,
-    eps: float = 1e-12,
+    eps: Positive = 1e-12,
     convention: Convention = "paper",
-    target_size: int | None = None,
+    target_size: Count | None = None,
     gather: bool = False,
 ) -> Tensor:
     """Weighted sum of the distance and the angle loss; see :class:`RKDLoss`."""
     name = "rkd_loss"
-    require_non_negative(name, distance=distance, angle=angle)
-    require_positive(name, eps=eps)
     pair = both_squared_distances(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
     loss = distance * distance_huber(*pair, squared=squared, eps=eps, convention=convention)
     if angle:
@@ -36,7 +38,8 @@ def rkd_loss(
     return loss.to(student.dtype)
 
 
-class RKDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class RKDLoss(Loss):
     r"""Both relations of RKD at once: the student's batch has the teacher's distances and angles.
 
     Signals, invariances, precision and ``convention`` are those of RKDDistanceLoss and RKDAngleLoss; distances and
@@ -71,43 +74,18 @@ class RKDLoss(nn.Module):
         0.8671
     """
 
-    def __init__(
-        self,
-        *,
-        distance: float = 25.0,
-        angle: float = 50.0,
-        squared: bool = False,
-        eps: float = 1e-12,
-        convention: Convention = "paper",
-        target_size: int | None = None,
-        gather: bool = False,
-    ) -> None:
-        super().__init__()
-        require_non_negative("RKDLoss", distance=distance, angle=angle)
-        require_rkd("RKDLoss", convention=convention, target_size=target_size, eps=eps)
-        self.distance = distance
-        self.angle = angle
-        self.squared = squared
-        self.eps = eps
-        self.convention: Convention = convention
-        self.target_size = target_size
-        self.gather = gather
-        self.teaches_both = convention == "paddleclas"
+    distance: NonNegative = 25.0
+    angle: NonNegative = 50.0
+    squared: bool = False
+    eps: Positive = 1e-12
+    convention: Convention = "paper"
+    target_size: Count | None = None
+    gather: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.teaches_both = self.convention == "paddleclas"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student embeddings against teacher embeddings: a scalar."""
-        return rkd_loss(
-            student,
-            teacher,
-            distance=self.distance,
-            angle=self.angle,
-            squared=self.squared,
-            eps=self.eps,
-            convention=self.convention,
-            target_size=self.target_size,
-            gather=self.gather,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"distance={self.distance}, angle={self.angle}, convention={self.convention}, gather={self.gather}"
+        return rkd_loss(student, teacher, **self.hyperparameters)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss
 from lit_distill.losses.relation._angles import angle_huber
-from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd
+from lit_distill.losses.relation._gram import Convention, both_squared_distances
 
 __all__ = ["RKDAngleLoss", "rkd_angle_loss"]
 
@@ -17,7 +21,7 @@ def rkd_angle_loss(
     teacher: Tensor,
     *,
     convention: Convention = "paper",
-    target_size: int | None = None,
+    target_size: Count | None = None,
     gather: bool = False,
 ) -> Tensor:
     """Huber loss between the cosines of all triples; see :class:`RKDAngleLoss`."""
@@ -26,7 +30,8 @@ def rkd_angle_loss(
     return angle_huber(*pair).to(student.dtype)
 
 
-class RKDAngleLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class RKDAngleLoss(Loss):
     r"""The student's samples span the same angles with each other as the teacher's.
 
     Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples, taken before the
@@ -71,22 +76,14 @@ class RKDAngleLoss(nn.Module):
         0.0
     """
 
-    def __init__(
-        self, *, convention: Convention = "paper", target_size: int | None = None, gather: bool = False
-    ) -> None:
-        super().__init__()
-        require_rkd("RKDAngleLoss", convention=convention, target_size=target_size)
-        self.convention: Convention = convention
-        self.target_size = target_size
-        self.gather = gather
-        self.teaches_both = convention == "paddleclas"
+    convention: Convention = "paper"
+    target_size: Count | None = None
+    gather: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.teaches_both = self.convention == "paddleclas"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student embeddings against teacher embeddings: a scalar."""
-        return rkd_angle_loss(
-            student, teacher, convention=self.convention, target_size=self.target_size, gather=self.gather
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"convention={self.convention}, gather={self.gather}"
+        return rkd_angle_loss(student, teacher, **self.hyperparameters)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_positive
-from lit_distill.losses.relation._gram import Convention, both_squared_distances, require_rkd, with_slopes
+from lit_distill.losses._hyperparameters import Count, Positive
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss
+from lit_distill.losses.relation._gram import Convention, both_squared_distances, with_slopes
 
 __all__ = ["RKDDistanceLoss", "rkd_distance_loss"]
 
@@ -20,14 +23,13 @@ def rkd_distance_loss(
     teacher: Tensor,
     *,
     squared: bool = False,
-    eps: float = 1e-12,
+    eps: Positive = 1e-12,
     convention: Convention = "paper",
-    target_size: int | None = None,
+    target_size: Count | None = None,
     gather: bool = False,
 ) -> Tensor:
     """Huber loss between the normalised distances of all pairs; see :class:`RKDDistanceLoss`."""
     name = "rkd_distance_loss"
-    require_positive(name, eps=eps)
     pair = both_squared_distances(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
     return distance_huber(*pair, squared=squared, eps=eps, convention=convention).to(student.dtype)
 
@@ -71,7 +73,8 @@ def _relative(squares: Tensor, squared: bool, eps: float, convention: Convention
     return distances.div_(mean), mean
 
 
-class RKDDistanceLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class RKDDistanceLoss(Loss):
     r"""The student's samples lie as far from each other as the teacher's, up to one common scale.
 
     Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples, taken before the
@@ -118,36 +121,16 @@ class RKDDistanceLoss(nn.Module):
         0.0
     """
 
-    def __init__(
-        self,
-        *,
-        squared: bool = False,
-        eps: float = 1e-12,
-        convention: Convention = "paper",
-        target_size: int | None = None,
-        gather: bool = False,
-    ) -> None:
-        super().__init__()
-        require_rkd("RKDDistanceLoss", convention=convention, target_size=target_size, eps=eps)
-        self.squared = squared
-        self.eps = eps
-        self.convention: Convention = convention
-        self.target_size = target_size
-        self.gather = gather
-        self.teaches_both = convention == "paddleclas"
+    squared: bool = False
+    eps: Positive = 1e-12
+    convention: Convention = "paper"
+    target_size: Count | None = None
+    gather: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.teaches_both = self.convention == "paddleclas"
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student embeddings against teacher embeddings: a scalar."""
-        return rkd_distance_loss(
-            student,
-            teacher,
-            squared=self.squared,
-            eps=self.eps,
-            convention=self.convention,
-            target_size=self.target_size,
-            gather=self.gather,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"squared={self.squared}, convention={self.convention}, gather={self.gather}"
+        return rkd_distance_loss(student, teacher, **self.hyperparameters)

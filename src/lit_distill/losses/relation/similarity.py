@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_choice
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss
 from lit_distill.losses.relation._gram import gram, sample_rows
 
 __all__ = ["SimilarityLoss", "similarity_loss"]
@@ -18,13 +20,13 @@ RowNorm = Literal["l2", "l1"]
 @full_precision
 def similarity_loss(student: Tensor, teacher: Tensor, *, row_norm: RowNorm = "l2", gather: bool = False) -> Tensor:
     """Mean squared difference of the normalised Gram matrices; see :class:`SimilarityLoss`."""
-    require_choice("similarity_loss", "row_norm", row_norm, get_args(RowNorm))
     student, teacher = sample_rows("similarity_loss", student, teacher.detach(), gather=gather)
     power = 2.0 if row_norm == "l2" else 1.0
     return F.mse_loss(F.normalize(gram(student), p=power, dim=1), F.normalize(gram(teacher), p=power, dim=1))
 
 
-class SimilarityLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class SimilarityLoss(Loss):
     r"""Samples that look alike to the teacher look alike to the student.
 
     Signals: student and teacher activations of the same N samples, (N, D) or maps (N, C, H, W), flattened to one row a
@@ -59,16 +61,9 @@ class SimilarityLoss(nn.Module):
         0.0
     """
 
-    def __init__(self, *, row_norm: RowNorm = "l2", gather: bool = False) -> None:
-        super().__init__()
-        require_choice("SimilarityLoss", "row_norm", row_norm, get_args(RowNorm))
-        self.row_norm: RowNorm = row_norm
-        self.gather = gather
+    row_norm: RowNorm = "l2"
+    gather: bool = False
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student activations against teacher activations: a scalar."""
-        return similarity_loss(student, teacher, row_norm=self.row_norm, gather=self.gather)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"row_norm={self.row_norm}, gather={self.gather}"
+        return similarity_loss(student, teacher, **self.hyperparameters)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_distill.losses._distributed import gather_with_gradients
-from lit_distill.losses._numerics import centred, full_precision, require_choice, require_non_negative, require_positive
+from lit_distill.losses._hyperparameters import NonNegative, Positive
+from lit_distill.losses._numerics import centred, full_precision
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["DISTLoss", "dist_loss"]
@@ -22,16 +25,15 @@ def dist_loss(
     student: Tensor,
     teacher: Tensor,
     *,
-    beta: float = 1.0,
-    gamma: float = 1.0,
-    temperature: float = 1.0,
-    eps: float = 1e-8,
+    beta: NonNegative = 1.0,
+    gamma: NonNegative = 1.0,
+    temperature: Positive = 1.0,
+    eps: Positive = 1e-8,
     eps_form: EpsForm = "added",
     class_dim: int | None = None,
     gather: bool = False,
 ) -> Tensor:
     """One minus the correlation of rows and of columns of the two answers; see :class:`DISTLoss`."""
-    _check("dist_loss", beta, gamma, temperature, eps, eps_form)
     student, teacher = class_rows("dist_loss", student, teacher, class_dim)
     if gather:
         student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
@@ -50,13 +52,8 @@ def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsFor
     return (a * b).sum(dim=dim) / product
 
 
-def _check(name: str, beta: float, gamma: float, temperature: float, eps: float, eps_form: EpsForm) -> None:
-    require_non_negative(name, beta=beta, gamma=gamma)
-    require_positive(name, temperature=temperature, eps=eps)
-    require_choice(name, "eps_form", eps_form, ("added", "floor"))
-
-
-class DISTLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class DISTLoss(Loss):
     r"""The student keeps the teacher's relations between classes and between samples, not its exact probabilities.
 
     With P, Q the N × C matrices of probabilities softmax(·/T) of student and teacher, and ρ Pearson's correlation:
@@ -100,41 +97,14 @@ class DISTLoss(nn.Module):
         0.0
     """
 
-    def __init__(
-        self,
-        *,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        temperature: float = 1.0,
-        eps: float = 1e-8,
-        eps_form: EpsForm = "added",
-        class_dim: int | None = None,
-        gather: bool = False,
-    ) -> None:
-        super().__init__()
-        _check("DISTLoss", beta, gamma, temperature, eps, eps_form)
-        self.beta = beta
-        self.gamma = gamma
-        self.temperature = temperature
-        self.eps = eps
-        self.eps_form: EpsForm = eps_form
-        self.class_dim = class_dim
-        self.gather = gather
+    beta: NonNegative = 1.0
+    gamma: NonNegative = 1.0
+    temperature: Positive = 1.0
+    eps: Positive = 1e-8
+    eps_form: EpsForm = "added"
+    class_dim: int | None = None
+    gather: bool = False
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return dist_loss(
-            student,
-            teacher,
-            beta=self.beta,
-            gamma=self.gamma,
-            temperature=self.temperature,
-            eps=self.eps,
-            eps_form=self.eps_form,
-            class_dim=self.class_dim,
-            gather=self.gather,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"beta={self.beta}, gamma={self.gamma}, temperature={self.temperature}, gather={self.gather}"
+        return dist_loss(student, teacher, **self.hyperparameters)

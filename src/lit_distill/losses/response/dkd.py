@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import (
-    full_precision,
-    kl_from_log_probabilities,
-    require_logits,
-    require_non_negative,
-    require_positive,
-)
+import torch
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import NonNegative, Positive
+from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities, require_logits
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import check_indices, without_class
 
 __all__ = ["DKDLoss", "dkd_loss"]
@@ -23,14 +21,12 @@ def dkd_loss(
     teacher: Tensor,
     target: Tensor,
     *,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    temperature: float = 4.0,
+    alpha: NonNegative = 1.0,
+    beta: NonNegative = 8.0,
+    temperature: Positive = 4.0,
     teacher_labels: bool = False,
 ) -> Tensor:
     """Target-class and non-target-class distillation, weighted apart, without warm-up; see :class:`DKDLoss`."""
-    require_positive("dkd_loss", temperature=temperature)
-    require_non_negative("dkd_loss", alpha=alpha, beta=beta)
     require_logits("dkd_loss", student, teacher)
     labels = teacher.argmax(dim=1) if teacher_labels else check_indices("dkd_loss", student, target)
     if student.shape[1] == 1:
@@ -55,7 +51,8 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([of_target - of_all, of_others - of_all], dim=1), others - of_others
 
 
-class DKDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class DKDLoss(Loss):
     r"""Hinton's KL divergence taken apart into the target class and the rest, each with its own weight.
 
     With b = (p_target, 1 - p_target) and r the probabilities among the other classes, all at temperature T:
@@ -93,23 +90,14 @@ class DKDLoss(nn.Module):
         4.6075
     """
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        beta: float = 8.0,
-        temperature: float = 4.0,
-        warmup_epochs: float = 20.0,
-        teacher_labels: bool = False,
-    ) -> None:
-        super().__init__()
-        require_positive("DKDLoss", temperature=temperature)
-        require_non_negative("DKDLoss", alpha=alpha, beta=beta, warmup_epochs=warmup_epochs)
-        self.alpha = alpha
-        self.beta = beta
-        self.temperature = temperature
-        self.warmup_epochs = warmup_epochs
-        self.teacher_labels = teacher_labels
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 8.0
+    temperature: Positive = 4.0
+    warmup_epochs: NonNegative = 20.0
+    teacher_labels: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.warmup = 1.0
 
     def set_epoch(self, epoch: float) -> None:
@@ -126,10 +114,4 @@ class DKDLoss(nn.Module):
             beta=self.beta,
             temperature=self.temperature,
             teacher_labels=self.teacher_labels,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return (
-            f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}, warmup_epochs={self.warmup_epochs}"
         )

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import (
-    can_look,
-    checks_values,
-    full_precision,
-    require_choice,
-    require_non_negative,
-)
+from lit_distill.losses._hyperparameters import NonNegative, checked
+from lit_distill.losses._numerics import can_look, checks_values, full_precision
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["DMLLoss", "dml_loss"]
@@ -33,6 +30,7 @@ _EPS_OF_FLOAT16 = 2.0**-15  # with probabilities given, gradients reach 1/eps, a
 PUBLISHED_EPS = {"symmetric": 1e-12, "one_sided": 1e-8}
 
 
+@checked
 def dml_loss(
     student: Tensor,
     teacher: Tensor,
@@ -40,12 +38,12 @@ def dml_loss(
     activation: Activation = "softmax",
     mutual: Form = "symmetric",
     detach_peer: bool = False,
-    eps: float | None = None,
+    eps: NonNegative | None = None,
     sum_over_classes: bool = False,
     class_dim: int | None = None,
 ) -> Tensor:
     """Divergence between two peers' answers; see :class:`DMLLoss`."""
-    eps = _checked("dml_loss", activation, mutual, eps)
+    eps = _eps("dml_loss", activation, mutual, eps)
     if activation is None and torch.float16 in (student.dtype, teacher.dtype):
         eps = max(eps, _EPS_OF_FLOAT16)
     return _dml_loss(student, teacher, activation, mutual, detach_peer, eps, sum_over_classes, class_dim)
@@ -100,17 +98,15 @@ def _cost_of_probabilities(p_s: Tensor, p_t: Tensor, mutual: Form, eps: float) -
     return p_t * (eps + p_t / (p_s + eps)).log()
 
 
-def _checked(name: str, activation: Activation, mutual: Form, eps: float | None) -> float:
-    require_choice(name, "activation", activation, ("softmax", "sigmoid", None))
-    require_choice(name, "mutual", mutual, tuple(PUBLISHED_EPS))
+def _eps(name: str, activation: Activation, mutual: Form, eps: float | None) -> float:
     eps = PUBLISHED_EPS[mutual] if eps is None else eps
-    require_non_negative(name, eps=eps)
     if activation is None and eps == 0:
         raise ValueError(f"{name}: activation=None needs an eps above 0, as a probability may be exactly 0")
     return eps
 
 
-class DMLLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class DMLLoss(Loss):
     r"""Two networks that learn together are drawn to each other's answers.
 
     With p = act(student), q = act(teacher), ε = ``eps``, classes c and N samples:
@@ -167,38 +163,18 @@ class DMLLoss(nn.Module):
         (True, False)
     """
 
-    def __init__(
-        self,
-        *,
-        activation: Activation = "softmax",
-        mutual: Form = "symmetric",
-        detach_peer: bool = False,
-        eps: float | None = None,
-        sum_over_classes: bool = False,
-        class_dim: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps = _checked("DMLLoss", activation, mutual, eps)
-        self.activation = activation
-        self.mutual = mutual
-        self.detach_peer = detach_peer
-        self.sum_over_classes = sum_over_classes
-        self.class_dim = class_dim
-        self.teaches_both = mutual == "symmetric" and not detach_peer
+    activation: Activation = "softmax"
+    mutual: Form = "symmetric"
+    detach_peer: bool = False
+    eps: NonNegative | None = None
+    sum_over_classes: bool = False
+    class_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.eps = _eps("DMLLoss", self.activation, self.mutual, self.eps)
+        self.teaches_both = self.mutual == "symmetric" and not self.detach_peer
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student logits against the peer's: a scalar."""
-        return dml_loss(
-            student,
-            teacher,
-            activation=self.activation,
-            mutual=self.mutual,
-            detach_peer=self.detach_peer,
-            eps=self.eps,
-            sum_over_classes=self.sum_over_classes,
-            class_dim=self.class_dim,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"activation={self.activation!r}, mutual={self.mutual!r}, detach_peer={self.detach_peer}, eps={self.eps}"
+        return dml_loss(student, teacher, **self.hyperparameters)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import full_precision, require_choice, require_non_negative
-from lit_distill.losses.base import Signal
+import torch
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import NonNegative
+from lit_distill.losses._numerics import full_precision
+from lit_distill.losses.base import Loss, Signal
 from lit_distill.losses.response._logits import class_rows
 from lit_distill.losses.response.dml import PUBLISHED_EPS, Form, cost_of_logarithms
 
@@ -20,11 +23,11 @@ def dml_group_loss(
     *,
     mutual: Form = "symmetric",
     average: bool = False,
-    eps: float | None = None,
+    eps: NonNegative | None = None,
     class_dim: int | None = None,
 ) -> Tensor:
     """Divergences between the answers of all peers; see :class:`DMLGroupLoss`."""
-    eps = _checked("dml_group_loss", mutual, eps)
+    eps = PUBLISHED_EPS[mutual] if eps is None else eps
     ours, theirs = ([x] if isinstance(x, Tensor) else list(x) for x in (peers, others))
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(
@@ -48,14 +51,8 @@ def dml_group_loss(
     return torch.stack(costs).sum() / (len(ours) - 1 if average else 1)
 
 
-def _checked(name: str, mutual: Form, eps: float | None) -> float:
-    require_choice(name, "mutual", mutual, tuple(PUBLISHED_EPS))
-    eps = PUBLISHED_EPS[mutual] if eps is None else eps
-    require_non_negative(name, eps=eps)
-    return eps
-
-
-class DMLGroupLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class DMLGroupLoss(Loss):
     r"""Deep mutual learning of K peers: each is drawn to the answers of all the others.
 
     With :math:`p_k` the softmax of peer k's logits and :math:`D` the divergences of
@@ -106,20 +103,15 @@ class DMLGroupLoss(nn.Module):
 
     same_signals = True
 
-    def __init__(
-        self,
-        *,
-        mutual: Form = "symmetric",
-        average: bool = False,
-        eps: float | None = None,
-        class_dim: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps = _checked("DMLGroupLoss", mutual, eps)
-        self.mutual: Form = mutual
-        self.average = average
-        self.class_dim = class_dim
-        self.teaches_both = mutual == "symmetric"
+    mutual: Form = "symmetric"
+    average: bool = False
+    eps: NonNegative | None = None
+    class_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.eps = PUBLISHED_EPS[self.mutual] if self.eps is None else self.eps
+        self.teaches_both = self.mutual == "symmetric"
 
     def forward(self, peers: Signal, others: Signal) -> Tensor:
         """The loss of one batch: a scalar.
@@ -128,10 +120,4 @@ class DMLGroupLoss(nn.Module):
             peers: the logits of every peer, which learn.
             others: the same, which teach.
         """
-        return dml_group_loss(
-            peers, others, mutual=self.mutual, average=self.average, eps=self.eps, class_dim=self.class_dim
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"mutual={self.mutual!r}, average={self.average}, eps={self.eps}"
+        return dml_group_loss(peers, others, **self.hyperparameters)

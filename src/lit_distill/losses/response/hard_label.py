@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision, nan_unless_finite
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["HardLabelLoss", "hard_label_loss"]
@@ -19,7 +22,8 @@ def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None =
     return F.cross_entropy(student, teacher.argmax(dim=-1)) + nan_unless_finite(teacher)
 
 
-class HardLabelLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class HardLabelLoss(Loss):
     r"""The teacher's decision is the label.
 
     .. math:: L = \frac{1}{N} \sum_i \mathrm{CE}\left(s_i, \arg\max_c t_{ic}\right)
@@ -48,10 +52,8 @@ class HardLabelLoss(nn.Module):
         0.4076
     """
 
-    def __init__(self, *, class_dim: int | None = None) -> None:
-        super().__init__()
-        self.class_dim = class_dim
+    class_dim: int | None = None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student logits against the teacher's decisions: a scalar."""
-        return hard_label_loss(student, teacher, class_dim=self.class_dim)
+        return hard_label_loss(student, teacher, **self.hyperparameters)

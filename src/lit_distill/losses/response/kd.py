@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import centred, full_precision, kl_from_logits, require_positive
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import Positive
+from lit_distill.losses._numerics import centred, full_precision, kl_from_logits
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["KDLoss", "kd_loss"]
@@ -15,13 +19,12 @@ def kd_loss(
     student: Tensor,
     teacher: Tensor,
     *,
-    temperature: float = 4.0,
+    temperature: Positive = 4.0,
     logit_standardization: bool = False,
-    standardization_eps: float = 1e-7,
+    standardization_eps: Positive = 1e-7,
     class_dim: int | None = None,
 ) -> Tensor:
     """KL divergence between the softened answers; see :class:`KDLoss`."""
-    require_positive("kd_loss", temperature=temperature, standardization_eps=standardization_eps)
     student, teacher = class_rows("kd_loss", student, teacher, class_dim)
     if logit_standardization:
         student, teacher = _standardize(student, standardization_eps), _standardize(teacher, standardization_eps)
@@ -33,7 +36,8 @@ def _standardize(logits: Tensor, eps: float) -> Tensor:
     return logits / (logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1)) + eps)
 
 
-class KDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class KDLoss(Loss):
     r"""The student's softened answer is drawn to the teacher's by a KL divergence.
 
     .. math:: L = \frac{T^2}{N} \sum_i \mathrm{KL}\left(\mathrm{softmax}(t_i/T) \,\|\, \mathrm{softmax}(s_i/T)\right)
@@ -74,32 +78,11 @@ class KDLoss(nn.Module):
         0.0
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 4.0,
-        logit_standardization: bool = False,
-        standardization_eps: float = 1e-7,
-        class_dim: int | None = None,
-    ) -> None:
-        super().__init__()
-        require_positive("KDLoss", temperature=temperature, standardization_eps=standardization_eps)
-        self.temperature = temperature
-        self.logit_standardization = logit_standardization
-        self.standardization_eps = standardization_eps
-        self.class_dim = class_dim
+    temperature: Positive = 4.0
+    logit_standardization: bool = False
+    standardization_eps: Positive = 1e-7
+    class_dim: int | None = None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return kd_loss(
-            student,
-            teacher,
-            temperature=self.temperature,
-            logit_standardization=self.logit_standardization,
-            standardization_eps=self.standardization_eps,
-            class_dim=self.class_dim,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"temperature={self.temperature}, logit_standardization={self.logit_standardization}"
+        return kd_loss(student, teacher, **self.hyperparameters)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_distill.losses._distributed import gather_with_gradients
-from lit_distill.losses._numerics import (
-    full_precision,
-    kl_from_log_probabilities,
-    require_logits,
-    require_non_negative,
-    require_positive,
-)
+from lit_distill.losses._hyperparameters import NonNegative, Rule, Share
+from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities, require_logits
+from lit_distill.losses.base import Loss
 
 __all__ = ["MLLDLoss", "mlld_loss"]
+
+Temperatures: TypeAlias = Annotated[
+    Sequence[float],
+    Rule(lambda given: len(given) > 0 and all(0 < t < math.inf for t in given), "one or more finite numbers above 0"),
+]
 
 
 @full_precision
@@ -25,15 +29,14 @@ def mlld_loss(
     student: Tensor,
     teacher: Tensor,
     *,
-    temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
-    instance: float = 1.0,
-    batch: float = 1.0,
-    classes: float = 1.0,
-    confidence_quantile: float | None = None,
+    temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0),
+    instance: NonNegative = 1.0,
+    batch: NonNegative = 1.0,
+    classes: NonNegative = 1.0,
+    confidence_quantile: Share | None = None,
     gather: bool = False,
 ) -> Tensor:
     """Distillation at instance, batch and class level over several temperatures; see :class:`MLLDLoss`."""
-    _check("mlld_loss", temperatures, instance, batch, classes, confidence_quantile)
     require_logits("mlld_loss", student, teacher)
     if gather:
         student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
@@ -62,19 +65,8 @@ def _masks(teacher: Tensor, quantile: float | None) -> tuple[Tensor, Tensor]:
     return (sample <= sample.quantile(quantile)).to(p.dtype), (label <= label.quantile(quantile)).to(p.dtype)
 
 
-def _check(
-    name: str, temperatures: Sequence[float], instance: float, batch: float, classes: float, quantile: float | None
-) -> None:
-    if not temperatures:
-        raise ValueError(f"{name}: temperatures must hold at least one number, got {temperatures!r}")
-    for temperature in temperatures:
-        require_positive(name, temperatures=temperature)
-    require_non_negative(name, instance=instance, batch=batch, classes=classes)
-    if quantile is not None and not 0 <= quantile <= 1:
-        raise ValueError(f"{name}: confidence_quantile must be None or from 0 to 1, got {quantile!r}")
-
-
-class MLLDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class MLLDLoss(Loss):
     r"""Answers are matched at three levels (each sample, the batch's and the classes' Gram matrix), at several T.
 
     With P, Q the N × C matrices of probabilities of student and teacher at temperature T:
@@ -119,41 +111,17 @@ class MLLDLoss(nn.Module):
         0.0
     """
 
-    def __init__(
-        self,
-        *,
-        temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
-        instance: float = 1.0,
-        batch: float = 1.0,
-        classes: float = 1.0,
-        confidence_quantile: float | None = None,
-        gather: bool = False,
-    ) -> None:
-        super().__init__()
-        _check("MLLDLoss", temperatures, instance, batch, classes, confidence_quantile)
-        self.temperatures = tuple(temperatures)
-        self.instance = instance
-        self.batch = batch
-        self.classes = classes
-        self.confidence_quantile = confidence_quantile
-        self.gather = gather
+    temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
+    instance: NonNegative = 1.0
+    batch: NonNegative = 1.0
+    classes: NonNegative = 1.0
+    confidence_quantile: Share | None = None
+    gather: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.temperatures = tuple(self.temperatures)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return mlld_loss(
-            student,
-            teacher,
-            temperatures=self.temperatures,
-            instance=self.instance,
-            batch=self.batch,
-            classes=self.classes,
-            confidence_quantile=self.confidence_quantile,
-            gather=self.gather,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return (
-            f"temperatures={self.temperatures}, instance={self.instance}, batch={self.batch}, classes={self.classes}, "
-            f"confidence_quantile={self.confidence_quantile}, gather={self.gather}"
-        )
+        return mlld_loss(student, teacher, **self.hyperparameters)

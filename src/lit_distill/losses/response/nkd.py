@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import full_precision, require_logits, require_non_negative, require_positive
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import NonNegative, Positive
+from lit_distill.losses._numerics import full_precision, require_logits
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import check_indices, soft_cross_entropy, without_class
 
 __all__ = ["NKDLoss", "nkd_loss"]
@@ -13,11 +17,9 @@ __all__ = ["NKDLoss", "nkd_loss"]
 
 @full_precision
 def nkd_loss(
-    student: Tensor, teacher: Tensor, target: Tensor, *, gamma: float = 1.5, temperature: float = 1.0
+    student: Tensor, teacher: Tensor, target: Tensor, *, gamma: NonNegative = 1.5, temperature: Positive = 1.0
 ) -> Tensor:
     """Soft target class plus normalized non-target classes; see :class:`NKDLoss`."""
-    require_positive("nkd_loss", temperature=temperature)
-    require_non_negative("nkd_loss", gamma=gamma)
     require_logits("nkd_loss", student, teacher)
     labels = check_indices("nkd_loss", student, target)
     log_s = F.log_softmax(student, dim=1).gather(1, labels[:, None])
@@ -29,7 +31,8 @@ def nkd_loss(
     return target_part + gamma * temperature**2 * soft_cross_entropy(rest_t, rest_s).mean()
 
 
-class NKDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class NKDLoss(Loss):
     r"""The target class is learnt with the teacher's confidence, the other classes from its normalized rest.
 
     With p, q the probabilities of teacher and student, y the label, and p̂, q̂ the softmax at temperature T over the
@@ -64,17 +67,9 @@ class NKDLoss(nn.Module):
         0.9284
     """
 
-    def __init__(self, *, gamma: float = 1.5, temperature: float = 1.0) -> None:
-        super().__init__()
-        require_positive("NKDLoss", temperature=temperature)
-        require_non_negative("NKDLoss", gamma=gamma)
-        self.gamma = gamma
-        self.temperature = temperature
+    gamma: NonNegative = 1.5
+    temperature: Positive = 1.0
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """The loss of student logits against teacher logits, given the labels: a scalar."""
-        return nkd_loss(student, teacher, target, gamma=self.gamma, temperature=self.temperature)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"gamma={self.gamma}, temperature={self.temperature}"
+        return nkd_loss(student, teacher, target, **self.hyperparameters)

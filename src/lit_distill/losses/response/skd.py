@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from dataclasses import dataclass
 
-from lit_distill.losses._numerics import full_precision, require_logits, require_positive
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_distill.losses._hyperparameters import Positive, Share
+from lit_distill.losses._numerics import full_precision, require_logits
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
 
 __all__ = ["SKDLoss", "skd_loss"]
@@ -19,13 +23,12 @@ def skd_loss(
     teacher: Tensor,
     target: Tensor,
     *,
-    temperature: float = 1.0,
-    multiplier: float = 2.0,
-    alpha: float = 0.9,
+    temperature: Positive = 1.0,
+    multiplier: Positive = 2.0,
+    alpha: Share = 0.9,
     teacher_labels: bool = False,
 ) -> Tensor:
     """Distillation between logits of one length; see :class:`SKDLoss`."""
-    _check("skd_loss", temperature, multiplier, alpha)
     require_logits("skd_loss", student, teacher)
     labels = teacher.argmax(dim=1) if teacher_labels else check_labels("skd_loss", student, target)
     student, teacher = (
@@ -36,13 +39,8 @@ def skd_loss(
     return alpha * temperature**2 * soft.mean() + (1 - alpha) * hard.mean()
 
 
-def _check(name: str, temperature: float, multiplier: float, alpha: float) -> None:
-    require_positive(name, temperature=temperature, multiplier=multiplier)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"{name}: alpha must be from 0 to 1, got {alpha!r}")
-
-
-class SKDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class SKDLoss(Loss):
     r"""Teacher and student are compared on a sphere: their logits are centred and brought to one length first.
 
     With ẑ = m (z - mean) / √(var + 1e-7), the biased variance over the classes, m = ``multiplier``:
@@ -83,33 +81,11 @@ class SKDLoss(nn.Module):
         0.2937
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 1.0,
-        multiplier: float = 2.0,
-        alpha: float = 0.9,
-        teacher_labels: bool = False,
-    ) -> None:
-        super().__init__()
-        _check("SKDLoss", temperature, multiplier, alpha)
-        self.temperature = temperature
-        self.multiplier = multiplier
-        self.alpha = alpha
-        self.teacher_labels = teacher_labels
+    temperature: Positive = 1.0
+    multiplier: Positive = 2.0
+    alpha: Share = 0.9
+    teacher_labels: bool = False
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """The loss of student logits against teacher logits, given the labels: a scalar."""
-        return skd_loss(
-            student,
-            teacher,
-            target,
-            temperature=self.temperature,
-            multiplier=self.multiplier,
-            alpha=self.alpha,
-            teacher_labels=self.teacher_labels,
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"temperature={self.temperature}, multiplier={self.multiplier}, alpha={self.alpha}"
+        return skd_loss(student, teacher, target, **self.hyperparameters)

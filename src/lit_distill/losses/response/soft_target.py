@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import (
-    full_precision,
-    kl_from_log_probabilities,
-    require_choice,
-    require_positive,
-)
+from lit_distill.losses._hyperparameters import Positive
+from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import class_rows, soft_cross_entropy
 
 __all__ = ["SoftTargetCrossEntropy", "soft_target_cross_entropy"]
@@ -26,11 +24,10 @@ def soft_target_cross_entropy(
     teacher: Tensor,
     *,
     form: SoftForm = "cross_entropy",
-    temperature: float = 1.0,
+    temperature: Positive = 1.0,
     class_dim: int | None = None,
 ) -> Tensor:
     """The teacher's probabilities as soft labels; see :class:`SoftTargetCrossEntropy`."""
-    _check("soft_target_cross_entropy", form, temperature)
     student, teacher = class_rows("soft_target_cross_entropy", student, teacher, class_dim)
     log_s, log_t = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
     if form == "js":
@@ -40,12 +37,8 @@ def soft_target_cross_entropy(
     return per_row.mean() * temperature**2
 
 
-def _check(name: str, form: SoftForm, temperature: float) -> None:
-    require_choice(name, "form", form, ("cross_entropy", "js"))
-    require_positive(name, temperature=temperature)
-
-
-class SoftTargetCrossEntropy(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class SoftTargetCrossEntropy(Loss):
     r"""The teacher's probabilities for this very input take the place of the labels.
 
     With q = softmax(t/T), p = softmax(s/T):
@@ -87,21 +80,10 @@ class SoftTargetCrossEntropy(nn.Module):
         0.0
     """
 
-    def __init__(
-        self, *, form: SoftForm = "cross_entropy", temperature: float = 1.0, class_dim: int | None = None
-    ) -> None:
-        super().__init__()
-        _check("SoftTargetCrossEntropy", form, temperature)
-        self.form: SoftForm = form
-        self.temperature = temperature
-        self.class_dim = class_dim
+    form: SoftForm = "cross_entropy"
+    temperature: Positive = 1.0
+    class_dim: int | None = None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return soft_target_cross_entropy(
-            student, teacher, form=self.form, temperature=self.temperature, class_dim=self.class_dim
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"form={self.form!r}, temperature={self.temperature}"
+        return soft_target_cross_entropy(student, teacher, **self.hyperparameters)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lit_distill.losses._numerics import full_precision, require_logits, require_positive
+from lit_distill.losses._hyperparameters import Positive
+from lit_distill.losses._numerics import full_precision, require_logits
+from lit_distill.losses.base import Loss
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
 
 __all__ = ["WSLDLoss", "wsld_loss"]
@@ -16,10 +20,9 @@ _RATIO_EPS = 1e-7  # of the authors, keeps the ratio finite where the teacher is
 
 @full_precision
 def wsld_loss(
-    student: Tensor, teacher: Tensor, target: Tensor, *, temperature: float = 2.0, teacher_labels: bool = False
+    student: Tensor, teacher: Tensor, target: Tensor, *, temperature: Positive = 2.0, teacher_labels: bool = False
 ) -> Tensor:
     """Soft labels weighted by how much the student lags behind the teacher; see :class:`WSLDLoss`."""
-    require_positive("wsld_loss", temperature=temperature)
     require_logits("wsld_loss", student, teacher)
     labels = teacher.argmax(dim=1) if teacher_labels else check_labels("wsld_loss", student, target)
     with torch.no_grad():
@@ -30,7 +33,8 @@ def wsld_loss(
     return (weight * soft).mean() * temperature**2
 
 
-class WSLDLoss(nn.Module):
+@dataclass(eq=False, repr=False, kw_only=True)
+class WSLDLoss(Loss):
     r"""Soft labels count the less, the better a sample's student already does compared with its teacher.
 
     .. math::
@@ -64,16 +68,9 @@ class WSLDLoss(nn.Module):
         3.227
     """
 
-    def __init__(self, *, temperature: float = 2.0, teacher_labels: bool = False) -> None:
-        super().__init__()
-        require_positive("WSLDLoss", temperature=temperature)
-        self.temperature = temperature
-        self.teacher_labels = teacher_labels
+    temperature: Positive = 2.0
+    teacher_labels: bool = False
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
         """The loss of student logits against teacher logits, given the labels: a scalar."""
-        return wsld_loss(student, teacher, target, temperature=self.temperature, teacher_labels=self.teacher_labels)
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"temperature={self.temperature}, teacher_labels={self.teacher_labels}"
+        return wsld_loss(student, teacher, target, **self.hyperparameters)
