@@ -16,11 +16,15 @@ from rich.console import Console
 
 from comparison import fakes
 from fixtures.make_runs import COMPARE, PLAIN, SEARCH, STAGES
-from lit_distill import compare, load_student, report, search
+from lit_distill import load_student
+from lit_distill import search as search_door
 from lit_distill._command.command import conf_dir
+from lit_distill.comparison import compare
 from lit_distill.inference.onnx_files import OnnxNetwork
+from lit_distill.reporting import report
 from lit_distill.runs.opened import load_run
-from lit_distill.train import run
+from lit_distill.searching import search
+from lit_distill.training.train import run
 from run_folders import composed
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
@@ -112,7 +116,7 @@ def test_a_comparison_has_nothing_left_to_train(old: Path, monkeypatch: pytest.M
 def test_a_search_has_nothing_left_to_train(old: Path) -> None:
     pytest.importorskip("optuna")
     before = read(old / "search" / "study.json")
-    given = search.own_arguments([*SEARCH, "callbacks.progress=null", f"folder={old / 'search'}"])
+    given = search_door.main.overrides([*SEARCH, "callbacks.progress=null", f"folder={old / 'search'}"])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         assert search.run(compose("search", given), console=QUIET) == before
     assert [trial["state"] for trial in before["trials"]] == ["complete", "complete"]
