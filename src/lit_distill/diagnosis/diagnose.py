@@ -25,7 +25,7 @@ from lit_distill.inference.preprocess import Preprocess
 from lit_distill.losses.base import class_indices
 from lit_distill.models.identity import load_reports
 from lit_distill.module import DistillModule
-from lit_distill.runs.names import CONFIG_FILE
+from lit_distill.runs.names import CONFIG_FILE, card_of
 from lit_distill.runs.opened import load_run
 
 _LOUD = 1e3
@@ -325,7 +325,7 @@ def _lineage(module: DistillModule) -> Iterator[tuple[str, Preprocess]]:
     ]
     for name, report in reports:
         path = Path(report.path)
-        run = path if path.with_suffix(".json").is_file() else path.parent.parent
+        run = path if card_of(path).is_file() else path.parent.parent
         if run == path or (run / CONFIG_FILE).is_file():
             with suppress(ValueError):  # of packages that are not admitted, or no run at all: nothing is known of it
                 yield name, load_run(run).preprocess()

@@ -23,7 +23,7 @@ from lit_distill.inference.preprocess import Preprocess
 from lit_distill.inference.sample_batches import batches_of, labelled_batches
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
-from lit_distill.runs.names import EXPORT, STUDENT_FILE
+from lit_distill.runs.names import EXPORT, STUDENT_FILE, card_of
 from lit_distill.runs.opened import Run, open_run
 
 Format = Literal["onnx", "torch_export", "safetensors"]
@@ -87,8 +87,8 @@ def run(config: DictConfig) -> Path:
             target.write(file.read_bytes())
     weights = source.weights_file(name, config.checkpoint)
     facts |= {"from": weights.name, "from_sha256": file_sha256(weights)}
-    write_json(_card_of(path), _card(source, name, network, path, preprocess, facts))
-    console.print(f"wrote {path} ({os.path.getsize(path) / 1e6:.2f} MB) and {_card_of(path).name}", soft_wrap=True)
+    write_json(card_of(path), _card(source, name, network, path, preprocess, facts))
+    console.print(f"wrote {path} ({os.path.getsize(path) / 1e6:.2f} MB) and {card_of(path).name}", soft_wrap=True)
     return path
 
 
@@ -174,13 +174,9 @@ def _quantise(
     }  # fmt: skip
 
 
-def _card_of(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
 def _refuse_other_card(path: Path) -> None:
     """Raise where the card would take the place of another file's, such as that of student.safetensors."""
-    card = _card_of(path)
+    card = card_of(path)
     if card.is_file() and read_plain(card).get("weights") != path.name:
         raise ValueError(f"{card} is the card of another file: choose another name by output=…")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_distill._files import write_bytes, write_text
 from lit_distill.models.identity import loaded_from, state_sha256
 from lit_distill.models.state_files import file_sha256
-from lit_distill.runs.names import CARD_FILE, CONFIG_FILE, RESULTS_FILE, STAGES, STUDENT_FILE
+from lit_distill.runs.names import CONFIG_FILE, RESULTS_FILE, STAGES, STUDENT_FILE, card_of
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -62,7 +62,7 @@ def write_student(folder: str | os.PathLike[str], state: Mapping[str, Tensor], c
     """Write ``student.safetensors``, a bare state dict under the network's own keys, and ``student.json``, its card."""
     path = Path(folder) / STUDENT_FILE
     write_bytes(path, save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}))
-    write_json(path.with_name(CARD_FILE), {"weights": path.name, "sha256": file_sha256(path), **card})
+    write_json(card_of(path), {"weights": path.name, "sha256": file_sha256(path), **card})
     return path
 
 

@@ -29,6 +29,12 @@ CARD_FILE: Final = "student.json"
 ACCOUNT_FILE: Final = "account.json"
 QUARANTINE_FILE: Final = "quarantine.json"
 
+
+def card_of(weights: Path) -> Path:
+    """The card of a weights file, or of an exported network: it stands beside it."""
+    return weights.with_suffix(".json")
+
+
 CHECKPOINTS: Final = "checkpoints"
 CHECKPOINT_SUFFIX: Final = ".ckpt"
 BEST: Final = "best"

@@ -1,4 +1,4 @@
-"""A finished run as its folder tells it: its models without their losses, its data, its preprocessing."""
+"""A finished run, read from its folder: its models without their losses, its data, its preprocessing."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from lit_distill.runs.names import (
     RESULTS_FILE,
     STAGES,
     STUDENT_FILE,
+    card_of,
 )
 
 
@@ -72,7 +73,7 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """By class index; empty where the run does not tell."""
+        """By class index; empty where the run does not say."""
         return tuple(str(name) for name in self.card.get("class_names") or ())
 
     @property
@@ -116,7 +117,7 @@ class Run:
         """
         wanted = self.card.get("sha256")
         if wanted is None:
-            raise ValueError(f"{file} has no card {file.with_suffix('.json').name} beside it to be checked against")
+            raise ValueError(f"{file} has no card {card_of(file).name} beside it to be checked against")
         found = file_sha256(file)
         if found != wanted:
             raise ValueError(
@@ -131,8 +132,8 @@ class Run:
         Args:
             model: a name; None for the student's.
             checkpoint: ``"best"`` (the student: ``student.safetensors``), ``"last"``, or the path of a checkpoint. A
-                frozen model is in none: it comes from the file that it came from in training, and must still hash to
-                what the run recorded.
+                frozen model is in none: it is loaded from the same file as in training, which must still hash to what
+                the run recorded.
 
         Raises:
             ValueError: no such model; weights that are damaged, changed, or do not fit; a target that is not admitted.
@@ -243,7 +244,7 @@ class Run:
 def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Run:
     """Read a run folder, or a weights file with its card beside it; nothing is built yet.
 
-    The configs are received ones: what is built of them later, the models and the data, goes through the allow-list.
+    The configs are untrusted: what is built of them later, the models and the data, goes through the allow-list.
 
     Args:
         path: a run folder; or a file such as ``student.safetensors``, with ``student.json`` beside it.
@@ -342,7 +343,7 @@ def _stage(run: Path, results: Mapping[str, Any]) -> Path:
     if not re.fullmatch(r"\d+_[A-Za-z][\w-]*", name):
         begun = ", ".join(str(stage) for stage in stage_folders(run))
         hint = f"open one of its stages: run=<one of {begun}>" if begun else "none of its stages has begun"
-        raise ValueError(f"{run} is a run of several stages that is not finished: go on with it, or {hint}")
+        raise ValueError(f"{run} is a run of several stages that is not finished: resume it, or {hint}")
     stage = run / STAGES / name
     if not (stage / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{run} says that its student is of the stage {name}, but there is no {stage}")
@@ -350,7 +351,7 @@ def _stage(run: Path, results: Mapping[str, Any]) -> Path:
 
 
 def _of_card(file: Path, allow: tuple[str, ...]) -> Run:
-    beside = file.with_suffix(".json")
+    beside = card_of(file)
     if not beside.is_file():
         raise FileNotFoundError(f"no card {beside}: {file.name} needs it beside it, a run leaves both")
     card = _resolved(beside)
@@ -371,7 +372,7 @@ def _best_peer(folder: Path, results: Mapping[str, Any]) -> str:
     file = folder / BEST_CHECKPOINT
     if not file.is_file():
         raise FileNotFoundError(
-            f"{folder} was trained with student=best, and has neither finished nor a {file.name} that tells which "
+            f"{folder} was trained with student=best, and has neither finished nor a {file.name} that says which "
             "peer is the best so far"
         )
     return str(read_checkpoint(file)["lit_distill"]["student"])
@@ -395,7 +396,7 @@ def _check_classes(run: Run) -> None:
 def _resolved(file: Path) -> dict[str, Any]:
     content = read_plain(file)
     if not isinstance(content, Mapping):
-        raise ValueError(f"{file} is refused: expected a mapping, came {type(content).__name__}")
+        raise ValueError(f"{file} is refused: expected a mapping, got {type(content).__name__}")
     try:
         return dict(resolved(content))
     except ValueError as error:
