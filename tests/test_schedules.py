@@ -95,20 +95,20 @@ def test_a_weight_that_is_no_number_is_told_with_its_term_and_epoch() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Linear(start=0, end=1, epochs=0), "Linear expects epochs above 0, came 0"),
+        (lambda: Linear(start=0, end=1, epochs=0), "Linear expects epochs above 0, got 0"),
         (lambda: Cosine(start=0, end=1, epochs=-1), "Cosine expects epochs above 0"),
         (lambda: WarmupCosine(epochs=float("nan"), warmup_epochs=0), "epochs above 0"),
-        (lambda: WarmupCosine(epochs=3, warmup_epochs=-1), "warmup_epochs of at least 0, came -1"),
+        (lambda: WarmupCosine(epochs=3, warmup_epochs=-1), "warmup_epochs of at least 0, got -1"),
         (lambda: WarmupCosine(epochs=3, warmup_epochs=1, warmup_start=-0.1), "warmup_start of at least 0"),
         (lambda: RampUp(epochs=0), "RampUp expects epochs above 0"),
-        (lambda: RampUp(epochs=1, delay=-1), "RampUp expects a delay of at least 0, came -1"),
+        (lambda: RampUp(epochs=1, delay=-1), "RampUp expects a delay of at least 0, got -1"),
         (
             lambda: Linear(start=0, end=1, epochs=1, delay=float("nan")),
-            "a delay of at least 0, came nan",
+            "a delay of at least 0, got nan",
         ),
-        (lambda: Relative(schedule=Constant(1.0), total=None), "total above 0, .* came None: set trainer.max_epochs"),  # type: ignore[arg-type]
+        (lambda: Relative(schedule=Constant(1.0), total=None), "total above 0, .* got None: set trainer.max_epochs"),  # type: ignore[arg-type]
         (lambda: Relative(schedule=Constant(1.0), total=-1), "total above 0"),
-        (lambda: Step(milestones=(4, 2), factor=0.1), r"ascending milestones, came \[4, 2\]"),
+        (lambda: Step(milestones=(4, 2), factor=0.1), r"ascending milestones, got \[4, 2\]"),
         (lambda: Step(milestones=(2, 2), factor=0.1), "ascending milestones"),
     ],
 )

@@ -164,7 +164,7 @@ class Relative(Schedule):
     def __post_init__(self) -> None:
         if not isinstance(self.total, (int, float)) or not 0 < self.total < math.inf:
             raise ValueError(
-                f"Relative expects total above 0, the epochs of the training, came {self.total}: "
+                f"Relative expects total above 0, the epochs of the training, got {self.total}: "
                 "set trainer.max_epochs, or write the schedule in epochs"
             )
 
@@ -198,7 +198,7 @@ class Step(Schedule):
     def __post_init__(self) -> None:
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(
-                f"Step expects ascending milestones, came {list(self.milestones)}: sort them, drop duplicates"
+                f"Step expects ascending milestones, got {list(self.milestones)}: sort them, drop duplicates"
             )
 
     def __call__(self, epoch: float) -> float:
@@ -240,7 +240,7 @@ class WarmupCosine(Schedule):
         _require_positive(self.epochs, "WarmupCosine")
         for name in ("warmup_epochs", "warmup_start"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"WarmupCosine expects {name} of at least 0, came {getattr(self, name)}")
+                raise ValueError(f"WarmupCosine expects {name} of at least 0, got {getattr(self, name)}")
 
     def __call__(self, epoch: float) -> float:
         """Multiplier at the fractional ``epoch``."""
@@ -260,9 +260,9 @@ def _progress(epoch: float, epochs: float) -> float:
 def _require_way(epochs: float, delay: float, name: str) -> None:
     _require_positive(epochs, name)
     if not 0 <= delay < math.inf:
-        raise ValueError(f"{name} expects a delay of at least 0, came {delay}")
+        raise ValueError(f"{name} expects a delay of at least 0, got {delay}")
 
 
 def _require_positive(epochs: float, name: str) -> None:
     if not epochs > 0:  # also NaN
-        raise ValueError(f"{name} expects epochs above 0, came {epochs}: say over how many the value changes")
+        raise ValueError(f"{name} expects epochs above 0, got {epochs}: say over how many the value changes")

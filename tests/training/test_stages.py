@@ -108,7 +108,7 @@ def test_a_stage_has_random_numbers_of_its_own_and_the_first_those_of_the_run() 
         ({"a": {"run_dir": "x"}}, r"stages\.a\.run_dir: run_dir is the run's"),
         ({"a": {"trainer": {"devices": 2}}}, r"all stages run in the same processes; give trainer\.devices"),
         ({"a b": {}}, r"the name of a stage is letters"),
-        ({"a": 3}, r"stages\.a is a mapping of overrides, came 3"),
+        ({"a": 3}, r"stages\.a is a mapping of overrides, got 3"),
         ({"a": {"start": {"Student": "b/Student"}}, "b": {}}, r"expected fresh or <earlier stage>/<Model>; .* \[\]"),
         ({"a": {}, "b": {"start": {"Student": "a/Peer"}}}, r"stage a has no model 'Peer'; it has \['Student', 'T"),
         ({"a": {"start": {"Peer": "fresh"}}}, r"\['Peer'\] are no models of it"),
@@ -178,12 +178,12 @@ def test_a_teacher_cache_serves_no_stage_whose_teacher_moves(named: list[str] | 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["generations=0"], r"generations is a number from 1, came 0"),
-        (["generations=true"], r"generations is a number from 1, came True"),
+        (["generations=0"], r"generations is a number from 1, got 0"),
+        (["generations=true"], r"generations is a number from 1, got True"),
         (["+stages.a={}"], r"stages or generations, not both"),
         (["generation.teacher=Student"], r"generation\.teacher=Student learns from student=Student"),
         (["losses.ce.pair=[Student,Teacher]"], r"the first generation has no Teacher yet, and all losses name it"),
-        (["ckpt_path=x.ckpt"], r"goes on by resume=auto"),
+        (["ckpt_path=x.ckpt"], r"is resumed by resume=auto"),
         (["student_from=first"], r"student_from is last or best"),
     ],
 )

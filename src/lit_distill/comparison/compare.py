@@ -39,7 +39,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
 
     Raises:
         ValueError: the runs could not be compared, or the folder holds others. No run has begun then.
-        KeyboardInterrupt: a signal came; the runs are saved and what is done is written.
+        KeyboardInterrupt: a signal was received; the runs are saved and what is done is written.
     """
     console = console or Console()
     jobs, threads, devices = places(config.jobs)
@@ -84,11 +84,11 @@ def _train(console: Console, pool: Pool, runs: Sequence[PlannedRun], folder: Pat
         planned = jobs[job]
         if fault:
             faults[planned.folder] = f"{fault} (all of it: {job.log})"
-            told = f"[red]failed[/red]: {escape(printable(fault))}; {escape(str(job.log))} has all of it"
+            outcome = f"[red]failed[/red]: {escape(printable(fault))}; {escape(str(job.log))} has all of it"
         else:
-            figures = run_record(planned, folder)
-            told = f"{figures['top1']:.2f} % in {figures['seconds'] / 60:.1f} min"
-        console.print(f"{count}/{len(jobs)}  {escape(job.name)}: {told}", soft_wrap=True, highlight=False)
+            record = run_record(planned, folder)
+            outcome = f"{record['top1']:.2f} % in {record['seconds'] / 60:.1f} min"
+        console.print(f"{count}/{len(jobs)}  {escape(job.name)}: {outcome}", soft_wrap=True, highlight=False)
 
     pool.run(list(jobs), done=done)
 
@@ -105,8 +105,8 @@ def _announce(console: Console, plan: Plan, left: Sequence[PlannedRun], jobs: in
     total = len(plan.runs) + (plan.teacher is not None)
     what = f"{len(plan.strategies)} strategies, {len(plan.seeds)} seeds" + (", one teacher" if plan.teacher else "")
     done = f", {total - len(left)} done before" if len(left) < total else ""
-    told = f"{total} runs ({what}){done}; {jobs} at a time, threads of each: {threads}"
-    console.print(told, highlight=False, soft_wrap=True)
+    announced = f"{total} runs ({what}){done}; {jobs} at a time, threads of each: {threads}"
+    console.print(announced, highlight=False, soft_wrap=True)
 
 
 def _write(console: Console, record: dict[str, Any], output: Path, *, plots: bool) -> None:
@@ -135,7 +135,7 @@ def main(config: DictConfig) -> None:
     try:
         record = run(config)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted: the same command resumes", file=sys.stderr)
         sys.exit(130)
     if not is_whole(record):
         sys.exit(3)

@@ -22,8 +22,8 @@ class PairedGain:
     Attributes:
         gains: the differences, a seed each.
         mean: of them.
-        interval: 95 % confidence interval of the mean; None where one cannot be told.
-        p: two-sided p-value of no gain; None where one cannot be told.
+        interval: 95 % confidence interval of the mean; None where there is none.
+        p: two-sided p-value of no gain; None where there is none.
     """
 
     gains: tuple[float, ...]
@@ -37,7 +37,7 @@ def paired_gain(gains: Sequence[float], *, level: float = LEVEL) -> PairedGain:
 
     With :math:`n` gains of mean :math:`m` and standard deviation :math:`s` (over :math:`n - 1`), the interval is
     :math:`m ± t_{1 - level/2, n-1} s / \sqrt{n}`, and p the two-sided tail of :math:`m \sqrt{n} / s`. It takes the
-    gains as normal, which so few cannot tell; with five seeds an exact test of signs could not reach 5 % at all.
+    gains as normal, which so few cannot show; with five seeds an exact test of signs could not reach 5 % at all.
     Where all gains are equal there is no :math:`s` to go by: p then is the exact sign-flip test's, :math:`2 / 2^n`
     (1 for gains of zero), and there is no interval. A single gain has neither.
 
@@ -54,9 +54,9 @@ def paired_gain(gains: Sequence[float], *, level: float = LEVEL) -> PairedGain:
         (2.0, [-0.484, 4.484], 0.0742)
     """
     if not gains or not all(math.isfinite(gain) for gain in gains):
-        raise ValueError(f"paired gains are finite numbers, at least one, came {list(gains)}")
+        raise ValueError(f"paired gains are finite numbers, at least one, got {list(gains)}")
     if not 0 < level < 1:
-        raise ValueError(f"level is between 0 and 1, came {level}")
+        raise ValueError(f"level is between 0 and 1, got {level}")
     values, n = tuple(float(gain) for gain in gains), len(gains)
     mean = statistics.fmean(values)
     if n == 1:

@@ -1,4 +1,4 @@
-"""Which runs a comparison is made of, and that they can be compared: all of it known before the first one begins."""
+"""Which runs a comparison is made of, and whether they can be compared: known before the first one starts."""
 
 from __future__ import annotations
 
@@ -147,9 +147,9 @@ def make_plan(config: DictConfig) -> Plan:
 def _names(given: Any) -> list[str]:
     names = [str(name) for name in given] if isinstance(given, ListConfig) else []
     if len(names) < 2 or len(set(names)) != len(names):
-        raise ValueError(f"experiments is a list of at least two different names, such as [baseline,kd], came {given}")
+        raise ValueError(f"experiments is a list of at least two different names, such as [baseline,kd], got {given}")
     if bad := [name for name in names if not name.replace("_", "").replace("-", "").isalnum() or name == "teacher"]:
-        raise ValueError(f"experiments are names of letters, digits, - and _, none of them 'teacher', came {bad}")
+        raise ValueError(f"experiments are names of letters, digits, - and _, none of them 'teacher', got {bad}")
     return names
 
 
@@ -158,7 +158,7 @@ def _seeds(given: Any) -> tuple[int, ...]:
         return tuple(range(given))
     seeds = list(given) if isinstance(given, ListConfig) else []
     if not seeds or len(set(seeds)) != len(seeds) or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
-        raise ValueError(f"seeds is how many (from 0 on), or a list of different ones such as [0,3], came {given}")
+        raise ValueError(f"seeds is how many (from 0 on), or a list of different ones such as [0,3], got {given}")
     return tuple(seeds)
 
 
@@ -227,7 +227,7 @@ def _planned(name: str, seed: int, folder: Path, experiment: str, overrides: Seq
 
 
 def _of_seed(run: PlannedRun, seed: int) -> PlannedRun:
-    """The same run of another seed: composing it anew would take half a second and give the same."""
+    """The same run of another seed: composing it again would take half a second and give the same."""
     folder, config = run.folder.with_name(f"seed{seed}"), run.config.copy()
     config.seed, config.run_dir = seed, str(folder)
     arguments = tuple(f"seed={seed}" if argument == f"seed={run.seed}" else argument for argument in run.overrides)
@@ -263,7 +263,7 @@ def network_name(config: DictConfig, name: str) -> str:
 
 
 def _require_pairs(plan: Plan) -> None:
-    """Hold every strategy to the reference's data, Student and number of updates, as their configs tell them."""
+    """Hold every strategy to the reference's data, Student and number of updates, as their configs have them."""
     first = next(strategy for strategy in plan.strategies if strategy.name == plan.reference).runs[0].config
     for strategy in plan.strategies:
         config = strategy.runs[0].config

@@ -55,7 +55,7 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
 
     Args:
         plan: the comparison.
-        folder: of the comparison; those of the runs are told relative to it.
+        folder: of the comparison; those of the runs are relative to it.
         faults: what went wrong, by run folder.
         about: further entries, such as the command.
 
@@ -105,7 +105,7 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
 
 
 def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]:
-    """The raw figures of one run, its folder relative to ``folder``; None for what there is not yet."""
+    """The raw metrics of one run, its folder relative to ``folder``; None for what there is not yet."""
     place = run.folder.relative_to(folder).as_posix()
     if fault or not is_done(run):
         return {"seed": run.seed, "folder": place, "top1": None, "fault": fault or "not done yet"}
@@ -176,12 +176,12 @@ def against(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, 
 
 def judge(strategies: Mapping[str, dict[str, Any]], reference: str) -> None:
     """Set ``p_adjusted`` and ``verdict`` of all but the reference."""
-    told = [record for name, record in strategies.items() if name != reference and record["p"] is not None]
-    adjusted = holm([record["p"] for record in told])
+    tested = [record for name, record in strategies.items() if name != reference and record["p"] is not None]
+    adjusted = holm([record["p"] for record in tested])
     for name, record in strategies.items():
         if name != reference:
             record |= {"p_adjusted": None, "verdict": "not shown"}
-    for record, p in zip(told, adjusted, strict=True):
+    for record, p in zip(tested, adjusted, strict=True):
         record |= {"p_adjusted": p, "verdict": verdict(record["gain"], p)}
 
 

@@ -67,12 +67,12 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def notes(record: Mapping[str, Any]) -> list[str]:
-    """What the figures are, the teacher, and all that is missing."""
+    """What the numbers are, the teacher, and all that is missing."""
     statistics = record["statistics"]
     reference = record["strategies"][record["reference"]]
     steps = {run["steps"] for s in record["strategies"].values() for run in s["runs"] if run["top1"] is not None}
     samples = next((run["test_samples"] for run in reference["runs"] if run["top1"] is not None), None)
-    told = [
+    lines = [
         f"Student: {record['student']}. Figures: {record['figure']}"
         + (f" ({samples} samples)" if samples else "")
         + f"; mean ± standard deviation over seeds {', '.join(map(str, record['seeds']))}.",
@@ -81,28 +81,28 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         "The spread is that over seeds, of one test split and one teacher.",
     ]
     if len(steps) == 1:
-        told.append(
+        lines.append(
             f"Checked of every pair: the same samples in the same order, the same pixels at the start of each epoch, "
             f"{steps.pop()} updates of the Student."
         )
     if record["teacher"] is not None:
-        told.append(_teacher(record["teacher"]))
+        lines.append(_teacher(record["teacher"]))
     used = {name: value for name, value in record["preset_weights"].items() if _is_used(name, value, record)}
     if used:
-        told.append(f"Weights that the data's preset has in place of the published: {_weights(used)}.")
-    told += [
+        lines.append(f"Weights that the data's preset has in place of the published: {_weights(used)}.")
+    lines += [
         f"{name}: {' '.join(strategy['overrides'])}"
         for name, strategy in record["strategies"].items()
         if strategy["overrides"]
     ]
-    told += [f"**{name} is not paired**: {text}" for name, s in record["strategies"].items() for text in _unpaired(s)]
+    lines += [f"**{name} is not paired**: {text}" for name, s in record["strategies"].items() for text in _unpaired(s)]
     for name, strategy in record["strategies"].items():
         seeds: dict[str, list[int]] = {}
         for run in strategy["runs"]:
             if run["fault"]:
                 seeds.setdefault(run["fault"], []).append(run["seed"])
-        told += [f"**{name}, seed {', '.join(map(str, these))}**: {fault}" for fault, these in seeds.items()]
-    return told
+        lines += [f"**{name}, seed {', '.join(map(str, these))}**: {fault}" for fault, these in seeds.items()]
+    return lines
 
 
 def p_text(p: float) -> str:

@@ -67,7 +67,7 @@ class Chart:
         title: plain text.
         width: of its view box.
         height: of its view box.
-        marks: SVG, whatever came from others escaped by :func:`shown`.
+        marks: SVG, untrusted text escaped by :func:`shown`.
         legend: lines that are named below it.
     """
 
@@ -109,7 +109,7 @@ class Interval:
 
 
 def shown(text: object) -> str:
-    """A text of others as HTML shows it: nothing of it is markup, nothing turns the direction of writing.
+    """An untrusted text as HTML shows it: nothing of it is markup, nothing turns the direction of writing.
 
     Example:
         >>> shown('<b onload="x">')
@@ -131,7 +131,7 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers within a range, at least a so-manieth part of it apart.
+    """Round numbers within a range, at most so many steps of it apart.
 
     Example:
         >>> ticks(0.0, 1.0), ticks(-3.0, 24.0)

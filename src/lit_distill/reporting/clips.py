@@ -81,7 +81,7 @@ def strip(evidence: RunEvidence, position: int) -> tuple[str, int]:
     if not isinstance(clip, Tensor) or clip.dtype != torch.uint8 or clip.ndim not in (3, 4, 5):
         raise ValueError(
             "frames are shown of data sets that give uint8 clips (T, 3, H, W), views of them, or images (3, H, W), "
-            f"came {getattr(clip, 'dtype', type(clip).__name__)} {tuple(getattr(clip, 'shape', ()))}: give clips=0"
+            f"got {getattr(clip, 'dtype', type(clip).__name__)} {tuple(getattr(clip, 'shape', ()))}: give clips=0"
         )
     frames = clip[None] if clip.ndim == 3 else clip[len(clip) // 2] if clip.ndim == 5 else clip
     count = min(_FRAMES, len(frames))

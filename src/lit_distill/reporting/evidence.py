@@ -61,7 +61,7 @@ class RunEvidence:
         left_out: models that can't be looked at, and why.
         index: (N,) positions of the samples in the split.
         target: (N,) their class indices.
-        names: of all samples of the split, as their list has them; empty where the data module does not tell.
+        names: of all samples of the split, as their list has them; empty where the data module does not say.
     """
 
     label: str
@@ -227,7 +227,7 @@ def gather(
         FileNotFoundError: the student's weights or the data are not there.
     """
     if trainer.world_size > 1:
-        raise ValueError(f"a report is made by one process, came {trainer.world_size}: give trainer.devices=1")
+        raise ValueError(f"a report is made by one process, got {trainer.world_size}: give trainer.devices=1")
     chosen = dict(layers or {})
     if unknown := set(chosen) - set(run.models):
         raise ValueError(f"layers of {sorted(unknown)}: {run.folder} has the models {', '.join(run.models)}")
@@ -239,7 +239,7 @@ def gather(
         except (ValueError, OSError) as error:
             if name == run.student:
                 raise
-            left_out[name] = str(error)  # a teacher's file may have gone: the report says so and goes on
+            left_out[name] = str(error)  # a teacher's file may have gone: the report says so and continues
     module = run.data(**{str(key): value for key, value in (data or {}).items()})
     look = _Look(
         networks,

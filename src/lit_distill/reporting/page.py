@@ -50,7 +50,7 @@ class Section:
     Attributes:
         name: of its anchor.
         title: plain text.
-        body: HTML, whatever came from others escaped by :func:`lit_distill.reporting.charts.shown`.
+        body: HTML, untrusted text escaped by :func:`lit_distill.reporting.charts.shown`.
     """
 
     name: str

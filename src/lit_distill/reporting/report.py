@@ -87,12 +87,12 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
 
 
 def _opened(config: DictConfig) -> dict[str, Run]:
-    """The runs by labels that tell them apart: the ends of their paths, as long as it takes."""
+    """The runs by labels that distinguish them: the ends of their paths, as long as it takes."""
     if config.split not in ("val", "test"):
-        raise ValueError(f"split is val or test, came {config.split!r}")
+        raise ValueError(f"split is val or test, got {config.split!r}")
     for name in ("clips", "cka_samples", "cost_steps"):
         if isinstance(config[name], bool) or not isinstance(config[name], int) or config[name] < 0:
-            raise ValueError(f"{name} is a number from 0, came {config[name]!r}")
+            raise ValueError(f"{name} is a number from 0, got {config[name]!r}")
     if bool(config.run) == bool(config.runs):
         raise ValueError("give one run folder as run=<folder>, or several as runs=[<folder>,<folder>]")
     folders = [Path(str(folder)).expanduser() for folder in ([config.run] if config.run else config.runs)]

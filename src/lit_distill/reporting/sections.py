@@ -57,7 +57,7 @@ class Material:
 
 
 def sections(material: Material) -> list[Section]:
-    """All sections that there is something to tell in."""
+    """All sections that have content."""
     made = [
         Section("summary", "Summary", _summary(material)),
         Section("curves", "Curves", _curves(material)),
@@ -79,7 +79,7 @@ def _summary(material: Material) -> str:
          percent(j.figures["ece"]), j.figures["samples"], f"{j.parameters:,}")
         for j in material.judged
     ]  # fmt: skip
-    told = [table(("model", "top-1", "top-5", "loss", "ECE", "samples", "parameters"), rows)]
+    parts = [table(("model", "top-1", "top-5", "loss", "ECE", "samples", "parameters"), rows)]
     facts = []
     for run in material.runs:
         results = run.run.results
@@ -87,15 +87,15 @@ def _summary(material: Material) -> str:
             (run.label, results.get("experiment") or "–", results.get("epochs", "–"), results.get("steps", "–"),
              results.get("seed", "–"), (results.get("versions") or {}).get("torch", "–"), run.run.folder)
         )  # fmt: skip
-    told.append(table(("run", "experiment", "epochs", "steps", "seed", "torch", "folder"), facts))
-    told += [
+    parts.append(table(("run", "experiment", "epochs", "steps", "seed", "torch", "folder"), facts))
+    parts += [
         note(f"{run.label} · {name} is left out: {why}") for run in material.runs for name, why in run.left_out.items()
     ]
-    return "".join([*told, *map(note, material.notes)])
+    return "".join([*parts, *map(note, material.notes)])
 
 
 def _curves(material: Material) -> str:
-    by_stage = len(material.logged) == 1  # colours tell the stages of one run apart, or the runs
+    by_stage = len(material.logged) == 1  # colours distinguish the stages of one run, or the runs
     charts: dict[str, list[Line]] = {}
     for place, history in enumerate(material.logged):
         for name, points in history.series.items():
@@ -151,34 +151,34 @@ def _calibration(material: Material) -> str:
 
 
 def _classes(material: Material) -> str:
-    told = []
+    parts = []
     for pair in material.pairs:
         names = pair.home.class_names
         changes = sorted(pair.class_changes(), key=lambda change: (-change[2], change[0]))
         ups = [change for change in changes if change[2] > 0]
         downs = [change for change in changes if change[2] < 0]
         title = f"{pair.b.label} less {pair.a.label}"
-        told.append(f"<h3>{shown(title)}</h3>")
-        told.append(note(f"{len(ups)} classes gain, {len(downs)} lose, {len(changes) - len(ups) - len(downs)} stay"))
+        parts.append(f"<h3>{shown(title)}</h3>")
+        parts.append(note(f"{len(ups)} classes gain, {len(downs)} lose, {len(changes) - len(ups) - len(downs)} stay"))
         most = [*ups[:_SHOWN_CLASSES], *downs[-_SHOWN_CLASSES:]]
         if most:
             rows = [(names[c], gain, f"{100 * gain:+.1f}") for c, _, gain in most]
-            told.append(grid([bar_chart(rows, title="top-1 of each class, points")]))
-    return "".join(told)
+            parts.append(grid([bar_chart(rows, title="top-1 of each class, points")]))
+    return "".join(parts)
 
 
 def _confusion(material: Material) -> str:
-    told = []
+    parts = []
     for run in material.runs:
         judged, names = run.student, run.class_names
         counts = judged.figures["confusion"]
         shares = [[count / max(1, sum(row)) for count in row] for row in counts]
-        told.append(f"<h3>{shown(judged.label)}</h3>")
+        parts.append(f"<h3>{shown(judged.label)}</h3>")
         if len(names) <= _WRITTEN_OUT:
             said = [[str(count) if count else "" for count in row] for row in counts]
-            told.append(shaded(names, names, shares, said, corner="true \\ predicted"))
+            parts.append(shaded(names, names, shares, said, corner="true \\ predicted"))
         else:
-            told.append(grid([shade_map(shares, title="rows: true class, columns: predicted, by number")]))
+            parts.append(grid([shade_map(shares, title="rows: true class, columns: predicted, by number")]))
         worst = sorted(
             ((row["confused"], row) for row in class_rows(counts, names) if row["confused"]), key=lambda pair: -pair[0]
         )[:_SHOWN_CLASSES]
@@ -187,60 +187,60 @@ def _confusion(material: Material) -> str:
             for times, row in worst
         ]
         if rows:
-            told.append(table(("class", "samples", "top-1", "most often taken for", "how often"), rows))
-    return "".join(told)
+            parts.append(table(("class", "samples", "top-1", "most often taken for", "how often"), rows))
+    return "".join(parts)
 
 
 def _clips(material: Material) -> str:
     if not material.clips:
         return ""
-    told = []
+    parts = []
     for pair in material.pairs:
         if not pair.home.names:
-            told.append(note(f"the data of {pair.home.label} does not name its samples, so none are shown"))
+            parts.append(note(f"the data of {pair.home.label} does not name its samples, so none are shown"))
             continue
         for title, places in changed(pair, material.clips):
-            told.append(f"<h3>{shown(title)}</h3>")
-            told.append(grid(clip_figures(pair, places)) if places else note("no such sample"))
-    return "".join(told)
+            parts.append(f"<h3>{shown(title)}</h3>")
+            parts.append(grid(clip_figures(pair, places)) if places else note("no such sample"))
+    return "".join(parts)
 
 
 def _similarity(material: Material) -> str:
-    told = []
+    parts = []
     for pair in material.pairs:
         if not pair.within or not pair.a.features:
             continue
         rows, columns, values = pair.cka()
         samples = len(next(iter(pair.a.features.values())))
         said = [["–" if math.isnan(value) else f"{value:.2f}" for value in row] for row in values]
-        told.append(f"<h3>{shown(f'{pair.a.label} (rows) and {pair.b.label} (columns)')}</h3>")
-        told.append(shaded(rows, columns, values, said, corner=f"{samples} samples"))
+        parts.append(f"<h3>{shown(f'{pair.a.label} (rows) and {pair.b.label} (columns)')}</h3>")
+        parts.append(shaded(rows, columns, values, said, corner=f"{samples} samples"))
     words = (
         "Linear CKA of what the layers give for the same samples, averaged over positions: 1 for the same features up "
         "to rotation and scale, around 0 for unrelated ones. The estimate is the unbiased one of HSIC, so it may be "
         "below 0."
     )
-    return note(words) + "".join(told) if told else ""
+    return note(words) + "".join(parts) if parts else ""
 
 
 def _gradients(material: Material) -> str:
-    told = []
+    parts = []
     for history in material.logged:
         norms = {name: points for name, points in history.series.items() if name.startswith("grad/")}
         cosines = {name: points for name, points in history.series.items() if name.startswith("grad_cos/")}
         if not norms:
             continue
-        told.append(f"<h3>{shown(history.label)}</h3>")
+        parts.append(f"<h3>{shown(history.label)}</h3>")
         charts = [_terms(norms, "grad/", "norm of each weighted term's gradient")]
         if cosines:
             charts.append(_terms(cosines, "grad_cos/", "cosine of each pair of terms"))
-        told.append(grid(charts))
+        parts.append(grid(charts))
     words = (
         "Over the student's parameters, as callbacks=gradients measured it. Below 0 two terms work against each other."
     )
     return (
-        note(words) + "".join(told)
-        if told
+        note(words) + "".join(parts)
+        if parts
         else note("no run logged them: train with callbacks=gradients to have them here")
     )
 
@@ -258,24 +258,24 @@ def _cost(material: Material) -> str:
         (j.label, f"{1e3 * j.seconds / j.figures['samples']:.2f} ms", f"{4 * j.parameters / 2**20:.1f} MiB")
         for j in material.judged
     ]
-    told = [table(("model", "forward pass a sample, here", "parameters in float32"), rows)]
+    parts = [table(("model", "forward pass a sample, here", "parameters in float32"), rows)]
     trained = [
         (run.label, f"{float(seconds):,.0f} s") for run in material.runs
         if isinstance(seconds := run.run.results.get("seconds"), (int, float))
     ]  # fmt: skip
     if trained:
-        told.append(table(("run", "its training took"), trained))
+        parts.append(table(("run", "its training took"), trained))
     for label, cost in material.costs.items():
-        told.append(f"<h3>{shown(f'{label}: a training step')}</h3>")
+        parts.append(f"<h3>{shown(f'{label}: a training step')}</h3>")
         if isinstance(cost, str):
-            told.append(note(f"not measured: {cost}"))
+            parts.append(note(f"not measured: {cost}"))
             continue
         whole = sum(cost.seconds.values()) or 1.0
         bars = [(part, s, f"{1e3 * s:.1f} ms, {100 * s / whole:.0f} %") for part, s in cost.seconds.items()]
         kept = {"optimizer state" if part == "optimizer" else part: size for part, size in cost.bytes.items()}
         kept |= {f"kept of {part.removeprefix('forward ')}": size for part, size in cost.kept_bytes.items()}
         sizes = [(part, float(size), f"{size / 2**20:.1f} MiB") for part, size in kept.items()]
-        told.append(
+        parts.append(
             grid([bar_chart(bars, title="time of a batch, measured here"), bar_chart(sizes, title="memory of a batch")])
         )
-    return "".join(told)
+    return "".join(parts)

@@ -56,7 +56,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> float:
     least = 4 if debiased else 2
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < least:
         raise ValueError(
-            f"expected features (n, p) and (n, q) of the same n >= {least} samples, came {tuple(x.shape)} and "
+            f"expected features (n, p) and (n, q) of the same n >= {least} samples, got {tuple(x.shape)} and "
             f"{tuple(y.shape)}"
         )
     # Centred first: that changes neither estimate, and without it the unbiased one is a difference of large numbers.

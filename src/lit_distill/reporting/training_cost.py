@@ -1,4 +1,4 @@
-"""Where a training step of a received run spends its time and memory, measured anew."""
+"""Where a training step of an untrusted run spends its time and memory, measured again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     config = run.config
     parts = check_targets({key: config.get(key) for key in _BUILT}, allow=run.allow, run_dir=folder)
     rest = {key: config.get(key) for key in _NAMED}
-    # callbacks are named, not built: whether one moves a frozen model is told by its name
+    # callbacks are named, not built: its name says whether one updates a frozen model
     callbacks = {key: node for key, node in (config.get("callbacks") or {}).items() if node}
     tree = {**parts, **rest, "callbacks": callbacks, "run_dir": str(folder.absolute())}
     tree["replaced_frozen"], tree["train_only"] = (tree[key] or [] for key in ("replaced_frozen", "train_only"))

@@ -32,7 +32,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     Raises:
         ModuleNotFoundError: Optuna is not installed.
         ValueError: the space or a setting is malformed, a key is none of the experiment's, or trials fail.
-        KeyboardInterrupt: a signal came; the trial under way is saved, and the same command goes on.
+        KeyboardInterrupt: a signal was received; the trial under way is saved, and the same command resumes.
     """
     console = console or Console()
     axes = axes_of(config)
@@ -68,5 +68,5 @@ def main(config: DictConfig) -> None:
     try:
         run(config)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted: the same command resumes", file=sys.stderr)
         sys.exit(130)

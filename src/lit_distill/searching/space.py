@@ -52,11 +52,11 @@ class Axis:
                 raise ValueError(f"space: {key} has no choices")
             return cls(key, tuple(_as_override(choice) for choice in given))
         if not isinstance(given, Mapping) or not {"low", "high"} <= set(given) <= {"low", "high", "log", "step"}:
-            raise ValueError(f"space: {key} is a list of choices, or low and high with log or step; came {given!r}")
+            raise ValueError(f"space: {key} is a list of choices, or low and high with log or step; got {given!r}")
         low, high, log, step = given["low"], given["high"], bool(given.get("log", False)), given.get("step")
         if not low < high or (log and (low <= 0 or step is not None)):
             raise ValueError(
-                f"space: {key} goes from low to high, above 0 and without a step if log; came {dict(given)}"
+                f"space: {key} goes from low to high, above 0 and without a step if log; got {dict(given)}"
             )
         return cls(key, (), low, high, log, step)
 

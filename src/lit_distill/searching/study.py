@@ -19,7 +19,7 @@ from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import METRICS_FILE, RESULTS_FILE, STUDY_JOURNAL, TRIALS
 from lit_distill.runs.processes import fault_of, start_process, terminated_as_interrupted
 
-POLL = 0.5  # seconds between two looks at a trial's figures
+POLL = 0.5  # seconds between two looks at a trial's metrics
 
 
 def open_study(config: DictConfig) -> Any:
@@ -35,7 +35,7 @@ def open_study(config: DictConfig) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"search needs Optuna: pip install 'lit-distill[search]' ({error})") from error
     if config.direction not in ("maximize", "minimize"):
-        raise ValueError(f"direction is maximize or minimize, came {config.direction!r}")
+        raise ValueError(f"direction is maximize or minimize, got {config.direction!r}")
     folder = Path(config.folder).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -57,7 +57,7 @@ def open_study(config: DictConfig) -> Any:
         other = sorted(key for key in what if before[key] != what[key])
         raise ValueError(f"{folder} holds another search ({', '.join(other)} differ): give another folder=")
     study.set_user_attr("what", what)
-    # With one seed a search that goes on would draw its first trials once more.
+    # With one seed a resumed search would draw its first trials again.
     study.sampler = optuna.samplers.TPESampler(
         seed=config.sampler_seed + len(study.trials), n_startup_trials=config.startup_trials
     )

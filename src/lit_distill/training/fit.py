@@ -48,10 +48,10 @@ class Fitted:
 
 
 def fit(config: DictConfig) -> Fitted:
-    """Train what a composed config describes, and leave checkpoints, figures and the student in ``config.run_dir``.
+    """Train what a composed config describes, and leave checkpoints, metrics and the student in ``config.run_dir``.
 
     Args:
-        config: the composed ``train.yaml``; it goes on from ``ckpt_path`` where that is given.
+        config: the composed ``train.yaml``; it resumes from ``ckpt_path`` where that is given.
 
     Raises:
         ValueError: the config describes something that cannot be trained; nothing has been written then but the config.
@@ -61,7 +61,7 @@ def fit(config: DictConfig) -> Fitted:
     started_at = datetime.now(UTC)
     folder = Path(config.run_dir)
     seed_everything(config.seed, workers=True, verbose=False)
-    # first the data: what its config lacks is not to be told of the models, which take it from there
+    # first the data: what its config lacks must not be reported of the models, which take it from there
     datamodule: LightningDataModule = instantiate(config.data, _convert_="all")
     module = build_module(config)
     callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
@@ -127,7 +127,7 @@ def _look_first(module: DistillModule, datamodule: LightningDataModule) -> None:
     for finding in diagnosis.findings:
         console.print(f"[yellow]look:[/yellow] {finding}", soft_wrap=True, highlight=False)
     if diagnosis.findings:
-        console.print("(python -m lit_distill.doctor with the same arguments tells more; doctor=false leaves this out)")
+        console.print("(python -m lit_distill.doctor with the same arguments says more; doctor=false leaves this out)")
 
 
 def _reached(trainer: Trainer, checkpoint: ModelCheckpoint | None, started: float) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
 
 
 def _best_figures(checkpoint: ModelCheckpoint | None) -> dict[str, float]:
-    """The validation figures of the epoch that the best checkpoint was saved in."""
+    """The validation metrics of the epoch that the best checkpoint was saved in."""
     if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
         return {}
     stored = read_checkpoint(checkpoint.best_model_path)

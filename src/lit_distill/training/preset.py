@@ -45,7 +45,7 @@ def _weighted_by(given: Sequence[str]) -> set[str]:
 
 
 def set_preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
-    """Write :func:`preset_weights` into the terms of ``config``, so that its run folder tells what was trained with.
+    """Write :func:`preset_weights` into the terms of ``config``, so that its run folder has what was trained with.
 
     Interpolations stay: in a stage of other epochs a schedule is as long as the stage.
     """

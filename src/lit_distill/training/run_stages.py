@@ -45,7 +45,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     Args:
         config: of the run.
         stages: all of them.
-        point: where the run goes on.
+        point: where the run resumes.
 
     Returns:
         The content of ``results.json``; nothing on ranks other than the first.
@@ -108,7 +108,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Build all stages before the first is trained: what can't be told then costs all that comes before it.
+    """Build all stages before the first is trained: an error found later would cost all that comes before it.
 
     Args:
         stages: of a run.
@@ -164,7 +164,7 @@ def _chosen(config: DictConfig, stages: Sequence[Stage], done: Mapping[str, Mapp
 def _together(
     head: Mapping[str, Any], stages: Sequence[Stage], done: Mapping[str, Mapping[str, Any]], chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The run's results: the figures of the chosen stage, sums of all, and a section a stage."""
+    """The run's results: the metrics of the chosen stage, sums of all, and a section a stage."""
     sections = {
         stage.name: {
             "folder": f"{stage.folder.parent.name}/{stage.folder.name}",

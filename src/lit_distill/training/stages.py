@@ -49,15 +49,15 @@ def stages_of(config: DictConfig) -> list[Stage]:
     - ``start``: where a model begins: ``<stage>/<Model>`` as that earlier stage left it, ``<stage>/<Model>@best`` at
       its best validation, or ``fresh``. By default a model begins as the newest earlier stage that trained it left it,
       and as its own config says where there was none.
-    - ``fresh``: parts, such as ``Student.temporal_attention``, that begin anew in a model that does not.
+    - ``fresh``: parts, such as ``Student.temporal_attention``, that are reinitialized in a model that is not.
 
-    Optimizer, schedule, epochs and the losses' own parameters begin anew in each stage, and so do the random numbers:
-    a later stage has a seed of its own, a function of the run's.
+    Optimizer, schedule, epochs and the losses' own parameters start from scratch in each stage, and so do the random
+    numbers: a later stage has its own seed, a function of the run's.
 
-    ``generations=n`` makes n stages instead (born-again networks): in each the Student begins anew, and learns from
-    ``generation.teacher``, which from the second on is the best Student of the generation before, frozen. The first
-    learns without the terms that name the teacher, unless that has weights (``pretrained``). ``generation.first`` and
-    ``generation.later`` are overrides.
+    ``generations=n`` makes n stages instead (born-again networks): in each the Student is reinitialized, and learns
+    from ``generation.teacher``, which from the second on is the best Student of the generation before, frozen. The
+    first learns without the terms that name the teacher, unless that has weights (``pretrained``). ``generation.first``
+    and ``generation.later`` are overrides.
 
     Args:
         config: the composed ``train.yaml``, with ``run_dir`` set.
@@ -76,10 +76,10 @@ def stages_of(config: DictConfig) -> list[Stage]:
         return []
     if base.get("ckpt_path"):
         raise ValueError(
-            "ckpt_path is of an ordinary run; one of several stages goes on by resume=auto, in the stage that it was in"
+            "ckpt_path is of an ordinary run; one of several stages is resumed by resume=auto, in its unfinished stage"
         )
     if base.get("student_from", "last") not in ("last", "best"):
-        raise ValueError(f"student_from is last or best, came {base['student_from']!r}")
+        raise ValueError(f"student_from is last or best, got {base['student_from']!r}")
     stages: list[Stage] = []
     places = _Places()
     for number, (name, plan) in enumerate(plans.items(), 1):
@@ -107,7 +107,7 @@ def moved_models(callbacks: Mapping[Any, Any]) -> set[str]:
 
 def _generations(base: Mapping[str, Any], count: Any) -> dict[str, dict[str, Any]]:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"generations is a number from 1, came {count!r}")
+        raise ValueError(f"generations is a number from 1, got {count!r}")
     plan: Mapping[str, Any] = base.get("generation") or {}
     teacher, student = str(plan.get("teacher", "Teacher")), str(base["student"])
     if teacher == student or student not in base["models"]:
@@ -156,9 +156,9 @@ def _models_of(term: Mapping[str, Any]) -> set[str]:
 
 def _check(name: str, plan: Any, base: Mapping[str, Any]) -> None:
     if not re.fullmatch(r"[A-Za-z][\w-]*", name):
-        raise ValueError(f"the name of a stage is letters, digits, _ and -, came {name!r}")
+        raise ValueError(f"the name of a stage is letters, digits, _ and -, got {name!r}")
     if not isinstance(plan, Mapping):
-        raise ValueError(f"stages.{name} is a mapping of overrides, came {plan!r}")
+        raise ValueError(f"stages.{name} is a mapping of overrides, got {plan!r}")
     for key in plan:
         if key in _NOT_OVERRIDDEN:
             raise ValueError(f"stages.{name}.{key}: {key} is the run's, not a stage's")

@@ -27,7 +27,7 @@ def start_from(
     fresh: Collection[str] = (),
     expected: Mapping[str, Tensor] | None = None,
 ) -> LoadReport | None:
-    """Copy what an earlier stage left of a model into it; all of it must fit, but for what begins anew.
+    """Copy what an earlier stage left of a model into it; all of it must fit, but for what is reinitialized.
 
     Args:
         model: the network.
@@ -39,7 +39,7 @@ def start_from(
         expected: what the earlier stage will leave there, by name and shape: it is checked, and nothing is read.
 
     Returns:
-        What was loaded, and what began anew; nothing after a check.
+        What was loaded, and what is reinitialized; nothing after a check.
 
     Raises:
         ValueError: a tensor is missing, superfluous or of another shape; ``fresh`` names no part of the model.
@@ -68,11 +68,11 @@ def start_from(
     except ValueError as error:
         frames = " (temporal attention is made for one number of frames)" if "temporal_attention" in str(error) else ""
         raise ValueError(
-            f"{name} cannot begin as {file} has it: {error}; fresh=[{name}.<part>] lets a part begin anew{frames}"
+            f"{name} cannot begin as {file} has it: {error}; fresh=[{name}.<part>] reinitializes a part{frames}"
         ) from error
     if expected is not None:
         return None
     model.load_state_dict({**{key: own[key] for key in begun}, **kept}, strict=True)
-    anew = {key: "begins anew in this stage" for key in begun if not is_counter(key)}
+    reset = {key: "is reinitialized in this stage" for key in begun if not is_counter(key)}
     matched = [key for key in kept if not is_counter(key)]
-    return LoadReport(file, file_sha256(file), len(matched), len(matched) + len(anew), reset=anew, name=there)
+    return LoadReport(file, file_sha256(file), len(matched), len(matched) + len(reset), reset=reset, name=there)

@@ -37,7 +37,7 @@ def show_summary(console: Console, module: DistillModule, results: dict[str, Any
 
 
 def next_command(module: DistillModule, folder: str) -> str:
-    """A command that goes on from this run: distil from its best teacher, or go mutual with a student alone."""
+    """A command that builds on this run: distil from its best teacher, or go mutual with a student alone."""
     kind = "image" if isinstance(module.trainer.datamodule, ImageFolderDataModule) else "pptsmv2"  # type: ignore[attr-defined]
     peers = [name for name in module.models if name != module.student and name not in module.frozen]
     if peers:
