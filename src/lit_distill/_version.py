@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 
 __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
+    import lightning  # here, so that --version loads neither
+    import torch
+
     return {
         "lit_distill": __version__,
-        "torch": metadata.version("torch"),
-        "lightning": metadata.version("lightning"),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
         "python": platform.python_version(),
     }
