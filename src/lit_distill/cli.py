@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
 
-COMMANDS = (
-    ("train", "train an experiment: a method, models and data"),
-    ("test", "accuracy, confusions and calibration of what a run trained"),
-    ("predict", "classify videos or images with it"),
-    ("select", "the best of a pool without labels, for each class, by a trained teacher"),
-    ("export", "the student alone as ONNX, torch.export or safetensors, verified"),
-    ("benchmark", "its latency, split into decode, preprocess and network"),
-    ("doctor", "look at an experiment before it is trained"),
-    ("compare", "strategies with paired seeds: which is better, by how much, is it luck"),
-    ("search", "the best settings of an experiment by Optuna, pruned by validation"),
-    ("report", "what runs learned and where they differ, as one page"),
-    ("index", "look through the videos of a data set once, and find bad ones"),
-    ("pack", "videos of a data set into tar shards"),
-    ("convert", "PaddleVideo's weights and configs into this library's"),
-)
-"""Names and one line each; those that this release has are listed."""
+from lit_distill._version import __version__
 
-
-def available() -> list[tuple[str, str]]:
-    """The commands that there are."""
-    return [(name, line) for name, line in COMMANDS if importlib.util.find_spec(f"lit_distill.{name}") is not None]
+COMMANDS = {
+    "train": "train an experiment: a method, models and data",
+    "test": "accuracy, confusions and calibration of what a run trained",
+    "predict": "classify videos or images with it",
+    "select": "the best of a pool without labels, for each class, by a trained teacher",
+    "export": "the student alone as ONNX, torch.export or safetensors, verified",
+    "benchmark": "its latency, split into decode, preprocess and network",
+    "doctor": "look at an experiment before it is trained",
+    "compare": "strategies with paired seeds: which is better, by how much, is it luck",
+    "search": "the best settings of an experiment by Optuna, pruned by validation",
+    "report": "what runs learned and where they differ, as one page",
+    "index": "look through the videos of a data set once, and find bad ones",
+    "pack": "videos of a data set into tar shards",
+    "convert": "PaddleVideo's weights and configs into this library's",
+}
+"""Each command and what it does."""
 
 
 def help_text() -> str:
     """What ``lit-distill --help`` prints."""
-    commands = available()
-    width = max(len(name) for name, _ in commands)
-    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in commands)
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {line}" for name, line in COMMANDS.items())
     return (
         "Knowledge distillation: train students, test them, put them to work.\n\n"
         "  lit-distill <command> [arguments]\n"
@@ -59,16 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(help_text())
         return 0 if given else 2
     if given[0] in ("-V", "--version"):
-        from lit_distill import __version__
-
         print(__version__)
         return 0
     name = given[0]
-    names = [known for known, _ in available()]
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=2)
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=2)
         meant = f"did you mean {' or '.join(close)}? " if close else ""
-        print(f"error: no command {name!r}; {meant}There are {', '.join(names)}", file=sys.stderr)
+        print(f"error: no command {name!r}; {meant}There are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     # As the main module of this process: processes that it starts (DDP, workers) are python -m lit_distill.<name> too.
     sys.argv[1:] = given[1:]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torchvision import models
 
 from lit_distill.models.weights import load_weights
 
@@ -46,6 +45,8 @@ def torchvision_model(
         >>> torchvision_model("resnet18", num_classes=10).fc
         Linear(in_features=512, out_features=10, bias=True)
     """
+    from torchvision import models  # here, so that the losses load torch alone
+
     _check(name, models.list_models(module=models), "torchvision.models", num_classes)
     if name in _WITH_AUXILIARY:
         arguments = {"aux_logits": False, "init_weights": True, **arguments}
