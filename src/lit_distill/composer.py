@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.balance import Balancer
-from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows
+from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
-from lit_distill.terms import LossTerm, aligned_in_time, describe, tensors_of, term_from_mapping, weight_error
+from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping, weight_error
 
 
 @dataclass(frozen=True)

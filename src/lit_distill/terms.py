@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_distill.losses.base import Signal
+from lit_distill.losses.base import Signal, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, parse_references
 
 Weight: TypeAlias = float | Callable[[float], float]
@@ -136,11 +136,6 @@ def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
         return LossTerm(**given)
     except ValueError as error:
         raise ValueError(f"term {name!r}: {error}") from None
-
-
-def tensors_of(signal: Signal) -> list[Tensor]:
-    """The tensors of a signal, one or several."""
-    return [signal] if isinstance(signal, Tensor) else list(signal)
 
 
 def _join(references: tuple[Reference, ...]) -> str:

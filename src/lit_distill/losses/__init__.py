@@ -1,6 +1,9 @@
 """Distillation losses by what they compare: responses, features, or relations between samples.
 
-Each file lists in its ``__all__`` what this package exports of it; a new file gets its line here.
+One method, one file: a pure function with the mathematics, and a thin module with the hyperparameters, whose docstring
+has the formula, the paper and when to take it. ``response/kd.py`` is the one to read first. What the methods of a kind
+share is in ``_logits.py``, ``_maps.py`` and ``_gram.py``, what all share in ``base.py``, ``_hyperparameters.py`` and
+``_numerics.py``. Each file lists in its ``__all__`` what this package exports of it; a new file gets its line here.
 """
 
 from lit_distill.losses.base import *

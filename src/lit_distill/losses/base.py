@@ -91,6 +91,11 @@ class SizedLoss(Loss, ABC):
             )
 
 
+def tensors_of(signal: Signal) -> list[Tensor]:
+    """The tensors of a signal, one or several."""
+    return [signal] if isinstance(signal, Tensor) else list(signal)
+
+
 def class_indices(target: Tensor) -> Tensor:
     """The class index of each sample: ``target`` itself when it holds indices (B,), else its argmax over (B, C)."""
     return target if target.ndim == 1 and not torch.is_floating_point(target) else target.argmax(dim=-1)

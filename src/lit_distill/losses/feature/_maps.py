@@ -9,17 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import upcast
-from lit_distill.losses.base import Example, Signal, SizedLoss
-
-
-def as_layers(signal: Signal) -> list[Tensor]:
-    """The tensors of a signal: of a list of references, or of a single one."""
-    return [signal] if isinstance(signal, Tensor) else list(signal)
+from lit_distill.losses.base import Example, Signal, SizedLoss, tensors_of
 
 
 def shapes_of(*signals: Signal) -> str:
     """Shapes of student and teacher, for messages."""
-    student, teacher = ([tuple(t.shape) for t in as_layers(s)] for s in signals)
+    student, teacher = ([tuple(t.shape) for t in tensors_of(s)] for s in signals)
     return f"got student {_one_or_list(student)} and teacher {_one_or_list(teacher)}"
 
 
@@ -29,7 +24,7 @@ def layer_pairs(name: str, student: Signal, teacher: Signal) -> list[tuple[Tenso
     Raises:
         ValueError: the numbers of layers or the batch sizes differ, or a signal is no (N, C, H, W).
     """
-    ours, theirs = as_layers(student), as_layers(teacher)
+    ours, theirs = tensors_of(student), tensors_of(teacher)
     if len(ours) != len(theirs) or not ours:
         raise ValueError(
             f"{name} expects as many student layers as teacher layers, got {len(ours)} and {len(theirs)}: "
@@ -45,7 +40,7 @@ def require_maps(name: str, student: Signal, teacher: Signal) -> None:
     Raises:
         ValueError: names the shapes.
     """
-    layers = [*as_layers(student), *as_layers(teacher)]
+    layers = [*tensors_of(student), *tensors_of(teacher)]
     if any(t.ndim != 4 or t.numel() == 0 for t in layers) or len({len(t) for t in layers}) > 1:
         raise ValueError(
             f"{name} expects feature maps (N, C, H, W) of one batch size, none empty: {shapes_of(student, teacher)}"

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.base import Example, Signal, SizedLoss, tensors_of
 from lit_distill.losses.feature._maps import (
     apply_layer,
-    as_layers,
     averaged,
     require_maps,
     shapes_of,
@@ -152,7 +151,7 @@ class AFDLoss(SizedLoss):
         self.student_positions = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(ours), d)))
         self.teacher_positions = nn.Parameter(nn.init.xavier_normal_(torch.empty(len(theirs), d)))
         self._channels = (ours, theirs)
-        self.to(as_layers(example.student)[0].device)
+        self.to(tensors_of(example.student)[0].device)
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -164,7 +163,7 @@ class AFDLoss(SizedLoss):
         """
         self.require_built()
         self._channels_of(student, teacher)
-        ours, theirs = as_layers(student), as_layers(teacher)
+        ours, theirs = tensors_of(student), tensors_of(teacher)
         key = torch.stack([apply_layer(k, s.mean(dim=(2, 3))) for k, s in zip(self.keys, ours, strict=True)], dim=1)
         keys = apply_layer(self.bilinear, key.flatten(0, 1)).reshape(*key.shape[:2], len(theirs), self.qk_dim)
         queries = [apply_layer(q, t.mean(dim=(2, 3))) for q, t in zip(self.queries, theirs, strict=True)]
@@ -183,7 +182,7 @@ class AFDLoss(SizedLoss):
 
     def _channels_of(self, student: Signal, teacher: Signal) -> tuple[tuple[int, ...], tuple[int, ...]]:
         require_maps("AFDLoss", student, teacher)
-        ours, theirs = (tuple(t.shape[1] for t in as_layers(signal)) for signal in (student, teacher))
+        ours, theirs = (tuple(t.shape[1] for t in tensors_of(signal)) for signal in (student, teacher))
         if self._channels not in (None, (ours, theirs)):
             raise ValueError(f"AFDLoss was built for student and teacher channels {self._channels}, got {ours, theirs}")
         return ours, theirs

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive, Share
 from lit_distill.losses._numerics import full_precision, kl_from_logits, upcast
-from lit_distill.losses.base import Example, Signal, SizedLoss
-from lit_distill.losses.feature._maps import as_layers
+from lit_distill.losses.base import Example, Signal, SizedLoss, tensors_of
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy
 
 __all__ = ["BeYourOwnTeacherLoss", "be_your_own_teacher_loss"]
@@ -211,7 +210,7 @@ def _separable(inputs: int, outputs: int, *, stride: int) -> list[nn.Module]:
 
 
 def _checked_signals(stages: Signal, deepest: Signal) -> tuple[list[Tensor], Tensor, Tensor]:
-    shallow, second = as_layers(stages), as_layers(deepest)
+    shallow, second = tensors_of(stages), tensors_of(deepest)
     shapes = f"got {[tuple(t.shape) for t in shallow]} and {[tuple(t.shape) for t in second]}"
     if len(second) != 2 or second[0].ndim != 4 or second[1].ndim != 2 or any(t.ndim != 4 for t in shallow):
         raise ValueError(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Loss, Signal
-from lit_distill.losses.feature._maps import as_layers, shapes_of
+from lit_distill.losses.base import Loss, Signal, tensors_of
+from lit_distill.losses.feature._maps import shapes_of
 
 __all__ = ["DistanceLoss", "distance_loss"]
 
@@ -44,7 +44,7 @@ def distance_loss(
         >>> [distance_loss(student, teacher, mode=mode).item() for mode in ("l1", "l2", "smooth_l1")]
         [1.5, 4.5, 1.25]
     """
-    ours, theirs = as_layers(student), as_layers(teacher)
+    ours, theirs = tensors_of(student), tensors_of(teacher)
     if len(ours) != len(theirs) or not ours:
         raise ValueError(
             f"distance_loss expects as many student layers as teacher layers, {shapes_of(student, teacher)}"

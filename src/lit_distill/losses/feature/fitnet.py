@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.base import Example, Signal, tensors_of
 from lit_distill.losses.feature._maps import (
     PairedMapsLoss,
     apply_layer,
-    as_layers,
     shapes_of,
 )
 
@@ -42,7 +41,7 @@ def fitnet_loss(regressed: Signal, teacher: Signal) -> Tensor:
         >>> fitnet_loss(torch.zeros(2, 4, 3, 3), torch.full((2, 4, 3, 3), 2.0))
         tensor(4.)
     """
-    ours, theirs = as_layers(regressed), as_layers(teacher)
+    ours, theirs = tensors_of(regressed), tensors_of(teacher)
     if [t.shape for t in ours] != [t.shape for t in theirs] or not ours:
         raise ValueError(
             f"fitnet_loss expects regressed features and hints of the same shapes: {shapes_of(regressed, teacher)}"
@@ -126,7 +125,7 @@ class FitNetLoss(PairedMapsLoss):
             return fitnet_loss(student, teacher)
         pairs = self._pairs(student, teacher)
         regressed = [apply_layer(r, s) for r, (s, _) in zip(self.regressors, pairs, strict=True)]
-        return fitnet_loss(regressed, as_layers(teacher))
+        return fitnet_loss(regressed, tensors_of(teacher))
 
 
 def _make_regressor(student: Tensor, teacher: Tensor, kind: Regressor) -> nn.Module:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss, Signal
-from lit_distill.losses.feature._maps import as_layers, averaged_alike, require_maps, shapes_of
+from lit_distill.losses.base import Loss, Signal, tensors_of
+from lit_distill.losses.feature._maps import averaged_alike, require_maps, shapes_of
 
 __all__ = ["FSPLoss", "fsp_loss"]
 
@@ -43,7 +43,7 @@ def fsp_loss(
         >>> fsp_loss([bottom, top], [bottom, 3 * top])
         tensor(4.)
     """
-    ours, theirs = as_layers(student), as_layers(teacher)
+    ours, theirs = tensors_of(student), tensors_of(teacher)
     if len(ours) != len(theirs) or len(ours) < 2 or (pairing == "disjoint" and len(ours) % 2):
         wanted = "an even number of" if pairing == "disjoint" else "two or more"
         raise ValueError(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Example, Signal
-from lit_distill.losses.feature._maps import PairedMapsLoss, as_layers, layer_pairs
+from lit_distill.losses.base import Example, Signal, tensors_of
+from lit_distill.losses.feature._maps import PairedMapsLoss, layer_pairs
 
 __all__ = ["ReviewKDLoss", "review_kd_loss"]
 
@@ -169,4 +169,4 @@ class ReviewKDLoss(PairedMapsLoss):
 
 def _as_maps(signal: Signal) -> list[Tensor]:
     """Every level as a map (N, C, H, W)."""
-    return [x[..., None, None] if x.ndim == 2 else x for x in as_layers(signal)]
+    return [x[..., None, None] if x.ndim == 2 else x for x in tensors_of(signal)]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss, Signal
+from lit_distill.losses.base import Loss, Signal, tensors_of
 from lit_distill.losses.response._logits import class_rows
 from lit_distill.losses.response.dml import PUBLISHED_EPS, Form, cost_of_logarithms
 
@@ -28,7 +28,7 @@ def dml_group_loss(
 ) -> Tensor:
     """Divergences between the answers of all peers; see :class:`DMLGroupLoss`."""
     eps = PUBLISHED_EPS[mutual] if eps is None else eps
-    ours, theirs = ([x] if isinstance(x, Tensor) else list(x) for x in (peers, others))
+    ours, theirs = tensors_of(peers), tensors_of(others)
     if len(ours) != len(theirs) or len(ours) < 2:
         raise ValueError(
             f"dml_group_loss expects the same peers twice, two or more, got {len(ours)} and {len(theirs)}: "
