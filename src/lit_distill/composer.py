@@ -307,7 +307,7 @@ def build_composers(
 ) -> SignalCapture:
     """As :meth:`LossComposer.build`, for several composers on one capture, so that every model runs once.
 
-    Models run a second time only where a tap turns out to be changed in place.
+    Models run a second time only where a tap turns out to be changed in place, or a loss gives a model new parts.
 
     Args:
         composers: such as those of training and of validation.
@@ -336,6 +336,13 @@ def build_composers(
                 if isinstance(term.loss, SizedLoss):
                     composer._build_term(name, term, signals, models, dataset_size)
             composer.losses.eval()  # the parts that were just made
+        if new := {part for module in used for part in module.modules()} - {part for part, _ in modes}:
+            modes += [(part, part.training) for part in new]  # a loss has put them into a model: its signals differ now
+            for module in used:
+                module.eval()
+            signals = _captured(composers, models, run)
+        for composer in composers:
+            composer._put_data(signals, target, index)
             for name, term in composer.terms.items():
                 composer._evaluate(name, term, signals, 0.0)
     finally:
