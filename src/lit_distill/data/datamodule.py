@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from lit_distill._files import cache_folder
 from lit_distill._views import ViewsBatch
@@ -21,11 +21,10 @@ from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.catalogue.shards import ShardOrder
 from lit_distill.data.datasets import Resize, VideoDataset, require_known
 from lit_distill.data.decoding.layout import Limits
-from lit_distill.data.loading import SampleDataModule, Split
-from lit_distill.data.mixing import Mixer, MixName
+from lit_distill.data.loading import Loading, SampleDataModule, Split
 from lit_distill.data.sampling import FrameSampling, Mode
 from lit_distill.data.sources import Format, Source, source_of
-from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Aspect, ClipTransform
+from lit_distill.data.transforms import Aspect, ClipTransform
 
 
 class VideoDataModule(SampleDataModule[VideoDataset]):
@@ -59,16 +58,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         flip: probability of a horizontal flip in training.
         augment: ``"autoaugment"``, ``"randaugment"``, ``"trivialaugment"``: after the flip, the same operations on all
             frames of a clip, see :func:`lit_distill.data.augment.augmentation`; none for none.
-        mix: how training batches are mixed: ``"mixup"``, ``"cutmix"``, ``"videomix"``, or such as
-            :class:`lit_distill.data.Mixup` with values of its own; none to leave them.
-        label_smoothing: ε from 0 to below 1, see :func:`lit_distill.data.mixing.class_probabilities`; of training.
-        batch_size: samples a batch, in each process.
-        eval_batch_size: videos a batch in evaluation; none for ``batch_size``, or 1 with dense views.
-        num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
-        prefetch: batches that each worker prepares ahead; more evens out uneven videos, at the price of memory.
-        mean: of each channel, on the scale 0 to 1.
-        std: of each channel, on the same scale.
-        seed: of everything random here.
+        batch_size: videos a batch, in each process.
         class_names: a file with their names, relative to the root, or the names; none for none.
         first_label: number of the first class in the lists.
         max_missing: how many listed files may be missing of each list: they are left out, counted and named in a
@@ -95,13 +85,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         shuffle: ``"samples"``: all training samples in any order; ``"shards"``: shards in any order, then samples
             within windows of it, which touches few shards at a time.
         shuffle_window: samples a window.
-        views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
-            that a cached teacher can be read back; none draws new ones in every epoch.
-        unlabelled: list file of training videos without labels, lines ``path`` or ``dir frames``, relative to the root;
-            batches then hold both kinds, see :class:`lit_distill.data.pool.PoolSampler`. Not for shards.
-        unlabelled_share: of each training batch that has no labels, 0 to 1; none for that of all training videos.
-        labelled_share: of the training labels that are used, above 0 to 1: the others are hidden, see
-            :func:`lit_distill.data.pool.hide_labels`; with ``unlabelled_share=0`` their videos are left out.
+        **loading: as for every data module, see :class:`lit_distill.data.loading.SampleDataModule`, but for
+            ``eval_batch_size``, which is 1 by default with dense views. ``unlabelled`` is a list file of lines ``path``
+            or ``dir frames``, relative to the root; not for shards.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -134,15 +120,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         multi_scale: bool = True,
         flip: float = 0.5,
         augment: Augment | None = None,
-        mix: Mixer | MixName | None = None,
-        label_smoothing: float = 0.0,
         batch_size: int = 8,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        prefetch: int = 2,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        seed: int = 0,
         class_names: str | os.PathLike[str] | Sequence[str] | None = None,
         first_label: int = 0,
         max_missing: int = 0,
@@ -157,21 +135,13 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         cache_dir: str | os.PathLike[str] | None = None,
         shuffle: Literal["samples", "shards"] = "samples",
         shuffle_window: int = 1000,
-        views_per_sample: int | None = None,
-        unlabelled: str | os.PathLike[str] | None = None,
-        unlabelled_share: float | None = None,
-        labelled_share: float = 1.0,
+        **loading: Unpack[Loading],
     ) -> None:
         if views not in ("center", "dense"):
-            raise ValueError(f"data.views is 'center' or 'dense', came {views!r}")
-        if eval_batch_size is None:
-            eval_batch_size = 1 if views == "dense" else batch_size
-        super().__init__(
-            root=root, num_classes=num_classes, mix=mix, batch_size=batch_size, eval_batch_size=eval_batch_size,
-            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
-            views_per_sample=views_per_sample,
-            unlabelled=unlabelled, unlabelled_share=unlabelled_share, labelled_share=labelled_share,
-        )  # fmt: skip
+            raise ValueError(f"data.views is 'center' or 'dense', got {views!r}")
+        if views == "dense" and loading.get("eval_batch_size") is None:
+            loading["eval_batch_size"] = 1
+        super().__init__(root=root, num_classes=num_classes, batch_size=batch_size, **loading)
         if max_missing < 0:
             raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")
         self.lists = {"train": train_list, "val": val_list, "test": val_list if test_list is None else test_list}
@@ -202,7 +172,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             raise ValueError(f"data.shuffle is 'samples' or 'shards', came {shuffle!r}")
         if shuffle == "shards" and not self.source.packed:
             raise ValueError(f"data.shuffle=shards goes with data.format=shards, not {given}")
-        if unlabelled is not None and self.source.packed:
+        if self.unlabelled is not None and self.source.packed:
             raise ValueError("data.unlabelled is a list of videos or folders of frames, not of data.format=shards")
         if shuffle == "shards" and self.has_unlabelled:
             raise ValueError("data.shuffle=shards has no order for samples without labels: set data.shuffle=samples")

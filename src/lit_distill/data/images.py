@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, Unpack
 
 import torch
 from PIL import Image
@@ -20,10 +20,8 @@ from lit_distill.data.augment import Augment, augmentation, interpolation_mode, 
 from lit_distill.data.catalogue.lists import read_list, shown
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample, SampleTable
 from lit_distill.data.datasets import Item
-from lit_distill.data.loading import SampleDataModule, Split
-from lit_distill.data.mixing import Mixer, MixName
+from lit_distill.data.loading import Loading, SampleDataModule, Split
 from lit_distill.data.samplers import SampleKey
-from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]
 _WIDER_THAN_BYTES = ("I", "F")  # Pillow's modes of 16 and 32 bits, which its conversion to RGB would clip at 255
@@ -196,23 +194,9 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         train_transform: instead of that training view: any transform, or Compose, of torchvision v2 from an RGB image
             to an image or bytes. Random ones must draw from torch's generator, as torchvision's do.
         eval_transform: instead of the view in evaluation.
-        mix: how training batches are mixed: ``"mixup"``, ``"cutmix"``, ``"videomix"``, or such as
-            :class:`lit_distill.data.Mixup` with values of its own; none to leave them.
-        label_smoothing: ε from 0 to below 1, see :func:`lit_distill.data.mixing.class_probabilities`; of training.
-        batch_size: samples a batch, in each process.
-        eval_batch_size: samples a batch in evaluation; none for ``batch_size``.
-        num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
-        prefetch: batches that each worker prepares ahead; more evens out uneven images, at the price of memory.
-        mean: of each channel, on the scale 0 to 1.
-        std: of each channel, on the same scale.
-        seed: of everything random here.
-        views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
-            that a cached teacher can be read back; none draws new ones in every epoch.
-        unlabelled: a folder of training images without labels, in folders of its own or none, or a file that lists
-            some, a path a line relative to the root; batches then hold both kinds, see
-            :class:`lit_distill.data.pool.PoolSampler`.
-        unlabelled_share: of each training batch that has no labels, 0 to 1; none for that of all training images.
-        labelled_share: of the training labels that are used, see :func:`lit_distill.data.pool.hide_labels`.
+        batch_size: images a batch, in each process.
+        **loading: as for every data module, see :class:`lit_distill.data.loading.SampleDataModule`. ``unlabelled`` is a
+            folder of images, in subfolders or not, or a file that lists some, a path a line relative to the root.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`, which raises where
@@ -242,27 +226,10 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         interpolation: str = "bilinear",
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
-        mix: Mixer | MixName | None = None,
-        label_smoothing: float = 0.0,
         batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        num_workers: int | None = None,
-        prefetch: int = 2,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-        seed: int = 0,
-        views_per_sample: int | None = None,
-        unlabelled: str | os.PathLike[str] | None = None,
-        unlabelled_share: float | None = None,
-        labelled_share: float = 1.0,
+        **loading: Unpack[Loading],
     ) -> None:
-        super().__init__(
-            root=root, num_classes=num_classes, mix=mix, batch_size=batch_size,
-            eval_batch_size=batch_size if eval_batch_size is None else eval_batch_size,
-            num_workers=num_workers, mean=mean, std=std, seed=seed, prefetch=prefetch, label_smoothing=label_smoothing,
-            views_per_sample=views_per_sample,
-            unlabelled=unlabelled, unlabelled_share=unlabelled_share, labelled_share=labelled_share,
-        )  # fmt: skip
+        super().__init__(root=root, num_classes=num_classes, batch_size=batch_size, **loading)
         self.size = size
         self.scale = size * 256 // 224 if scale is None else scale
         usual = evaluation_transform(size=size, scale=self.scale, interpolation=interpolation)

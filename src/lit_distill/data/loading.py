@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, cast
 
 import torch
 from lightning import LightningDataModule
@@ -23,7 +23,7 @@ from lit_distill.data.mixing import Mix, Mixer, MixName, class_probabilities, mi
 from lit_distill.data.pool import PoolSampler, batch_share, hide_labels, labelled_count, within_kinds
 from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, Excluded, SampleKey, seeded, view_of
-from lit_distill.data.transforms import normalize
+from lit_distill.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
 Split = Literal["train", "val", "test"]
 
@@ -41,6 +41,23 @@ class SampleDataset(Protocol):
 SampleDatasetT = TypeVar("SampleDatasetT", bound=SampleDataset)
 
 
+class Loading(TypedDict, total=False):
+    """The arguments that every data module of this library takes; :class:`SampleDataModule` has what they mean."""
+
+    mix: Mixer | MixName | None
+    label_smoothing: float
+    eval_batch_size: int | None
+    num_workers: int | None
+    prefetch: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    seed: int
+    views_per_sample: int | None
+    unlabelled: str | os.PathLike[str] | None
+    unlabelled_share: float | None
+    labelled_share: float
+
+
 class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     """A folder with the splits train, val and test, as batches (inputs, target, index).
 
@@ -51,24 +68,26 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     Args:
         root: the folder.
         num_classes: labels are below it.
+        batch_size: samples a batch, in each process.
         mix: how training batches are mixed: ``"mixup"``, ``"cutmix"``, ``"videomix"``, or such as
             :class:`lit_distill.data.Mixup` with values of its own; none to leave them.
-        batch_size: samples a batch, in each process.
-        eval_batch_size: samples a batch in evaluation.
+        label_smoothing: ε from 0 to below 1; above 0 training targets are class probabilities, smoothed, see
+            :func:`lit_distill.data.mixing.class_probabilities`. Evaluation is on the labels as they are.
+        eval_batch_size: samples a batch in evaluation; none for ``batch_size``.
         num_workers: worker processes in each process; none for as many as there are cores for each, at most 8.
-        prefetch: batches that each worker prepares ahead.
+        prefetch: batches that each worker prepares ahead; more evens out uneven samples, at the price of memory.
         mean: of each channel, on the scale 0 to 1.
         std: of each channel, on the same scale.
         seed: of everything random here.
-        unlabelled: where training samples without labels are; none for none.
-        unlabelled_share: of each training batch, see :func:`lit_distill.data.pool.batch_share`; none for that of all
-            training samples.
-        labelled_share: of the labels that training uses, see :func:`lit_distill.data.pool.hide_labels`.
-        label_smoothing: ε from 0 to below 1; above 0 training targets are class probabilities, smoothed, see
-            :func:`lit_distill.data.mixing.class_probabilities`. Evaluation is on the labels as they are.
         views_per_sample: k: epoch e of training is epoch e mod k over again, with the same views, order and mixing, so
             that what is computed of a batch once can be read back (:class:`lit_distill.callbacks.TeacherCache`); none
             draws new ones in every epoch.
+        unlabelled: where training samples without labels are; batches then hold both kinds, see
+            :class:`lit_distill.data.pool.PoolSampler`; none for none.
+        unlabelled_share: of each training batch, see :func:`lit_distill.data.pool.batch_share`; none for that of all
+            training samples.
+        labelled_share: of the training labels that are used, above 0 to 1: the others are hidden, see
+            :func:`lit_distill.data.pool.hide_labels`; with ``unlabelled_share=0`` their samples are left out.
 
     Raises:
         ValueError: a value is out of its range. Files and folders are looked at by :meth:`setup`.
@@ -82,15 +101,15 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         *,
         root: str | os.PathLike[str],
         num_classes: int,
-        mix: Mixer | MixName | None,
         batch_size: int,
-        eval_batch_size: int,
-        num_workers: int | None,
-        mean: Sequence[float],
-        std: Sequence[float],
-        seed: int,
-        prefetch: int = 2,
+        mix: Mixer | MixName | None = None,
         label_smoothing: float = 0.0,
+        eval_batch_size: int | None = None,
+        num_workers: int | None = None,
+        prefetch: int = 2,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int = 0,
         views_per_sample: int | None = None,
         unlabelled: str | os.PathLike[str] | None = None,
         unlabelled_share: float | None = None,
@@ -124,9 +143,9 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
                 "data.unlabelled=<list>, or data.labelled_share to hide labels"
             )
         self.unlabelled, self.unlabelled_share, self.labelled_share = unlabelled, unlabelled_share, labelled_share
-        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.prefetch = prefetch
-        self.views_per_sample = views_per_sample
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers, self.prefetch, self.views_per_sample = num_workers, prefetch, views_per_sample
         self.mean, self.std = tuple(mean), tuple(std)
         self.class_names: tuple[str, ...] | None = None
         self.datasets: dict[str, SampleDatasetT] = {}
