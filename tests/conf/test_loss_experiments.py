@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_distill._command.command import conf_dir
-from lit_distill.runs import artifacts
+from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.training.fit import build_module
 from lit_distill.training.stages import first_stage, stages_of
 from lit_distill.training.train import run
@@ -65,7 +65,7 @@ def test_an_experiment_trains_for_an_epoch(name: str, clips: Path, tmp_path: Pat
     assert wanted <= figures.keys()
     assert all(math.isfinite(value) for value in figures.values()), figures
     before = initial_student(next(stage for stage in stages if "Student" in stage.models))
-    after = load_file(tmp_path / "run" / artifacts.STUDENT_FILE)
+    after = load_file(tmp_path / "run" / STUDENT_FILE)
     kept = [key for key in before if key in after and after[key].shape == before[key].shape]
     assert len(kept) >= 0.9 * len(before)
     assert sum(not torch.equal(before[key], after[key]) for key in kept) >= 0.9 * len(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -88,4 +88,4 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert [{name: text for name, text in row.items() if text} for row in read_rows(file)] == [
         {"step": "1", "b,c": "2"}, {"step": "2", "a": "inf"},
     ]  # fmt: skip
-    assert cast(list[Any], list(read_rows(tmp_path / "none.csv"))) == []
+    assert list(read_rows(tmp_path / "none.csv")) == []

@@ -20,6 +20,7 @@ from lit_distill import load_student
 from lit_distill import search as search_door
 from lit_distill._command.command import conf_dir
 from lit_distill.comparison import compare
+from lit_distill.comparison.pool import Pool
 from lit_distill.inference.onnx_files import OnnxNetwork
 from lit_distill.reporting import report
 from lit_distill.runs.opened import load_run
@@ -54,7 +55,7 @@ def test_a_run_its_checkpoints_and_its_exports_are_read(old: Path) -> None:
     folder = old / "plain"
     opened, student = load_run(folder), load_student(folder)
     assert opened.results["best"]["val/Student/top1"] == opened.card["figures"]["val/Student/top1"]
-    clips = torch.rand(2, *student.preprocess.input_shape, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+    clips = torch.rand(2, *opened.preprocess().input_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         trained = student(clips)
         assert torch.equal(opened.model(checkpoint=str(folder / "checkpoints" / "best.ckpt"))(clips), trained)
@@ -105,7 +106,7 @@ def test_a_report_is_made_of_it(old: Path) -> None:
 
 def test_a_comparison_has_nothing_left_to_train(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = read(old / "compare" / "compare.json")
-    monkeypatch.setattr(compare.Pool, "_run", lambda *_: "it trains again")
+    monkeypatch.setattr(Pool, "_run", lambda *_: "it trains again")
     given = [argument for argument in COMPARE if not argument.startswith("plots")]
     record = compare.run(fakes.config(old / "compare", *given, "callbacks.progress=null", train=[]), console=QUIET)
     assert record["strategies"] == before["strategies"]
