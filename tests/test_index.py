@@ -102,7 +102,7 @@ def test_what_is_known_is_not_checked_again(root: Path, monkeypatch: pytest.Monk
 def test_decoding_finds_what_headers_hide(root: Path) -> None:
     with av.open(str(root / "a/2.mp4")) as container:
         packet = list(container.demux(video=0))[16]
-        start, size = packet.pos, packet.size
+        start, size = packet.pos or 0, packet.size
     content = bytearray((root / "a/2.mp4").read_bytes())
     content[start + 12 : start + size] = b"\xaa" * (size - 12)  # behind the picture's header
     (root / "a/2.mp4").write_bytes(content)

@@ -25,7 +25,7 @@ def moving_bars(frames: int, *, height: int = 48, width: int = 64, seed: int = 0
 
 def decode_all(path: Path) -> list[NDArray[np.uint8]]:
     with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        return [frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False) for frame in container.decode(video=0)]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import cast
 
 import av
 import numpy as np
@@ -28,7 +29,8 @@ def write_video(
         options: of the encoder, such as ``{"crf": "23"}``.
     """
     with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options={"threads": "1", **(options or {})})
+        settings = {"threads": "1", **(options or {})}
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=fps, options=settings))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in frames:

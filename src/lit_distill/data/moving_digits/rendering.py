@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import av
 import numpy as np
@@ -349,7 +349,8 @@ def _light(frames: Floats, rng: np.random.Generator) -> None:
 def encode(clip: Bytes, path: Path, *, fps: int, crf: int, codec: str) -> None:
     """Write a clip (T, H, W, 3) as a video file; equal clips give equal bytes."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream(codec, rate=fps, options={**_OPTIONS[codec], **_quality(codec, crf)})
+        options = {**_OPTIONS[codec], **_quality(codec, crf)}
+        stream = cast("av.VideoStream", container.add_stream(codec, rate=fps, options=options))
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for planes in _yuv420(clip):
