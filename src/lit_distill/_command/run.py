@@ -101,9 +101,10 @@ class _Task:
     raises: bool
 
     def __call__(self, config: DictConfig) -> Any:
-        quiet_lightning()
         try:
-            return resolve_name(self.command.work)(config)
+            work = resolve_name(self.command.work)
+            quiet_lightning()  # behind the import, which sets Lightning's level
+            return work(config)
         except Exception as error:
             if self.raises:
                 raise
