@@ -1,4 +1,7 @@
-"""What checkpoints of a DistillModule hold: what is trained, and hashes of what is frozen; how they are read back."""
+"""What checkpoints of a DistillModule hold: what is trained, and hashes of what is frozen; how they are read back.
+
+All state of a run, with who holds it, is listed in :mod:`lit_distill.callbacks.exact_resume`.
+"""
 
 from __future__ import annotations
 

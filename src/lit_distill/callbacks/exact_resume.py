@@ -1,9 +1,54 @@
-"""What Lightning's checkpoints leave out or get wrong, so that a resumed run equals the uninterrupted one."""
+"""The home of exact resume: all that makes a resumed run equal the uninterrupted one, bit for bit, and who holds it.
+
+State is in the checkpoint, or follows from the seed and the place in the run alone and has no key ("-"). Whoever adds
+state adds its row: a test compares the keys with those of a real checkpoint.
+
+====================================  ==================  =======================================  ==================
+what                                  held by             key of the checkpoint                    restored
+====================================  ==================  =======================================  ==================
+what trains: weights and buffers      CheckpointedModule  state_dict                               setup
+parameters and banks of losses        LossComposer        state_dict                               setup
+averaged teachers                     EMATeacher          state_dict                               setup
+frozen models, as hashes              FrozenRecord        lit_distill.frozen_records               setup, compared
+names of all models and frozen ones   CheckpointedModule  lit_distill.models, lit_distill.frozen   setup, compared
+release and format of the file        CheckpointedModule  lit_distill.version, lit_distill.format  setup, compared
+the student, of several candidates    CheckpointedModule  lit_distill.student                      setup
+terms as last logged, for the screen  CheckpointedModule  lit_distill.last_terms                   setup
+sums of terms since then              RunningTerms        lit_distill.train_terms                  on_train_start
+metrics of the last validation        CheckpointedModule  lit_distill.figures                      not restored
+skipped steps                         NonFinite           callbacks.NonFinite                      setup
+unreadable videos                     Quarantine          callbacks.Quarantine                     setup
+number of validations                 MediaLogger         callbacks.MediaLogger                    setup
+hashes of batches, time, memory       Account             callbacks.Account                        setup
+best checkpoint so far                Lightning           callbacks.ModelCheckpoint                setup
+metrics for callbacks and loggers     ExactResume         callbacks.ExactResume                    on_fit_start
+a logger's unwritten row              MetricsCSV          callbacks.ExactResume                    on_fit_start
+optimizers                            Lightning           optimizer_states                         before training
+learning rate schedules               Lightning           lr_schedulers                            before training
+loss scale of fp16                    Lightning           MixedPrecision                           before training
+progress, corrected                   ExactResume         loops                                    on_train_start
+epoch and step, as in loops           Lightning           epoch, global_step                       not restored
+release of Lightning                  Lightning           pytorch-lightning_version                setup, migrated
+batches of the epoch that are done    ResumableLoader     -                                        first batch
+order of samples                      EpochSampler        -                                        each epoch
+augmentations, mixing                 SampleDataModule    -                                        each sample, batch
+draws of a step                       StepSeed            -                                        each batch
+signals of frozen models              TeacherCache        -                                        from its folder
+====================================  ==================  =======================================  ==================
+
+``setup`` is where Lightning restores modules and callbacks, between their ``setup`` and ``on_fit_start``; "before
+training" is between ``on_fit_start`` and ``on_train_start``. A checkpoint is of a moment between two optimizer steps,
+which :class:`lit_distill.callbacks.LastCheckpoint` chooses: no gradients wait, and all of the step is logged.
+"""
 
 from __future__ import annotations
 
+import random
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -13,23 +58,21 @@ from lit_distill.data.resumable import ResumableLoader
 
 
 class ExactResume(Callback):
-    """Keeps the logged figures and the exact position in every checkpoint, and goes on from there.
+    """Adds logged metrics, loggers and the exact position to every checkpoint, and restores them.
 
-    In the checkpoint, besides Lightning's own: the metrics logged so far, the state of loggers that have a
-    ``state_dict``, and the loops' progress without the half-begun batch that a checkpoint between two steps counts. A
-    checkpoint taken in validation goes on with the whole validation. Loaders of the class
-    :class:`lit_distill.data.ResumableLoader` are made to begin behind the batches that are done.
+    Loggers are those with a ``state_dict``. A checkpoint from within a validation resumes at the start of that
+    validation. Loaders of the class :class:`lit_distill.data.ResumableLoader` begin behind the batches that are done.
 
-    Bit for bit are resumes from :class:`lit_distill.callbacks.LastCheckpoint`, which saves between two steps, given
-    :class:`lit_distill.callbacks.StepSeed` and a sampler that is a function of the epoch. Means that a module's own
-    ``self.log(on_epoch=True)`` collects over a training epoch are Lightning's, and begin anew.
+    A run equals the uninterrupted one bit for bit if it resumes from :class:`lit_distill.callbacks.LastCheckpoint`,
+    with :class:`lit_distill.callbacks.StepSeed` and a sampler that is a function of the epoch. Means that a module's
+    own ``self.log(on_epoch=True)`` collects over a training epoch are Lightning's, and start from zero.
     """
 
     def __init__(self) -> None:
         self._state: dict[str, Any] = {}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the figures, set the progress right."""
+        """Add the metrics and the loggers' state, and correct the progress."""
         checkpoint["callbacks"][self.state_key] = {
             "callback_metrics": _plain(trainer.callback_metrics),
             "logged_metrics": _plain(trainer.logged_metrics),
@@ -38,11 +81,11 @@ class ExactResume(Callback):
         correct_saved_progress(trainer, checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the figures until the trainer is ready for them."""
+        """Keep the metrics until the trainer is ready for them."""
         self._state = state_dict
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the figures back, also where the run turns out to be finished."""
+        """Restore the metrics, also where the run turns out to be finished."""
         state, self._state = self._state, {}
         if state:
             trainer.callback_metrics.update(state["callback_metrics"])
@@ -52,23 +95,62 @@ class ExactResume(Callback):
                     logger.load_state_dict(stored)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the half-begun batch in the totals, and let the loaders follow."""
+        """Correct the progress, and have the loaders begin where it is."""
         correct_restored_progress(trainer)
         for loader in _loaders(trainer):
             loader.follow(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the loaders be the user's again."""
-        self._let_go(trainer)
+        """Have the loaders begin at their beginning: whoever iterates next wants all batches."""
+        for loader in _loaders(trainer):
+            loader.position = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let the loaders be the user's again."""
-        self._let_go(trainer)
+        """As at the end of training."""
+        self.on_train_end(trainer, pl_module)
 
-    @staticmethod
-    def _let_go(trainer: Trainer) -> None:
-        for loader in _loaders(trainer):
-            loader.let_go()
+
+class StepSeed(Callback):
+    """Seeds torch, numpy and random before every batch from (seed, stage, epoch, batch, rank).
+
+    So a resumed run draws what the uninterrupted one would have drawn, though no generator's state is stored.
+
+    Args:
+        seed: of the run.
+
+    Example:
+        >>> from lightning import Trainer
+        >>> trainer = Trainer(callbacks=[StepSeed(seed=7)], accelerator="cpu", logger=False)
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed a training step."""
+        self._seed("train", trainer, batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Seed a validation step."""
+        self._seed(f"val{dataloader_idx}", trainer, batch_idx)
+
+    def _seed(self, stage: str, trainer: Trainer, batch: int) -> None:
+        seed = seed_of(self.seed, stage, trainer.current_epoch, batch, trainer.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that users' code draws from
+        random.seed(seed)
+
+
+def seed_of(*parts: object) -> int:
+    """A number below 2^63, the same on every machine for the same parts.
+
+    Example:
+        >>> seed_of(0, "train", 3, 17, 0) == seed_of(0, "train", 3, 17, 0) != seed_of(0, "train", 3, 17, 1)
+        True
+    """
+    return int.from_bytes(blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _loaders(trainer: Trainer) -> list[ResumableLoader[Any]]:

@@ -34,7 +34,7 @@ class ResumableLoader(DataLoader[T_co]):
     """
 
     position: Callable[[], int] | None = None
-    """Tells how many batches of this epoch are done."""
+    """Gives the number of batches of this epoch that are done; None starts at the beginning."""
 
     def follow(self, trainer: Trainer) -> None:
         """Begin where this trainer's training is."""
@@ -42,10 +42,6 @@ class ResumableLoader(DataLoader[T_co]):
             self.position = lambda: batches_begun(trainer) % max(1, len(self))
         else:
             self.position = lambda: batches_begun(trainer)
-
-    def let_go(self) -> None:
-        """Begin at the beginning again: training is over, and whoever iterates next wants all batches."""
-        self.position = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         done = 0 if self.position is None else self.position()

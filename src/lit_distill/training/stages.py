@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_distill.callbacks.step_seed import seed_of
+from lit_distill.callbacks.exact_resume import seed_of
 from lit_distill.runs.names import BEST_CHECKPOINT, LAST_CHECKPOINT, STAGES, STUDENT_FILE
 
 _OWN_KEYS = ("start", "fresh")  # of a stage, besides overrides of the config
