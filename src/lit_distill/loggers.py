@@ -1,4 +1,4 @@
-"""Where figures go: metrics.csv, which is kept when a run is resumed, TensorBoard, W&B and MLflow."""
+"""Where metrics go: metrics.csv, which is kept when a run is resumed, TensorBoard, W&B and MLflow."""
 
 from __future__ import annotations
 
@@ -18,12 +18,30 @@ from lit_distill.runs.metrics_csv import append_row, ordered, read_rows, write_r
 from lit_distill.runs.names import METRICS_FILE, MLFLOW, MLFLOW_FILE, TENSORBOARD
 
 
-class MetricsCSV(Logger):
+class _RunFolderLogger(Logger):
+    """A logger that writes into the run folder itself."""
+
+    @property
+    def name(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """No subfolder."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder holds config.yaml."""
+
+
+class MetricsCSV(_RunFolderLogger):
     """Writes ``metrics.csv`` into a folder: a row a step with the columns ``step``, ``epoch`` and every metric.
 
-    Values logged for the same step share a row. A resumed run goes on in the same file: rows at or past the first
-    step logged anew are replaced. ``trainer.validate`` and ``trainer.test`` replace none, they add their row at the
-    end. Columns that appear later are added to the header.
+    Values logged for the same step share a row. A resumed run writes to the same file: rows at or past the first
+    step that is logged again are replaced. ``trainer.validate`` and ``trainer.test`` replace none, they add their row
+    at the end. Columns that appear later are added to the header.
 
     Args:
         folder: where ``metrics.csv`` is written; made if it is missing.
@@ -47,23 +65,9 @@ class MetricsCSV(Logger):
         self._found: int | None = None  # rows that were there before this logger wrote any
 
     @property
-    def name(self) -> str:
-        """No subfolder."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """No subfolder."""
-        return ""
-
-    @property
     def save_dir(self) -> str:
         """The folder that holds metrics.csv."""
         return str(self.path.parent)
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds config.yaml."""
 
     @rank_zero_only
     def log_graph(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +133,7 @@ class MetricsCSV(Logger):
             append_row(self.path, self._columns, row)
 
 
-class EventFiles(Logger):
+class EventFiles(_RunFolderLogger):
     """TensorBoard's event files in ``<folder>/tensorboard``, where TensorBoard is installed.
 
     Where it is not, one line on the screen says so, and nothing is written. A resumed run adds a file beside those that
@@ -155,23 +159,9 @@ class EventFiles(Logger):
             _tell("TensorBoard is not installed, so there are no event files: pip install 'lit-distill[tensorboard]'")
 
     @property
-    def name(self) -> str:
-        """No subfolder."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """No subfolder."""
-        return ""
-
-    @property
     def experiment(self) -> Any:
         """TensorBoard's ``SummaryWriter``; None without it."""
         return None if self._logger is None else self._logger.experiment
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder holds config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
