@@ -25,6 +25,6 @@ def test_it_has_its_places(name: str) -> None:
         return  # takes its arguments without Hydra, and has no config
     assert main.name == name
     assert name in CONFIGS, f"conf/{name}.yaml is missing: the keys and the help of {name}"
-    assert f"python -m lit_distill.{name} " in help_text(name), f"the help in conf/{name}.yaml does not show the command"
+    assert f"python -m lit_distill.{name} " in help_text(name), f"the help in conf/{name}.yaml shows no command"
     module, _, function = main.work.partition(":")
     assert callable(getattr(importlib.import_module(module), function)), f"{main.work} is what {name} calls"
