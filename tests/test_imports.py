@@ -67,7 +67,17 @@ def test_a_command_that_only_answers_loads_nothing_heavy(command: str, option: s
     assert not roots(loaded) & HEAVY
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["nonsense"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["nonsense"],
+        ["train", "--help"],
+        ["completion", "bash"],
+        ["completion", "--", "compare", "trainer.max_"],
+    ],
+)
 def test_the_program_of_all_commands_loads_nothing_heavy(words: list[str]) -> None:
     loaded = loaded_by(ANSWER.format(words=["lit-distill", *words], module="lit_distill"))
     assert "lit_distill.cli" in loaded

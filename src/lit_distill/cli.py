@@ -36,7 +36,8 @@ def help_text() -> str:
         "  lit-distill <command> [arguments]\n"
         "  lit-distill <command> --help\n\n"
         f"{lines}\n\n"
-        "Each is python -m lit_distill.<command> too."
+        "Each is python -m lit_distill.<command> too.\n\n"
+        'eval "$(lit-distill completion bash)" completes commands, experiments, groups and keys (bash, zsh, fish).'
     )
 
 
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] in ("-V", "--version"):
         print(__version__)
         return 0
+    if given[0] == "completion":
+        return _complete(given[1:])
     name = given[0]
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=2)
@@ -65,6 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As the main module of this process: processes that it starts (DDP, workers) are python -m lit_distill.<name> too.
     sys.argv[1:] = given[1:]
     runpy.run_module(f"lit_distill.{name}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _complete(given: Sequence[str]) -> int:
+    """Print the script of a shell, or what the words after ``--`` may be completed to."""
+    from lit_distill._command.completion import SCRIPTS, candidates
+
+    if given[:1] == ["--"]:
+        print("\n".join(candidates(given[1:], COMMANDS)))
+    elif len(given) == 1 and given[0] in SCRIPTS:
+        print(SCRIPTS[given[0]])
+    else:
+        print(f"error: completion expects a shell, {', '.join(SCRIPTS)}, got {' '.join(given)!r}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from lit_distill._command.arguments import Arguments
 from lit_distill._command.command import conf_dir
+from lit_distill._command.completion import SCRIPTS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "build" not in path.relative_to(DOCS).parts)
@@ -65,6 +66,9 @@ def test_a_command_of_a_page_composes(command: str) -> None:
     found = re.search(r"(?:-m lit_distill\.|\blit-distill )(\w+)(.*)", command)
     assert found is not None
     name, text = found[1], re.sub(r"<\w+>", "x", found[2])
+    if name == "completion":
+        assert re.findall(r"\w+", text)[0] in SCRIPTS
+        return
     if not (conf_dir() / f"{name}.yaml").is_file():
         assert name == "convert", f"there is no command {name}"
         return

@@ -49,7 +49,8 @@ class Command:
     def overrides(self, typed: Sequence[str]) -> list[str]:
         """The arguments as Hydra takes them, see :meth:`Arguments.overrides`."""
         overrides = self.arguments.overrides(typed, own=own_keys(self.name) if self.arguments.forwarded else ())
-        if key := self.arguments.typed:
+        key = self.arguments.typed
+        if key and not any(override.startswith(f"{key}=") for override in overrides):
             shown = " ".join([f"python -m lit_distill.{self.name}", *map(shell_word, typed)])
             overrides.append(f"{key}={literal(shown)}")
         return overrides
@@ -66,9 +67,12 @@ def conf_dir() -> Path:
 
 def command_config(name: str) -> dict[str, Any]:
     """The config of a command as its file has it: not composed."""
-    content = yaml.load((conf_dir() / f"{name}.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    assert isinstance(content, dict)
-    return content
+    return read_config((conf_dir() / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """The content of a config file; empty where it has comments alone."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
 
 
 def own_keys(name: str) -> set[str]:
