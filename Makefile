@@ -2,12 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+OLDEST ?= .venv-oldest
+OLDEST_TESTS ?= tests/losses tests/module tests/callbacks tests/data --ignore=tests/data/decoding \
+    tests/faults/test_old_checkpoints.py \
+    $(addprefix tests/test_,balance.py composer.py lightning.py loggers.py mixin.py module.py optim.py \
+    optimizer_steps.py schedules.py signals.py train.py)
 DEMO_ARGS ?=
 BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
 FAULTS ?= tests/faults tests/ddp tests/curves tests/data/catalogue/test_quarantine.py tests/command/test_launch.py
 
-.PHONY: demo test test-slow faults mutation docs lint types format benchmarks clean
+.PHONY: demo test test-oldest test-slow faults mutation docs lint types format benchmarks clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +26,16 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --doctest-modules src
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# A part of the suite on the oldest versions that pyproject.toml admits; the first time installs some 5 GB.
+$(OLDEST)/.installed: pyproject.toml tests/oldest.py
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tests/oldest.py > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install -c $(OLDEST)/constraints.txt -e '.[digits,tensorboard,test]'
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto $(OLDEST_TESTS)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -60,4 +75,4 @@ benchmarks: $(VENV)/.benchmarks
 	$(BIN)/python benchmarks/run.py $(BENCHMARKS)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache dist build
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache dist build

@@ -55,7 +55,7 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:
-    # torch 2.6 cannot compile this look; a device that it compiles for has autocast
+    # torch 2.8 cannot compile this look; a device that it compiles for has autocast
     there = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device)
     on = there and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else contextlib.nullcontext()
