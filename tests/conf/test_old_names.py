@@ -1,0 +1,31 @@
+"""What configs and programs of earlier versions name is there: targets, their arguments, options, public names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fixtures.make_names import CONF, HERE, arguments, located
+
+
+@pytest.fixture(params=sorted(file.stem for file in HERE.iterdir()))
+def before(request: pytest.FixtureRequest) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((HERE / f"{request.param}.json").read_text())
+    return content
+
+
+def test_every_target_takes_what_it_took(before: dict[str, Any]) -> None:
+    lost = {target: sorted(set(given) - set(arguments(target))) for target, given in before["targets"].items()}
+    assert not {target: gone for target, gone in lost.items() if gone}
+
+
+def test_every_option_of_a_group_is_there(before: dict[str, Any]) -> None:
+    assert not [name for name in before["configs"] if not (CONF / name).is_file()]
+
+
+def test_every_public_name_is_imported(before: dict[str, Any]) -> None:
+    for package, public in before["public"].items():
+        for name in public:
+            assert located(f"{package}.{name}") is not None
