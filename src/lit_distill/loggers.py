@@ -197,11 +197,10 @@ class WeightsAndBiases(WandbLogger):
         name: str | None = None,
         offline: bool = True,
     ) -> None:
-        _require("wandb", "wandb")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        super().__init__(
-            name=name or Path(folder).absolute().name, save_dir=Path(folder), project=project, offline=offline
-        )
+        _require("wandb")
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        super().__init__(name=name or place.absolute().name, save_dir=place, project=project, offline=offline)
 
 
 class MLflow(MLFlowLogger):
@@ -221,7 +220,7 @@ class MLflow(MLFlowLogger):
     def __init__(
         self, folder: str | os.PathLike[str], *, experiment: str = "lit_distill", name: str | None = None
     ) -> None:
-        _require("mlflow", "mlflow")
+        _require("mlflow")
         place = Path(folder).absolute()
         place.mkdir(parents=True, exist_ok=True)
         super().__init__(
@@ -235,9 +234,9 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def _require(package: str, extra: str) -> None:
+def _require(package: str) -> None:
     if not is_installed(package):
-        raise ModuleNotFoundError(f"logger={extra} needs {package}: pip install 'lit-distill[{extra}]'")
+        raise ModuleNotFoundError(f"logger={package} needs {package}: pip install 'lit-distill[{package}]'")
 
 
 @rank_zero_only

@@ -105,7 +105,7 @@ def test_a_dropped_step_is_no_unused_parameter(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"no gradient reached other.weight, other.bias"):
             RankGuard().on_before_optimizer_step(trainer, wrapped_module, optimizer)
     finally:
-        guard._forget()
+        guard.on_train_end()
         torch.distributed.destroy_process_group()
 
 

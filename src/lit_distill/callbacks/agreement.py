@@ -37,7 +37,7 @@ class Agreement(Callback):
         self._means: dict[tuple[str, str], TermMeans] = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Start from zero."""
         if not isinstance(pl_module, DistillModule):
             raise ValueError(f"Agreement is of the models of a DistillModule, got a {type(pl_module).__name__}")
         self._means = {}
@@ -49,13 +49,7 @@ class Agreement(Callback):
                     self._means[student, other] = means
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Count one batch."""
         for (student, teacher), means in self._means.items():
@@ -67,21 +61,7 @@ class Agreement(Callback):
         """Log what it comes to."""
         self._log(pl_module, "val")
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As for validation."""
-        self.on_validation_start(trainer, pl_module)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """As for validation."""
-        self.on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+    on_test_start, on_test_batch_end = on_validation_start, on_validation_batch_end
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """As for validation."""

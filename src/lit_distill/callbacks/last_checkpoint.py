@@ -85,14 +85,10 @@ class LastCheckpoint(ModelCheckpoint):
                 logger.after_save_checkpoint(proxy(self))
         return path
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Nothing: the step's figures are not logged yet."""
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: metrics are not logged yet, and other callbacks may still act on a validation."""
 
-    def on_validation_end(self, *_: Any) -> None:
-        """Nothing: other callbacks may still act on the validation."""
-
-    def on_train_epoch_end(self, *_: Any) -> None:
-        """Nothing: the epoch's figures are not logged yet."""
+    on_validation_end = on_train_epoch_end = on_train_batch_end
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -92,19 +92,13 @@ class MediaLogger(Callback):
         self._validations = int(state_dict["validations"])
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, where pictures are due."""
+        """Start from zero, where pictures are due."""
         if not isinstance(pl_module, DistillModule):
             raise ValueError(f"MediaLogger is of the models of a DistillModule, got a {type(pl_module).__name__}")
         self._findings = self._begun(trainer, pl_module.student) if self._is_due(trainer) else None
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Take in one batch."""
         if self._findings is not None:
@@ -132,10 +126,7 @@ class MediaLogger(Callback):
             takers += [] if taker is None else [(name, taker)]
         if not takers:
             names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "there is none"
-            self._tell(
-                trainer,
-                f"no pictures: no logger takes any ({names}); MetricsCSV, TensorBoard, W&B, MLflow do",
-            )
+            self._tell(trainer, f"no pictures: no logger takes any ({names}); MetricsCSV, TensorBoard, W&B, MLflow do")
             return
         pictures = self._tried(trainer, "", partial(draw, findings, trainer))
         if pictures:
@@ -149,11 +140,8 @@ class MediaLogger(Callback):
             self._validations += 1
 
     def _is_due(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking:
-            return False
-        if trainer.state.fn != "fit" or self._validations % self.every_n_validations == 0:
-            return True
-        return is_last(trainer)
+        is_due = trainer.state.fn != "fit" or self._validations % self.every_n_validations == 0
+        return not trainer.sanity_checking and (is_due or is_last(trainer))
 
     def _begun(self, trainer: Trainer, student: str) -> Findings:
         findings = Findings(student, self.clips, self._normalisation)
@@ -218,9 +206,7 @@ def draw(findings: Findings, trainer: Trainer) -> list[Picture]:
     right = sum(count for (true, predicted), count in cells.items() if true == predicted)
     title = f"{printable(student)}, {when}: top-1 {percent(right / samples)} of {samples} samples"
     pictures = [Picture.of("confusion", title, [confusion_image(cells, names, title)])]
-    for other in findings.cells:
-        if other != student:
-            pictures.append(_classes_picture(findings, names, other, when))
+    pictures += [_classes_picture(findings, names, other, when) for other in findings.cells if other != student]
     listed = getattr(datasets.get("val") if isinstance(datasets, Mapping) else None, "samples", ())
     for place, clip in enumerate(findings.clips, 1):
         is_listed = 0 <= clip.place < len(listed) and isinstance(listed[clip.place], Sample)

@@ -91,7 +91,7 @@ class NonFinite(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out how the ranks come to agree, and which buffers a forward may change."""
-        self._forget()
+        self.on_train_end()
         self._buffers = _Buffers.of(pl_module)
         if trainer.world_size == 1:
             return
@@ -100,20 +100,15 @@ class NonFinite(Callback):
             trained = [p for p in pl_module.parameters() if p.requires_grad]
             self._carrier = min(trained, key=torch.Tensor.numel).register_hook(self._carry)  # type: ignore[no-untyped-call]
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Let go of everything."""
-        self._forget()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of everything."""
-        self._forget()
-
-    def _forget(self) -> None:
         self._stack.close()
         self._window, self._poison, self._ask_ranks = [], None, False
         if self._carrier is not None:
             self._carrier.remove()
             self._carrier = None
+
+    on_exception = on_train_end
 
     def state_dict(self) -> dict[str, Any]:
         """The number of skipped steps."""
@@ -177,9 +172,7 @@ class NonFinite(Callback):
             finite = agreed
         return bool(finite)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, *_: Any) -> None:
         """Outside of steps losses look again."""
         self._stack.close()
 
@@ -207,12 +200,8 @@ class NonFinite(Callback):
         step = trainer.global_step + 1
         first, last = self._window[0].batch_idx, self._window[-1].batch_idx
         where = f"batch {last}" if first == last else f"batches {first} to {last}"
-        message = "\n  ".join(
-            [
-                f"step {step} (epoch {trainer.current_epoch}, {where}) is not finite; nothing of it was applied:",
-                *cause,
-            ]
-        )
+        head = f"step {step} (epoch {trainer.current_epoch}, {where}) is not finite; nothing of it was applied:"
+        message = "\n  ".join([head, *cause])
         self._drop(pl_module, optimizer)
         self._window = []
         if self.policy == "raise":
@@ -236,7 +225,7 @@ class NonFinite(Callback):
 
     # ---------------------------------------------------------------- validation
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         """In validation no loss raises on one rank alone either."""
         self._stack.close()
         self._stack.enter_context(values_unchecked())

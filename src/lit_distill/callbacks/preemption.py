@@ -136,13 +136,8 @@ class Preemption(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """As in training."""
-        if (
-            self._installed
-            and dataloader_idx == 0
-            and batch_idx < self._shared_batches
-            and self._signal()
-            and is_between_steps(trainer)
-        ):
+        exchanges = self._installed and dataloader_idx == 0 and batch_idx < self._shared_batches
+        if exchanges and self._signal() and is_between_steps(trainer):
             self._end(trainer)
 
     def _signal(self) -> int:

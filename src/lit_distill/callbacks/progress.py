@@ -8,16 +8,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 
 _SECONDS_BETWEEN_LINES = 15.0
 
@@ -111,44 +103,26 @@ class Progress(ProgressBar):
             self._open("validation", sum(trainer.num_val_batches))
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Move the bar."""
         self._show("validation", batch_idx + 1, sum(trainer.num_val_batches), "")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
-        self._close()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A bar of its own."""
         self._open("test", sum(trainer.num_test_batches))
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Move the bar."""
         self._show("test", batch_idx + 1, sum(trainer.num_test_batches), "")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away."""
+    def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
+        """Take the bar away: an error's text finds the terminal clean."""
         self._close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal clean for the error's text."""
-        self._close()
+    on_test_end = on_exception = on_validation_end
 
     # ---------------------------------------------------------------- showing
 

@@ -174,25 +174,21 @@ class TeacherCache(Callback):
                 "data.views_per_sample=<k> goes through k views of each sample in turn"
             )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         """See what other processes have written."""
-        self._refresh()
+        for store in self._stores:
+            store.refresh()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See what other processes have written."""
-        self._refresh()
+    def on_train_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Write what the epoch, or the validation, added."""
+        for store in self._stores:
+            store.flush()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the epoch added."""
-        self._flush()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what the validation added."""
-        self._flush()
+    on_validation_start, on_validation_end = on_train_epoch_start, on_train_epoch_end
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell hit rate, size and time saved."""
-        self._flush()
+        """Print hit rate, size and time saved."""
+        self.on_train_epoch_end()
         counts = [self.counts]
         if trainer.world_size > 1:
             counts = [self.counts for _ in range(trainer.world_size)]
@@ -201,9 +197,9 @@ class TeacherCache(Callback):
             self._say(self.report(counts))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what there is, if it is right; the exception at hand is the one to tell."""
+        """Keep what there is, if it is right; the exception at hand is the one to report."""
         with suppress(Exception):
-            self._flush()
+            self.on_train_epoch_end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of everything."""
@@ -237,13 +233,7 @@ class TeacherCache(Callback):
     # ---------------------------------------------------------------- a step
 
     def run(
-        self,
-        name: str,
-        inputs: Any,
-        signals: SignalCapture,
-        compute: Callable[[Any], Any],
-        *,
-        output: bool,
+        self, name: str, inputs: Any, signals: SignalCapture, compute: Callable[[Any], Any], *, output: bool
     ) -> Any:
         """Put what a frozen model gives for these inputs into ``signals``: read back, or computed and then kept.
 
@@ -388,14 +378,6 @@ class TeacherCache(Callback):
     @property
     def _stores(self) -> list[SignalStore]:
         return list({id(opened.store): opened.store for opened in self._opened.values() if opened is not None}.values())
-
-    def _refresh(self) -> None:
-        for store in self._stores:
-            store.refresh()
-
-    def _flush(self) -> None:
-        for store in self._stores:
-            store.flush()
 
     def _say(self, text: str) -> None:
         (self._console or Console()).print(text, highlight=False, soft_wrap=True)
