@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from rich.console import OverflowMethod
+from rich.table import Column
+
 
 def percent(share: float) -> str:
     """A share as it is shown.
@@ -21,3 +24,8 @@ def printable(text: str) -> str:
         'a?[2Jb'
     """
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def numeric(*headers: str, overflow: OverflowMethod = "ellipsis") -> list[Column]:
+    """Columns of numbers for a rich table, aligned to the right."""
+    return [Column(header, justify="right", overflow=overflow) for header in headers]

@@ -13,9 +13,10 @@ from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from lit_distill._command.overrides import typed_overrides
+from lit_distill._screen import numeric
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.diagnosis.diagnose import Diagnosis, diagnose
 from lit_distill.training.fit import build_module
@@ -58,11 +59,9 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
 
 def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> None:
     """Print tables of the models and terms, the cost, and the findings last."""
-    table = Table(title=f"models, on a batch of {diagnosis.batch_size}")
-    for column in ("model", "class", "role"):
-        table.add_column(column, overflow="fold")
-    for column in ("parameters", "input", "output", "forward"):
-        table.add_column(column, justify="right", overflow="fold")
+    texts = (Column(header, overflow="fold") for header in ("model", "class", "role"))
+    numbers = numeric("parameters", "input", "output", "forward", overflow="fold")
+    table = Table(*texts, *numbers, title=f"models, on a batch of {diagnosis.batch_size}")
     for name, model in diagnosis.models.items():
         whole = model.trainable == model.parameters
         role = "frozen" if model.frozen else ("learns" if whole else f"learns {model.trainable:,} of them")
@@ -71,11 +70,8 @@ def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> No
             f"{1e3 * model.forward_seconds:.0f} ms",
         )  # fmt: skip
     console.print(table)
-    table = Table(title="terms, at the start of training")
-    for column in ("term", "loss", "on"):
-        table.add_column(column, overflow="fold")
-    for column in ("value", "weight", "gradient norm"):
-        table.add_column(column, justify="right")
+    texts = (Column(header, overflow="fold") for header in ("term", "loss", "on"))
+    table = Table(*texts, *numeric("value", "weight", "gradient norm"), title="terms, at the start of training")
     for name, term in diagnosis.terms.items():
         on = "\n".join(f"{escape(text)} {_shape(shape)}" for text, shape in term.shapes.items())
         norms = "\n".join(f"{model} {norm:.3g}" for model, norm in term.gradient_norms.items() if norm)
@@ -96,10 +92,8 @@ def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> No
 
 
 def _show_cost(console: Console, cost: Cost) -> None:
-    table = Table(title=f"where a step's {1e3 * cost.step_seconds:.0f} ms and its memory go")
-    table.add_column("part")
-    table.add_column("time", justify="right")
-    table.add_column("kept for the backward pass", justify="right")
+    title = f"where a step's {1e3 * cost.step_seconds:.0f} ms and its memory go"
+    table = Table("part", *numeric("time", "kept for the backward pass"), title=title)
     for part, seconds in cost.seconds.items():
         kept = cost.kept_bytes.get(part)
         table.add_row(part, f"{1e3 * seconds:.1f} ms", "" if kept is None else _size(kept))

@@ -16,10 +16,11 @@ from typing import Any, Literal, get_args
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lit_distill._screen import numeric
 from lit_distill._version import versions
 from lit_distill.inference.exported import fused
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
@@ -28,12 +29,7 @@ from lit_distill.runs.opened import open_run
 
 Engine = Literal["eager", "compile", "onnx", "int8"]
 Network = Callable[[Tensor], Tensor]
-_LABEL = {
-    "eager": "torch eager",
-    "compile": "torch.compile",
-    "onnx": "onnxruntime",
-    "int8": "onnxruntime int8",
-}
+_LABEL = {"eager": "torch eager", "compile": "torch.compile", "onnx": "onnxruntime", "int8": "onnxruntime int8"}
 _WARM_UP = 3
 
 
@@ -177,10 +173,9 @@ def run(config: DictConfig) -> dict[str, Any]:
 def show(console: Console, result: Mapping[str, Any]) -> None:
     """Print one table, in milliseconds: a stage or an engine a row, what the whole clip takes with each engine."""
     shape = "x".join(map(str, result["input_shape"]))
-    table = Table(title=f"{result['model']}: milliseconds a clip on {result['threads']} CPU threads, {shape}")
-    table.add_column("stage", no_wrap=True)
-    for column in ("median", "p95", "decoded to classified", "p95", "network's speed-up"):
-        table.add_column(column, justify="right")
+    title = f"{result['model']}: milliseconds a clip on {result['threads']} CPU threads, {shape}"
+    numbers = numeric("median", "p95", "decoded to classified", "p95", "network's speed-up")
+    table = Table(Column("stage", no_wrap=True), *numbers, title=title)
     times = result["milliseconds"]
     for stage in ("decode", "preprocess"):
         table.add_row(stage, *_both(times[stage]))

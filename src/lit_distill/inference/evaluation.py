@@ -90,7 +90,6 @@ class ClassificationReport(Metric):
             raise ValueError("nothing was evaluated: there are no samples")
         count, confidence, right = self.binned
         gaps = (right - confidence).abs()
-        filled = [m for m in range(self.bins) if count[m] > 0]
         return {
             "samples": samples,
             "top1": int(self.confusion.diagonal().sum()) / samples,
@@ -105,7 +104,8 @@ class ClassificationReport(Metric):
                     "confidence": float(confidence[m] / count[m]),
                     "accuracy": float(right[m] / count[m]),
                 }
-                for m in filled
+                for m in range(self.bins)
+                if count[m] > 0
             ],
             "confusion": self.confusion.tolist(),
         }
@@ -167,14 +167,8 @@ class Evaluation(LightningModule):
         seen = inputs if self.view is None else self.view(inputs)
         self.report.update(log_probabilities(self.network, seen, views=isinstance(batch, ViewsBatch)), target)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """The same on the validation data."""
-        self.test_step(batch, batch_idx)
-
     def on_test_epoch_end(self) -> None:
         """Bring the sums of all processes together."""
         self.figures = self.report.compute()
 
-    def on_validation_epoch_end(self) -> None:
-        """The same on the validation data."""
-        self.on_test_epoch_end()
+    validation_step, on_validation_epoch_end = test_step, on_test_epoch_end

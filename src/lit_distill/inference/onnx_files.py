@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import os
@@ -90,7 +91,7 @@ def write_onnx(network: nn.Module, example: Tensor, path: str | os.PathLike[str]
     if example.shape[0] < 2:
         raise ValueError(f"write_onnx needs an example batch of at least 2, came {tuple(example.shape)}")
     network = network.eval()
-    name = _first_parameter_name(network)
+    name = next(iter(inspect.signature(network.forward).parameters))
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -151,12 +152,6 @@ class _Calibration:
             return None
         self.count += 1
         return {INPUT: batch.detach().cpu().float().numpy()}
-
-
-def _first_parameter_name(network: nn.Module) -> str:
-    import inspect
-
-    return next(iter(inspect.signature(network.forward).parameters))
 
 
 def _imported(name: str) -> ModuleType:

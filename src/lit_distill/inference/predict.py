@@ -12,10 +12,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lit_distill._screen import percent, printable
+from lit_distill._screen import numeric, percent, printable
 from lit_distill.inference.inputs import find_inputs
-from lit_distill.inference.predictions import Prediction, default_workers, predict_files
-from lit_distill.inference.preprocess import Preprocess
+from lit_distill.inference.predictions import Prediction, predict_files
 from lit_distill.inference.rows import RowFile
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.classifier import open_classifier
@@ -63,8 +62,8 @@ def run(config: DictConfig) -> int:
         preprocess,
         paths,
         topk=config.topk,
-        batch_size=_batch_size(preprocess) if config.batch_size is None else config.batch_size,
-        num_workers=default_workers(len(paths)) if config.num_workers is None else config.num_workers,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
     )
     failed = rows.failed if rows else 0
     screen = _Screen(len(inputs.paths), bar=rows is not None)
@@ -89,10 +88,6 @@ def run(config: DictConfig) -> int:
     told += [f"written {rows.path}"] if rows else []
     screen.say("; ".join(told))
     return failed
-
-
-def _batch_size(preprocess: Preprocess) -> int:
-    return 1 if preprocess.views == "dense" else 8
 
 
 class _Screen:
@@ -146,9 +141,7 @@ def _line(prediction: Prediction) -> str:
 
 
 def _table(prediction: Prediction) -> Table:
-    table = Table()
-    table.add_column("class")
-    table.add_column("score", justify="right")
+    table = Table("class", *numeric("score"))
     for top in prediction.top:
         table.add_row(escape(printable(top.name)), percent(top.score))
     return table

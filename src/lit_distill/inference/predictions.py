@@ -51,8 +51,8 @@ def predict_files(
     paths: Sequence[str],
     *,
     topk: int = 5,
-    batch_size: int = 8,
-    num_workers: int = 0,
+    batch_size: int | None = 8,
+    num_workers: int | None = 0,
 ) -> Iterator[list[Prediction]]:
     """Classify files, a batch at a time and in their order.
 
@@ -63,8 +63,8 @@ def predict_files(
         preprocess: reads the files.
         paths: of the files.
         topk: how many classes of each; all where there are fewer.
-        batch_size: files that the classifier is given at once.
-        num_workers: processes that decode; 0 to decode in this one.
+        batch_size: files that the classifier is given at once; None for 1 of dense views, else 8.
+        num_workers: processes that decode; 0 to decode in this one, None for :func:`default_workers`.
 
     Yields:
         The predictions of each batch, one a file; a file that can't be read has an error.
@@ -72,9 +72,11 @@ def predict_files(
     Raises:
         ValueError: a number is out of its range; the class names are not as many as the probabilities.
     """
+    batch_size = (1 if preprocess.views == "dense" else 8) if batch_size is None else batch_size
+    num_workers = default_workers(len(paths)) if num_workers is None else num_workers
     for name, value, least in (("topk", topk, 1), ("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
         if value < least:
-            raise ValueError(f"{name} must be at least {least}, came {value}")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     loader = DataLoader(
         _Files(paths, preprocess),
         batch_size=batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ class Preprocess:
     frames are sampled over the whole video, turned upright and scaled.
 
     Raises:
-        ValueError: there are no such views.
+        ValueError: there are no such views, or none but ``"center"`` of images.
 
     Attributes:
         sampling: which frames make a clip; None for images.
@@ -82,7 +83,9 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.views not in get_args(Views):
-            raise ValueError(f"views are {' or '.join(get_args(Views))}, came {self.views!r}")
+            raise ValueError(f"views are {' or '.join(get_args(Views))}, got {self.views!r}")
+        if self.views == "dense" and self.sampling is None:
+            raise ValueError("views=dense are 10 clips x 3 crops of a video; images have views=center")
 
     @classmethod
     def of(
@@ -122,8 +125,7 @@ class Preprocess:
                 **common,
             )
         if isinstance(data, ImageFolderDataModule):
-            if views == "dense":
-                raise ValueError("views=dense are 10 clips x 3 crops of a video; images have views=center")
+            common["views"] = views or "center"
             return cls(sampling=None, transform=data.eval_transform, size=data.size, scale=data.scale, **common)
         raise ValueError(
             f"how {type(data).__name__} prepares a sample is not known: expected a VideoDataModule or an "
@@ -145,8 +147,6 @@ class Preprocess:
 
     def with_views(self, views: Views) -> Preprocess:
         """The same with other views."""
-        if views == "dense" and self.sampling is None:
-            raise ValueError("views=dense are 10 clips x 3 crops of a video; images have views=center")
         return replace(self, views=views)
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
@@ -239,9 +239,7 @@ class Preprocess:
 def count_images(folder: str | os.PathLike[str], suffix: str) -> int:
     """How many images of a folder are named by ``suffix``, numbered from 1 without a gap."""
     names = set(os.listdir(folder))
-    count = 0
-    while suffix.format(count + 1) in names:
-        count += 1
+    count = next(number for number in itertools.count() if suffix.format(number + 1) not in names)
     if not count:
         raise ValueError(f"{folder}: no frames in this folder, {Path(folder, suffix.format(1))} would be the first")
     return count

@@ -57,7 +57,7 @@ class RowFile:
 
     def write(self, predictions: Iterable[Prediction]) -> None:
         """Add rows, all of these or none."""
-        append_text(self.part, self._rows(list(predictions)))
+        append_text(self.part, self._rows(predictions))
 
     def finish(self) -> None:
         """Give the file its name."""
@@ -77,7 +77,7 @@ class RowFile:
         else:
             stored = [json.loads(line) for line in text.splitlines()]
             rows = [(row["input"], row.get("error", "")) for row in stored]
-        wanted = [_text(name) if self._csv else name for name in inputs[: len(rows)]]
+        wanted = [as_utf8(name) if self._csv else name for name in inputs[: len(rows)]]
         if [name for name, _ in rows] != wanted:
             raise ValueError(f"{self.part} does not go on with these inputs: remove it")
         return len(rows), sum(bool(error) for _, error in rows)
@@ -86,19 +86,16 @@ class RowFile:
         numbers = range(1, self._topk + 1)
         return ["input", "error", *(f"{field}_{k}" for k in numbers for field in ("class", "name", "score"))]
 
-    def _padded(self, values: list[Any]) -> list[Any]:
-        return values + [""] * (2 + 3 * self._topk - len(values))
-
-    def _rows(self, predictions: Sequence[Prediction]) -> str:
-        if self._csv:
-            return self._lines(
-                self._padded(
-                    [_text(p.input), p.error]
-                    + [value for top in p.top for value in (top.label, top.name, rounded(top.score))]
-                )
-                for p in predictions
-            )
-        return "".join(f"{json.dumps(as_json(p))}\n" for p in predictions)
+    def _rows(self, predictions: Iterable[Prediction]) -> str:
+        if not self._csv:
+            return "".join(f"{json.dumps(as_json(p))}\n" for p in predictions)
+        empty = ["", "", ""]
+        return self._lines(
+            [as_utf8(p.input), p.error]
+            + [value for top in p.top for value in (top.label, top.name, rounded(top.score))]
+            + empty * (self._topk - len(p.top))
+            for p in predictions
+        )
 
     def _lines(self, rows: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO()
@@ -106,9 +103,9 @@ class RowFile:
         return text.getvalue()
 
 
-def _text(path: str) -> str:
-    """A path as UTF-8 can hold it."""
-    return path.encode("utf-8", "backslashreplace").decode()
+def as_utf8(text: str) -> str:
+    """A text, such as a path, as UTF-8 can hold it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:

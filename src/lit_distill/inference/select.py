@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_distill._files import write_text
-from lit_distill._screen import printable
+from lit_distill._screen import numeric, printable
 from lit_distill.data import ImageFolderDataModule, Sample, VideoDataModule
 from lit_distill.inference.inputs import find_inputs
 from lit_distill.inference.predict import SOME_FAILED
-from lit_distill.inference.predictions import default_workers, predict_files
+from lit_distill.inference.predictions import predict_files
 from lit_distill.inference.preprocess import Preprocess, count_images
+from lit_distill.inference.rows import as_utf8
 from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
 from lit_distill.runs.classifier import open_classifier
 from lit_distill.runs.opened import Run, open_run
@@ -69,7 +70,6 @@ def run(config: DictConfig, console: Console | None = None) -> Selection:
     classifier = open_classifier(
         opened, preprocess, model=config.named, checkpoint=config.checkpoint, device=config.device
     )
-    usual = 1 if preprocess.views == "dense" else 8
     skipped = [
         (path, f"has the same bytes as {other}" if other != path else "is among the labelled files, or in against=")
         for path, other in twins
@@ -79,8 +79,8 @@ def run(config: DictConfig, console: Console | None = None) -> Selection:
         preprocess,
         paths,
         topk=config.per_file,
-        batch_size=usual if config.batch_size is None else config.batch_size,
-        num_workers=default_workers(len(paths)) if config.num_workers is None else config.num_workers,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
     ):
         for prediction in batch:
             if prediction.error:
@@ -91,7 +91,7 @@ def run(config: DictConfig, console: Console | None = None) -> Selection:
     output = Path(config.output).expanduser()
     left_out = output.with_suffix(".skipped.txt")
     write_text(output, "".join(f"{data.line(entry, preprocess)}\n" for entry in chosen))
-    write_text(left_out, "".join(f"{_utf8(path)}\t{_utf8(reason)}\n" for path, reason in sorted(skipped)))
+    write_text(left_out, "".join(f"{as_utf8(path)}\t{as_utf8(reason)}\n" for path, reason in sorted(skipped)))
     result = Selection(chosen, len(skipped) - len(twins), len(twins))
     _show(console, result, best, opened, ranked=len(paths) - result.failed, output=output, left_out=left_out)
     return result
@@ -139,7 +139,7 @@ class _Data:
         path = chosen.path.removeprefix(os.path.join(os.path.abspath(module.root), ""))
         frames = f" {count_images(chosen.path, preprocess.suffix)}" if os.path.isdir(chosen.path) else ""
         label = chosen.label + getattr(module, "first_label", 0)
-        return f"{_utf8(path)}{frames} {label} {chosen.score:.6f}"
+        return f"{as_utf8(path)}{frames} {label} {chosen.score:.6f}"
 
 
 def _against(config: DictConfig, preprocess: Preprocess, data: _Data) -> list[str]:
@@ -159,20 +159,13 @@ def _paths(samples: Sequence[Sample]) -> list[str]:
     return _absolute([sample.path for sample in samples])
 
 
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _show(
     console: Console, result: Selection, best: TopPerClass, opened: Run, *, ranked: int, output: Path, left_out: Path
 ) -> None:
     counts = Counter(chosen.label for chosen in result.chosen)
     lowest = {chosen.label: chosen.score for chosen in result.chosen}  # the last of each class
     names = opened.class_names or tuple(str(label) for label in range(opened.num_classes or 1 + max(counts, default=0)))
-    table = Table()
-    table.add_column("class")
-    for column in ("candidates", "selected", "lowest score"):
-        table.add_column(column, justify="right")
+    table = Table("class", *numeric("candidates", "selected", "lowest score"))
     for label, name in list(enumerate(names))[:_CLASSES_SHOWN]:
         score = f"{lowest[label]:.4f}" if label in lowest else ""
         table.add_row(escape(printable(name)), str(best.candidates[label]), str(counts[label]), score)

@@ -56,13 +56,11 @@ class TopPerClass:
 
     def add(self, path: str, label: int, score: float) -> None:
         """Take a file into account for a class."""
-        if score < self.min_score:
-            return
-        self.candidates[label] += 1
-        kept = self._kept[label]
-        kept.append(Chosen(label, score, path))
-        if len(kept) >= 2 * self.k:
-            self._prune(label)
+        if score >= self.min_score:
+            self.candidates[label] += 1
+            self._kept[label].append(Chosen(label, score, path))
+            if len(self._kept[label]) >= 2 * self.k:
+                self._prune(label)
 
     def chosen(self) -> list[Chosen]:
         """The chosen files: class by class, best first."""
@@ -153,6 +151,5 @@ def _digest(path: str) -> str:
         if file != path:
             digest.update(f"{os.path.basename(file)}\0{os.path.getsize(file)}\0".encode("utf-8", "surrogateescape"))
         with open(file, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lit_distill._files import write_text
-from lit_distill._screen import percent, printable
+from lit_distill._screen import numeric, percent, printable
 from lit_distill._version import versions
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.inference.evaluation import Evaluation, class_rows
@@ -109,9 +109,7 @@ def confusion_csv(confusion: Sequence[Sequence[int]], class_names: Sequence[str]
 def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     """Print the figures, the classes (the worst where there are many), and where they were written."""
     title = f"{report['model']} on {report['samples']} {report['split']} samples, {report['views']} views"
-    table = Table(title=escape(title))
-    for column in ("top-1", "top-5", "loss", "ECE"):
-        table.add_column(column, justify="right")
+    table = Table(*numeric("top-1", "top-5", "loss", "ECE"), title=escape(title))
     table.add_row(
         percent(report["top1"]), percent(report["top5"]), f"{report['loss']:.6g}",
         percent(report["calibration"]["ece"]),
@@ -120,11 +118,8 @@ def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     rows = [row for row in report["classes"] if row["samples"]]
     few = len(rows) <= _SHOWN_CLASSES
     worst = rows if few else sorted(rows, key=lambda row: row["top1"])[:_SHOWN_CLASSES]
-    classes = Table(title=None if few else f"the {_SHOWN_CLASSES} worst of {len(rows)} classes")
-    classes.add_column("class")
-    classes.add_column("samples", justify="right")
-    classes.add_column("top-1", justify="right")
-    classes.add_column("most often taken for")
+    heading = None if few else f"the {_SHOWN_CLASSES} worst of {len(rows)} classes"
+    classes = Table("class", *numeric("samples", "top-1"), "most often taken for", title=heading)
     for row in worst:
         other = f"{printable(row['confused_with'])} ({row['confused']}x)" if row["confused"] else ""
         classes.add_row(escape(printable(row["name"])), str(row["samples"]), percent(row["top1"]), escape(other))
@@ -148,13 +143,11 @@ def class_names_of(opened: Run, data: LightningDataModule) -> tuple[str, ...]:
 
 
 def _file_name(opened: Run, config: DictConfig, model: str) -> str:
-    parts = [
-        model if model != opened.student else "",
-        "" if config.checkpoint == BEST else Path(config.checkpoint).stem,
-    ]
-    parts += [config.split if config.split != "test" else "", config.views or ""]
     plain = Path(TEST_FILE)
-    return "_".join([plain.stem, *(part for part in parts if part)]) + plain.suffix
+    checkpoint = "" if config.checkpoint == BEST else Path(config.checkpoint).stem
+    split = config.split if config.split != "test" else ""
+    parts = [plain.stem, model if model != opened.student else "", checkpoint, split, config.views]
+    return "_".join(filter(None, parts)) + plain.suffix
 
 
 def _confusion_file(file: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_distill._screen import numeric
 from lit_distill.data import ImageFolderDataModule
 from lit_distill.models import PPTSMv2
 from lit_distill.module import DistillModule
@@ -17,11 +18,8 @@ from lit_distill.runs.names import BEST_CHECKPOINT
 
 def show_summary(console: Console, module: DistillModule, results: dict[str, Any], folder: Path) -> None:
     """Print every model's accuracy, where the run's files are and what to do next."""
-    table = Table(title=f"{results['experiment'] or 'run'}: validation at the best epoch of {results['epochs']}")
-    table.add_column("model")
-    table.add_column("role")
-    for column in ("parameters", "top-1", "top-5"):
-        table.add_column(column, justify="right")
+    title = f"{results['experiment'] or 'run'}: validation at the best epoch of {results['epochs']}"
+    table = Table("model", "role", *numeric("parameters", "top-1", "top-5"), title=title)
     for name, model in module.models.items():
         role = "frozen teacher" if name in module.frozen else ("student" if name == module.student else "peer")
         if role == "student" and len(module.candidates) > 1:
@@ -49,18 +47,9 @@ def next_command(module: DistillModule, folder: str) -> str:
 
 
 def show_stages(console: Console, results: dict[str, Any], folder: Path) -> None:
-    """Print a row a stage, where the run's files are and what to do next.
-
-    Args:
-        console: where to.
-        results: of the run.
-        folder: of the run.
-    """
-    table = Table(title=f"{results['experiment'] or 'run'}: validation at the best epoch of each stage")
-    for column in ("stage", "student"):
-        table.add_column(column)
-    for column in ("top-1", "top-5", "epoch", "steps", "seconds"):
-        table.add_column(column, justify="right")
+    """Print a row a stage, where the run's files are and what to do next."""
+    title = f"{results['experiment'] or 'run'}: validation at the best epoch of each stage"
+    table = Table("stage", "student", *numeric("top-1", "top-5", "epoch", "steps", "seconds"), title=title)
     for name, section in results["stages"].items():
         mark = " *" if section["folder"].endswith(f"/{results['student_stage']}") else ""
         epoch = f"{section['best'].get('epoch', section['epochs'])} of {section['epochs']}"
