@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from lit_distill.optim import GroupsParameters, ParameterGroup
+from lit_distill.optim import ParameterGroup, groups_of
 
 
 class SimKDStudent(nn.Module):
@@ -125,14 +126,10 @@ class SimKDStudent(nn.Module):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The network's own groups with the projector among its weights, without what belongs to the teacher."""
-        if isinstance(self.network, GroupsParameters):
-            groups = self.network.parameter_groups()
-        else:
-            groups = [ParameterGroup("all", tuple(self.network.parameters()))]
         reused = {id(p) for p in self.classifier.parameters()} if self.is_sized else set()
         return [
-            ParameterGroup(g.name, tuple(p for p in g.params if id(p) not in reused), g.lr_multiplier, g.weight_decay)
-            for g in groups
+            replace(group, params=tuple(p for p in group.params if id(p) not in reused))
+            for group in groups_of(self.network)
         ]
 
     def size_like(self, state: Mapping[str, Tensor], prefix: str | None = None) -> None:
