@@ -181,10 +181,5 @@ def cache_root() -> Path:
 def cache_folder(
     kind: Literal["clips", "index", "shards", "teachers"], named: str | os.PathLike[str] | None = None
 ) -> Path:
-    """The folder of one kind of cache: decoded clips, video indexes, shard indexes, teachers' outputs.
-
-    Args:
-        kind: its name below :func:`cache_root`.
-        named: the folder that the user asks for; None for that one.
-    """
+    """The folder of one kind of cache below :func:`cache_root`, or the one that the user has ``named``."""
     return cache_root() / kind if named is None else Path(named).expanduser()

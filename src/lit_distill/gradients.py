@@ -59,13 +59,8 @@ def norm_of(gradients: Iterable[Tensor | None], *, scale: float = 1.0) -> Tensor
 
 
 def flattened(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """All gradients as one vector, at least in float32, zeros where there is none.
-
-    Args:
-        gradients: one a tensor of ``like``.
-        like: what they are gradients of.
-    """
-    dtype = _wide(like[0].dtype)
+    """The gradients of ``like`` as one vector, at least in float32, zeros where there is none."""
+    dtype = torch.promote_types(like[0].dtype, torch.float32)
     parts = [
         (torch.zeros_like(tensor) if gradient is None else gradient).to(dtype).reshape(-1)
         for gradient, tensor in zip(gradients, like, strict=True)
@@ -74,10 +69,7 @@ def flattened(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> Ten
 
 
 def gram_matrix(gradients: Sequence[Tensor]) -> Tensor:
-    """All scalar products of flat gradients, in float64 where the device has it.
-
-    Args:
-        gradients: n vectors (P,).
+    """All scalar products of n flat gradients (P,) each, in float64 where the device has it.
 
     Returns:
         (n, n): squared norms on the diagonal.
@@ -96,11 +88,7 @@ def gram_matrix(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def require_whole_parameters(trainer: Trainer, who: str) -> None:
-    """Raise where each device has a part of the parameters alone, so that no gradient by itself is whole.
-
-    Args:
-        trainer: whose strategy is looked at.
-        who: wants the gradients, for the message.
+    """Raise where devices have parts of the parameters, so that no gradient that ``who`` wants is whole.
 
     Raises:
         ValueError: a strategy that shards parameters.
@@ -120,7 +108,3 @@ def loss_scale(trainer: Trainer) -> float:
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

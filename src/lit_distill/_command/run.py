@@ -90,12 +90,7 @@ def quiet_lightning() -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """What Hydra calls with the composed config; launchers of sweeps pickle it by its name.
-
-    Attributes:
-        command: whose work it is.
-        raises: whether errors are raised, for their tracebacks.
-    """
+    """What Hydra calls with the composed config; launchers of sweeps pickle it by its name."""
 
     command: Command
     raises: bool

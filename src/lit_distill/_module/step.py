@@ -63,11 +63,7 @@ class RunningTerms:
         self._pending.clear()
 
     def state_dict(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The sums of every rank (ranks, 3, terms), for a checkpoint.
-
-        Args:
-            gather: brings the ranks' tensors together.
-        """
+        """The sums of every rank (ranks, 3, terms), for a checkpoint; ``gather`` brings the ranks' tensors together."""
         return {} if self.sums is None else {"sums": gather(self.sums[None]).cpu(), "count": self.count}
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int, ranks: int, device: torch.device) -> None:

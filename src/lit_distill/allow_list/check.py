@@ -119,10 +119,7 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
 
 
 def check_allow(allow: Collection[str]) -> None:
-    """Check the names that a caller admits.
-
-    Args:
-        allow: packages or full names.
+    """Check the packages and full names that a caller admits.
 
     Raises:
         ValueError: an entry is no name, or would admit nearly anything, such as ``os``, ``hydra`` or all of ``torch``.

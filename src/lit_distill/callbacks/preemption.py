@@ -183,11 +183,7 @@ class Preemption(Callback):
 
 
 def end_behind(trainer: Trainer, checkpoint: Path) -> None:
-    """End here, where more was to follow, if a signal came when the training had no step left to end at.
-
-    Args:
-        trainer: of a training that is complete.
-        checkpoint: what it has left.
+    """End here, after a training that left ``checkpoint``, if a signal arrived when it had no step left to end at.
 
     Raises:
         Interrupted: one came.

@@ -211,11 +211,7 @@ class TeacherCache(Callback):
         self._opened, self._module = {}, None
 
     def report(self, counts: Sequence[Mapping[str, CacheCounts]]) -> str:
-        """Hit rate, size and time saved as a sentence.
-
-        Args:
-            counts: of each process.
-        """
+        """Hit rate, size and time saved as a sentence, of the counts of each process."""
         assert self._budget is not None
         stages = {stage: [one[stage] for one in counts] for stage in ("train", "val")}
         shares = ", ".join(_share(stage, of) for stage, of in stages.items() if any(c.asked for c in of))

@@ -35,9 +35,6 @@ _ENDING = {"onnx": ".onnx", "torch_export": ".program.pt2", "safetensors": ".fus
 def run(config: DictConfig) -> Path:
     """Export what a composed ``export.yaml`` describes.
 
-    Args:
-        config: ``run`` or ``weights``, ``format`` and the rest of ``conf/export.yaml``.
-
     Returns:
         The file that was written; its card stands beside it.
 

@@ -28,10 +28,7 @@ _SHOWN_ERRORS = 20
 
 
 def run(config: DictConfig) -> int:
-    """Classify what ``input`` names; rows go to ``output``, or to the screen.
-
-    Args:
-        config: the composed ``predict.yaml``.
+    """Classify what ``input`` of a composed ``predict.yaml`` names; rows go to ``output``, or to the screen.
 
     Returns:
         How many files could not be read.

@@ -44,11 +44,7 @@ class Selection(NamedTuple):
 
 
 def run(config: DictConfig, console: Console | None = None) -> Selection:
-    """Rank the pool and write the list and what was left out of it.
-
-    Args:
-        config: the composed ``select.yaml``.
-        console: where the table goes.
+    """Rank the pool of a composed ``select.yaml``, and write the list and what was left out of it.
 
     Raises:
         ValueError: the config asks for what there is not, or nothing is left to choose from.

@@ -30,10 +30,7 @@ _SHOWN_CLASSES = 20
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Evaluate one model of a run and write ``test.json`` and ``confusion.csv``.
-
-    Args:
-        config: the composed ``test.yaml``.
+    """Evaluate what a composed ``test.yaml`` describes, and write ``test.json`` and ``confusion.csv``.
 
     Returns:
         The content of ``test.json``; empty in processes other than the first.

@@ -140,13 +140,9 @@ def bars_image(bars: Sequence[Bar], title: str, note: str) -> Image.Image:
 
 
 def clip_images(frames: Tensor, lines: Sequence[tuple[str, Colour]]) -> list[Image.Image]:
-    """An image a frame, with lines of text below it.
+    """An image for each of the uint8 frames (T, 3, H, W), with lines of text in their colours below it.
 
     Small frames are enlarged by a whole factor without smoothing, large ones made :data:`SIDE` pixels wide.
-
-    Args:
-        frames: (T, 3, H, W), uint8.
-        lines: text and its colour.
     """
     font, texts = _font(12), [_fitted(text, _font(12), SIDE - 4) for text, _ in lines]
     made = []

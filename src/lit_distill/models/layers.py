@@ -110,17 +110,7 @@ def make_dropout(p: float, mode: DropoutMode) -> nn.Module:
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, activation; padded so that stride 1 keeps the size (odd kernels).
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: odd.
-        stride: of the convolution.
-        groups: of the convolution.
-        activation: what follows BatchNorm; None for nothing.
-        batch_norm: which running variance, see :class:`BiasedBatchNorm2d`.
-    """
+    """Convolution without bias, BatchNorm, activation; odd kernels, padded so that stride 1 keeps the size."""
 
     def __init__(
         self,

@@ -53,14 +53,6 @@ class DepthwiseSeparable(nn.Module):
 
     Parallel branches are ConvBN of kernel ``kernel_size``, two less, …, 1 (the last only at stride 1), summed before
     one ReLU. A shortcut joins equal shapes only, and is added after the pointwise ReLU.
-
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        kernel_size: of the depthwise convolution, odd.
-        stride: of the depthwise convolution.
-        stage: the stage's plan.
-        batch_norm: which running variance, see :class:`~lit_distill.models.layers.BiasedBatchNorm2d`.
     """
 
     dw_conv: nn.Module | None

@@ -110,12 +110,7 @@ class Shard:
 
 
 class Budget:
-    """How much the shards below a folder may take, over all processes and runs that write there.
-
-    Args:
-        root: the folder.
-        limit: bytes.
-    """
+    """How many bytes the shards below a folder may take, over all processes and runs that write there."""
 
     def __init__(self, root: Path, limit: int) -> None:
         self.root, self.limit = root, limit

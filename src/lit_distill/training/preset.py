@@ -11,13 +11,9 @@ from lit_distill._command.overrides import given_values
 
 
 def preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
-    """The weights, by term, that ``preset.weights`` has for the training terms of a composed config.
+    """The weights, by term, that ``preset.weights`` has for a config composed with the overrides ``given``.
 
     What the overrides say of a term's weight stands, and so does a schedule that the experiment has of its own.
-
-    Args:
-        config: the composed ``train.yaml``.
-        given: the overrides that it was composed with.
 
     Returns:
         Numbers, or nodes of schedules.

@@ -42,11 +42,6 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     Whether stages follow each other in one process or in several makes no difference: a stage reads what the earlier
     ones left in their folders, and nothing else of them.
 
-    Args:
-        config: of the run.
-        stages: all of them.
-        point: where the run resumes.
-
     Returns:
         The content of ``results.json``; nothing on ranks other than the first.
 
@@ -109,9 +104,6 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
 
 def check_stages(stages: Sequence[Stage]) -> None:
     """Build all stages before the first is trained: an error found later would cost all that comes before it.
-
-    Args:
-        stages: of a run.
 
     Raises:
         ValueError: a stage whose models, terms, data or optimizer can't be made, or do not fit what they begin from.

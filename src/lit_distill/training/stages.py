@@ -41,7 +41,7 @@ class Stage:
 
 
 def stages_of(config: DictConfig) -> list[Stage]:
-    """The stages that a composed config describes; none for an ordinary run.
+    """The stages that a composed config describes, with ``run_dir`` set; none for an ordinary run.
 
     ``stages`` maps names to overrides of the config's own nodes, in order. Mappings are merged; a node that names
     another ``_target_`` replaces; a model, term or stage that is null is left out. Besides, a stage may say
@@ -58,9 +58,6 @@ def stages_of(config: DictConfig) -> list[Stage]:
     from ``generation.teacher``, which from the second on is the best Student of the generation before, frozen. The
     first learns without the terms that name the teacher, unless that has weights (``pretrained``). ``generation.first``
     and ``generation.later`` are overrides.
-
-    Args:
-        config: the composed ``train.yaml``, with ``run_dir`` set.
 
     Raises:
         ValueError: a stage that can't be, and why.

@@ -22,10 +22,7 @@ __all__ = ["build_module", "main", "run"]
 
 
 def run(config: DictConfig) -> dict[str, Any]:
-    """Train what a composed config describes and write its run folder.
-
-    Args:
-        config: the composed ``train.yaml``, with ``run_dir`` set.
+    """Train what a composed config describes, with ``run_dir`` set, and write its run folder.
 
     Returns:
         The content of ``results.json``; nothing on ranks other than the first.
