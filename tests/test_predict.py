@@ -138,7 +138,7 @@ def test_exit_codes_and_screen(
         (["run={run}", "input={root}", "view=dense"], "there is no 'view'; did you mean views?"),
         (["run={run}", "input="], "give input="),
         (["run=", "input={root}"], "give run=<folder>, or weights=<file>"),
-        (["run={run}", "input={root}", "views=dens"], "views are center or dense, came 'dens'"),
+        (["run={run}", "input={root}", "views=dens"], "views are center or dense, got 'dens'"),
         (["input=a.mp4"], "give run=<folder>, or weights=<file>"),
         (["run={run}", "input=/nowhere.mp4"], "no file or folder /nowhere.mp4"),
         (["run={run}", "input={run}"], "holds no videos"),

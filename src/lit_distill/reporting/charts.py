@@ -201,12 +201,7 @@ def dot_chart(points: Sequence[tuple[float | str, float]], *, title: str, x_labe
 
 
 def interval_chart(rows: Sequence[Interval], *, title: str) -> Chart:
-    """A line a row: single values, their mean and its interval, beside a line at zero.
-
-    Args:
-        rows: from the top.
-        title: of the figure.
-    """
+    """A line a row: single values, their mean and its interval, beside a line at zero."""
     height, width, names = 24, 480, [_cut(row.name) for row in rows]
     ends = [x for row in rows for x in (*row.values, row.mean, *(row.interval or ()))]
     low, high = _range([0.0, *ends], pad=0.04)
@@ -233,12 +228,7 @@ def interval_chart(rows: Sequence[Interval], *, title: str) -> Chart:
 
 
 def svg_file(charts: Sequence[Chart], *, scale: float = 2.0) -> str:
-    """Charts side by side as a file of its own, with their titles and legends, in the light colours.
-
-    Args:
-        charts: from the left.
-        scale: of its size in pixels to the charts' own.
-    """
+    """Charts side by side as a file of its own, with their titles and legends, in the light colours."""
     gap, title, row = 16, 22, 16
     parts, left, height = [], gap, 0
     for chart in charts:
@@ -288,12 +278,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]], *, title: str, colour: int
 
 
 def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> Chart:
-    """Horizontal bars from zero to either side; a gain has one colour, a loss another.
-
-    Args:
-        rows: name, length, and what is written beside it.
-        title: of the figure.
-    """
+    """Horizontal bars from zero to either side, each with its name and a text; gains and losses differ in colour."""
     height, middle = 20, 170
     longest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
     signed = any(value < 0 for _, value, _ in rows)
@@ -315,12 +300,7 @@ def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> Chart:
 
 
 def shade_map(values: Sequence[Sequence[float]], *, title: str) -> Chart:
-    """A matrix of shares from 0 to 1 as shades, without numbers: of many classes.
-
-    Args:
-        values: rows of shares; zeros are left blank.
-        title: of the figure.
-    """
+    """A matrix of shares from 0 to 1 as shades, without numbers: of many classes. Zeros are left blank."""
     size = len(values)
     cells = [
         f'<rect class="cell" x="{column}" y="{row}" width="1" height="1" fill-opacity="{value:.2f}"/>'

@@ -18,15 +18,11 @@ _FRAMES, _SIDE, _GAP, _QUALITY = 8, 96, 2, 80
 
 
 def changed(pair: Pair, most: int) -> list[tuple[str, list[int]]]:
-    """Groups of samples, by their places in the pair, those that say most first.
+    """Groups of at most ``most`` samples, by their places in the pair, those that say most first.
 
     Of two runs: what b has right and a has wrong, and the other way round, by how much more probability the one gives
     the true class. Of two models of one run: where b is furthest from a by KL(a || b), of those that they take for
     different classes.
-
-    Args:
-        pair: the two models.
-        most: samples a group.
     """
     right_a, right_b = pair.right
     place = torch.arange(len(pair.target))
@@ -42,12 +38,7 @@ def changed(pair: Pair, most: int) -> list[tuple[str, list[int]]]:
 
 
 def clip_figures(pair: Pair, places: Sequence[int]) -> list[str]:
-    """A figure a sample: its frames, its class, and what either model says of it.
-
-    Args:
-        pair: the two models.
-        places: of the samples in the pair.
-    """
+    """A figure for each of these places in the pair: frames, class, and what either model says of it."""
     names, figures = pair.home.class_names, []
     for place in places:
         position = int(pair.index[place])
@@ -68,11 +59,7 @@ def clip_figures(pair: Pair, places: Sequence[int]) -> list[str]:
 
 
 def strip(evidence: RunEvidence, position: int) -> tuple[str, int]:
-    """At most eight frames of a sample as its data set gives it, side by side, as a JPEG in a data: address; how many.
-
-    Args:
-        evidence: of the run whose data has it.
-        position: of the sample in the split.
+    """At most eight frames of a sample of a run's data, side by side, as a JPEG in a data: address; and how many.
 
     Raises:
         ValueError: the data set gives something else than uint8 clips or images.

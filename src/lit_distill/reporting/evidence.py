@@ -195,8 +195,7 @@ class _Look(LightningModule):
                 self.features[name].append(stage_features(network, clips, self.layers[name]))
         self.left -= len(target)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+    test_step = validation_step
 
 
 def gather(

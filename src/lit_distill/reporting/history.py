@@ -67,12 +67,7 @@ def read_history(file: str | os.PathLike[str], label: str) -> History:
 
 
 def histories(run: Run, label: str) -> list[History]:
-    """What a run logged: of one of several stages, that of each stage that has begun.
-
-    Args:
-        run: opened by its folder.
-        label: of the run.
-    """
+    """What a run logged: of one of several stages, that of each stage that has begun."""
     folders = (
         {label: run.folder} if run.stage is None else {f"{label} · {s.name}": s for s in stage_folders(run.folder)}
     )

@@ -59,12 +59,7 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole document.
-
-    Args:
-        title: plain text.
-        lead: a plain sentence under it.
-        sections: in their order; the table of contents is made of them.
+    """The whole document: a title and a sentence in plain text, a table of contents, the sections.
 
     Example:
         >>> "<title>a &lt; b</title>" in page("a < b", "", [Section("one", "One", "<p>text</p>")])

@@ -28,11 +28,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of olde
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Look at every model of one run or several, and write a page that needs nothing else.
-
-    Args:
-        config: the composed ``report.yaml``.
-        console: where it says what it does; standard output by default.
+    """Look at every model of the runs of a composed ``report.yaml``, and write a page that needs nothing else.
 
     Returns:
         ``file``, the page; ``models``, by their labels the figures of
@@ -106,10 +102,7 @@ def _opened(config: DictConfig) -> dict[str, Run]:
 
 
 def labels_of(folders: Sequence[Path]) -> list[str]:
-    """A short name for each folder, another than those of the others: without its time where that is enough.
-
-    Args:
-        folders: different absolute paths.
+    """A short, different name for each of several absolute paths: without its time where that is enough.
 
     Example:
         >>> labels_of([Path("/runs/kd/2026-11-24_10-00-00-512034"), Path("/runs/dml/2026-11-24_11-00-00")])

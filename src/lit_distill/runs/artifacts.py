@@ -68,16 +68,12 @@ def write_student(folder: str | os.PathLike[str], state: Mapping[str, Tensor], c
 
 def teacher_card(models: Mapping[str, nn.Module], student: str) -> dict[str, Any]:
     """For every other model of the run: its class, the hash of its weights, and the file it was loaded from."""
-    cards = {}
-    for name, model in models.items():
-        if name != student:
-            cards[name] = {
-                "class": _class_name(model),
-                "sha256": state_sha256(model.state_dict()),
-                **loaded_from(model),
-            }
-    return cards
-
-
-def _class_name(model: nn.Module) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
+    return {
+        name: {
+            "class": f"{type(model).__module__}.{type(model).__qualname__}",
+            "sha256": state_sha256(model.state_dict()),
+            **loaded_from(model),
+        }
+        for name, model in models.items()
+        if name != student
+    }

@@ -181,11 +181,7 @@ class Run:
         return data
 
     def view(self, model: str | None = None) -> InputView | None:
-        """What a model sees of the data's clips, None for all.
-
-        Args:
-            model: a name; None for the student's.
-        """
+        """What a model, the student by default, sees of the data's clips; None for all."""
         given = (self.config.get("inputs") or {}).get(self._name(model))
         return None if given is None else InputView.of(given)
 
@@ -289,10 +285,7 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
 
 
 def open_run(config: DictConfig) -> Run:
-    """The run that a command's ``run=`` or ``weights=`` names.
-
-    Args:
-        config: with ``run``, ``weights`` and ``allow``.
+    """The run that ``run`` or ``weights`` of a command's config names, opened with the packages of ``allow``.
 
     Raises:
         ValueError: neither is given, or both; what is there is malformed.
