@@ -446,8 +446,20 @@ def test_documents_that_are_no_config(text: str, tmp_path: Path) -> None:
         convert(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["${oc.env:HOME}", "${oc.create:{_target_: os.getcwd}}", "\\x24{oc.env:HOME}", "$\\u007Boc.env:HOME}", "\\\\${x}"],
+)
+@pytest.mark.parametrize("place", ["value", "item", "key"])
+def test_interpolations_are_refused_however_they_are_written(place: str, text: str, tmp_path: Path) -> None:
+    line = {"value": f'x: "{text}"', "item": f'x: ["{text}"]', "key": f'"{text}": 1'}[place]
+    with pytest.raises(ConfigError, match=r"interpolation|no plain text"):
+        convert(tmp_path, f"{DISTILLATION}\n{line}\n")
+    assert not list(tmp_path.rglob("conf/**/*.yaml"))
+
+
 def test_texts_stay_texts(tmp_path: Path) -> None:
-    weights = "${oc.env:HOME}/a: b#c.pdparams"
+    weights = "$HOME/a: {b}#c.pdparams"
     convert(tmp_path, DISTILLATION.replace('pretrained: ""', f'pretrained: "{weights}"'))
     assert composed(tmp_path).models.Teacher.pretrained == weights
 

@@ -160,6 +160,9 @@ TEXTS = {
     "laughs": "\n".join(f"a{n}: ${{a{n + 1}}}${{a{n + 1}}}" for n in range(60)) + "\na60: ha",
     "laughs of nodes": "\n".join(f"a{n}: ['${{a{n + 1}}}', '${{a{n + 1}}}']" for n in range(60)) + "\na60: ha",
     "laughs of numbers": "\n".join(f"a{n}: ['${{a{n + 1}}}', '${{a{n + 1}}}']" for n in range(60)) + "\na60: 1",
+    "an interpolation of parts": "d: '$'\nr: ['$', '{oc.create:{_target_: os.system, command: touch MARK}}', "
+    "'${d}{r.0}${d}{r.1}']\na: '${d}${r.1}'",
+    "an interpolation of parts, whole": "d: '$'\nr: '{oc.env:HOME}'\na: '${d}${r}'",
     "deep interpolation": "a: " + "${" * 5_000 + "b" + "}" * 5_000,
     "duplicates": "a: 1\na: 2",
     "a list": "[1, 2]",

@@ -214,7 +214,7 @@ def _foreign(path: KeyPath, value: Any, allow: Collection[str]) -> Iterator[str]
     entry = _admitted_by(target, allow)
     if entry is None or entry == target:  # named in full: the caller's own choice
         return
-    found = _located(target)
+    found = located(target)
     home = getattr(found, "__module__", None)
     if not callable(found):
         yield f"{dotted(path)}: {_shown(target)} is nothing that can be called"
@@ -222,7 +222,8 @@ def _foreign(path: KeyPath, value: Any, allow: Collection[str]) -> Iterator[str]
         yield f"{dotted(path)}: {_shown(target)} is {home}.{getattr(found, '__qualname__', '?')}, none of {entry}'s own"
 
 
-def _located(target: str) -> Any:
+def located(target: str) -> Any:
+    """What a full name stands for; its modules are imported, so that only an admitted name may be asked for."""
     first, *rest = target.split(".")
     found: Any = importlib.import_module(first)
     name = first

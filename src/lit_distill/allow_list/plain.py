@@ -95,7 +95,13 @@ def resolved(tree: Any) -> Any:
             raise ValueError(f"{dotted(path[:3])}…: it nests deeper than {MAX_DEPTH}")
         if isinstance(value, str):
             _check_interpolation(value, dotted(path))
-    return _Resolver(tree).copy((), tree)
+    made = _Resolver(tree).copy((), tree)
+    for path, value in walk(made):
+        if isinstance(value, str) and "${" in value:  # put together from parts: whoever reads it would resolve it again
+            raise ValueError(
+                f"{dotted(path)}: its interpolations make a new one, which is refused: write the value itself"
+            )
+    return made
 
 
 def walk(tree: Any) -> Iterator[tuple[KeyPath, Any]]:

@@ -103,19 +103,12 @@ def _written(made: Draft, left: Sequence[Remark]) -> str:
     lines += [f"# Not carried over: {remark}." for remark in left]
     overrides = [f"override /{group}: {option}" for group, option in made.overrides.items()]
     lines += ["defaults:", *(f"  - {entry}" for entry in (*made.defaults, *overrides, "_self_")), ""]
-    body: str = yaml.safe_dump(
-        _escaped(made.body), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
-    )
-    return "\n".join(lines) + "\n" + body
-
-
-def _escaped(value: Any) -> Any:
-    """Texts as texts: a ``${`` in a path is no interpolation."""
-    if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+    body: str = yaml.safe_dump(made.body, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    written = "\n".join(lines) + "\n" + body
+    read = {key: value for key, value in yaml.safe_load(written).items() if key != "defaults"}
+    if read != yaml.safe_load(body) or "${" in written:  # a config of ours is code: nothing of the source may be in it
+        raise ConfigError(f"{made.source.path} gives an experiment that reads back as another: it is not written")
+    return written
 
 
 # MODEL

@@ -141,7 +141,12 @@ class Source:
         self._lines.setdefault(key, node.start_mark.line + 1)
         plain = _plain(node)
         if plain is not None:
-            self._values[key] = _converted(plain)
+            value = _converted(plain)
+            if any("${" in str(item) for item in (value if isinstance(value, list) else [value])):
+                raise self.error(
+                    key, f"expected plain text, got an interpolation, {_short(value)}: write the value itself"
+                )
+            self._values[key] = value
         elif isinstance(node, yaml.CollectionNode) and not node.value:
             self._values[key] = None
         elif isinstance(node, yaml.MappingNode) and node.tag == "tag:yaml.org,2002:map":
@@ -160,7 +165,7 @@ class Source:
             name = name_node.value
             line = name_node.start_mark.line + 1
             below = (*key, name)
-            if not name.isprintable():
+            if not name.isprintable() or "${" in name:
                 raise ConfigError(f"{self.path}, line {line}: a key that is no plain text")
             if below in self._lines:
                 raise self.error(below, f"the key stands again on line {line}: keep one")

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning import LightningDataModule
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_distill._views import InputView
-from lit_distill.allow_list.check import check_allow, check_targets
+from lit_distill.allow_list.build import build
+from lit_distill.allow_list.check import check_allow
 from lit_distill.allow_list.plain import read_plain, resolved
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.inference.preprocess import Preprocess, Views
@@ -212,9 +212,7 @@ class Run:
 
     def _built(self, group: str, name: str, node: Any) -> Any:
         """Check a part of the config, and build it from what was checked."""
-        key = f"{group}.{name}".rstrip(".")
-        checked = check_targets({key: node}, allow=self.allow, run_dir=self.folder)[key]
-        return instantiate(checked, _convert_="all")
+        return build(node, name=f"{group}.{name}".rstrip("."), allow=self.allow, run_dir=self.folder)
 
     def _frozen(self, name: str, network: nn.Module, node: Mapping[str, Any]) -> nn.Module:
         sources, start = weights_files(node), (self.config.get("start") or {}).get(name)

@@ -1,0 +1,57 @@
+"""Builds what an untrusted config describes, from plain data alone: no text of it is interpreted a second time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+from lit_distill.allow_list.check import check_targets, located
+from lit_distill.allow_list.plain import KeyPath, dotted
+
+_TARGET = "_target_"
+_OWN_KEYS = (_TARGET, "_args_", "_partial_", "_convert_", "_recursive_")
+
+
+def build(
+    config: Any, *, name: str = "", allow: Collection[str] = (), run_dir: str | os.PathLike[str] | None = None
+) -> Any:
+    """Check an untrusted config against the allow-list, and build what it describes.
+
+    A mapping with ``_target_`` is a call of that name: its other keys are arguments, built first; ``_args_`` are
+    positional, and ``_partial_`` defers the call. Everything else is the plain data that it is.
+
+    Args:
+        config: nested mappings and lists.
+        name: its place in the file, for messages.
+        allow: as for :func:`lit_distill.allow_list.check.check_targets`.
+        run_dir: as there.
+
+    Raises:
+        ValueError: something is not admitted, or an argument is missing.
+
+    Example:
+        >>> build({"_target_": "torch.nn.Linear", "_args_": [2, 3]})
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    checked = check_targets({name: config}, allow=allow, run_dir=run_dir)[name]
+    return _built(checked, (name,))
+
+
+def _built(node: Any, path: KeyPath) -> Any:
+    if isinstance(node, list):
+        return [_built(item, (*path, number)) for number, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    if node.get("_recursive_", True) or _TARGET not in node:
+        node = {key: _built(item, (*path, key)) if key != _TARGET else item for key, item in node.items()}
+    if _TARGET not in node:
+        return node
+    arguments = {str(key): value for key, value in node.items() if key not in _OWN_KEYS}
+    if missing := [key for key, value in arguments.items() if value == "???"]:
+        raise ValueError(
+            f"{dotted((*path, missing[0]))}: expected a value for this argument of {node[_TARGET]}, got ???"
+        )
+    function = partial(located(node[_TARGET]), *node.get("_args_", ()), **arguments)
+    return function if node.get("_partial_") else function()
