@@ -44,7 +44,10 @@ def value_of(config: DictConfig, key: str) -> Any:
         target = node.get(
             "_target_", "lit_distill.LossTerm" if section.split(".")[0] in ("losses", "val_losses") else None
         )
-        parameter = inspect.signature(get_object(target)).parameters.get(name)
+        made = get_object(target)  # a class hands on the arguments that all data modules share
+        kinds = made.__mro__ if isinstance(made, type) else [made]
+        found = (inspect.signature(kind).parameters.get(name) for kind in kinds if kind is not object)
+        parameter = next((parameter for parameter in found if parameter is not None), None)
         return None if parameter is None else parameter.default
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 

@@ -16,7 +16,7 @@ from lit_distill.models import PPTSMv2
 from lit_distill.models.state_files import file_sha256
 from lit_distill.training.train import run
 
-WEIGHTS = Path(__file__).parent / "golden" / "pdparams" / "tiny_p331_proto4.pdparams"
+WEIGHTS = Path(__file__).parents[1] / "golden" / "pdparams" / "tiny_p331_proto4.pdparams"
 SIZES = ("scale=0.25", "depths=[1,1,2,1]", "class_expand=64")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -41,10 +41,30 @@ class Example:
     dataset_size: int | None = None
 
 
+_Class = TypeVar("_Class", bound=type)
+
+
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def hyperparameters(cls: _Class) -> _Class:
+    """Make a constructor of a loss's annotated fields, by keyword, as a dataclass has it.
+
+    What is made is no dataclass for others: OmegaConf takes an instance of one for a config, and where Hydra builds a
+    mapping of terms a loss would come out as its fields.
+    """
+    parents = [base for base in cls.__mro__[1:] if "_fields" in vars(base)]
+    for base in parents:
+        base.__dataclass_fields__ = base._fields
+    dataclass(eq=False, repr=False, kw_only=True)(cls)
+    cls._fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    for made in (*parents, cls):
+        del made.__dataclass_fields__
+    return cls
+
+
 class Loss(nn.Module):
     """A module whose hyperparameters are the fields of a dataclass, checked against their annotations.
 
-    A subclass is decorated with ``@dataclass(eq=False, repr=False, kw_only=True)``, which makes its constructor; what
+    A subclass is decorated with ``@hyperparameters``, which makes its constructor; what
     else has to be made stands in ``__post_init__``, after the one of this class.
     """
 
@@ -55,7 +75,7 @@ class Loss(nn.Module):
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The fields by name."""
-        return {name: getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())}
+        return {name: getattr(self, name) for name in getattr(self, "_fields", ())}
 
     def extra_repr(self) -> str:
         """The hyperparameters, for ``repr``."""

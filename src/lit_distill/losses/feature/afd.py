@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal, SizedLoss, tensors_of
+from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import (
     apply_layer,
     averaged,
@@ -82,7 +81,7 @@ def afd_loss(
     return (attention * torch.stack(differences, dim=1)).sum(dim=(1, 2)).mean()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class AFDLoss(SizedLoss):
     r"""Attention-based feature distillation: every teacher layer chooses, sample by sample, whom it teaches.
 

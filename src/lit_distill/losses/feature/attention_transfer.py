@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss, Signal
+from lit_distill.losses.base import Loss, Signal, hyperparameters
 from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
 
 __all__ = ["AttentionTransferLoss", "attention_transfer_loss"]
@@ -62,7 +61,7 @@ def _attention(features: Tensor, p: int, mode: Mode) -> Tensor:
     return unit_vectors(activations.pow(p).mean(dim=1).flatten(1))
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class AttentionTransferLoss(Loss):
     r"""Attention transfer: the student learns where the teacher's channels together are active.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive, Share
 from lit_distill.losses._numerics import full_precision, kl_from_logits, upcast
-from lit_distill.losses.base import Example, Signal, SizedLoss, tensors_of
+from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters, tensors_of
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy
 
 __all__ = ["BeYourOwnTeacherLoss", "be_your_own_teacher_loss"]
@@ -70,7 +69,7 @@ def be_your_own_teacher_loss(
     return torch.stack(parts).sum()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class BeYourOwnTeacherLoss(SizedLoss):
     r"""Self-distillation by depth: classifiers on the shallow stages learn from the labels and the deepest classifier.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Loss, Signal, tensors_of
+from lit_distill.losses.base import Loss, Signal, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import shapes_of
 
 __all__ = ["DistanceLoss", "distance_loss"]
@@ -68,7 +67,7 @@ def _activated(signal: Tensor, activation: Activation | None) -> Tensor:
     return signal.softmax(dim=-1) if activation == "softmax" else signal.sigmoid()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class DistanceLoss(Loss):
     r"""Mean L1, squared L2 or Huber distance between signals of the same shape: feature maps, embeddings or logits.
 

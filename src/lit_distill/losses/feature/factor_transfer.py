@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count, NonNegative, Positive
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.base import Example, Signal, hyperparameters
 from lit_distill.losses.feature._maps import (
     PairedMapsLoss,
     apply_layer,
@@ -63,7 +62,7 @@ def _normalised(factor: Tensor, p1: int | None) -> Tensor:
     return unit_vectors(factor.flatten(1) if p1 is None else factor.pow(p1).mean(dim=1).flatten(1))
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class FactorTransferLoss(PairedMapsLoss):
     r"""Factor transfer: a paraphraser distils the teacher's features to factors, a translator learns to give the same.
 

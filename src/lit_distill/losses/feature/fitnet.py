@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal, tensors_of
+from lit_distill.losses.base import Example, Signal, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import (
     PairedMapsLoss,
     apply_layer,
@@ -49,7 +48,7 @@ def fitnet_loss(regressed: Signal, teacher: Signal) -> Tensor:
     return torch.stack([F.mse_loss(s, t) for s, t in zip(ours, theirs, strict=True)]).sum()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class FitNetLoss(PairedMapsLoss):
     r"""FitNets: from a layer in its middle, the student must be able to tell the teacher's features there.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss, Signal, tensors_of
+from lit_distill.losses.base import Loss, Signal, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import averaged_alike, require_maps, shapes_of
 
 __all__ = ["FSPLoss", "fsp_loss"]
@@ -68,7 +67,7 @@ def _matrix(bottom: Tensor, top: Tensor) -> Tensor:
     return b @ u.mT / b.shape[2]
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class FSPLoss(Loss):
     r"""Flow of the solution procedure: the student goes from layer to layer as the teacher does.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import NonNegative, Share
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.base import Example, Signal, hyperparameters
 from lit_distill.losses.feature._maps import PairedMapsLoss, apply_layer, shapes_of
 
 __all__ = ["MGDLoss", "mgd_loss"]
@@ -43,7 +42,7 @@ def mgd_loss(generated: Tensor, teacher: Tensor, *, alpha: NonNegative = 7e-5) -
     return alpha * (generated - teacher).square().sum() / len(teacher)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class MGDLoss(PairedMapsLoss):
     r"""Masked generative distillation: from features with a random part missing, generate the teacher's complete ones.
 

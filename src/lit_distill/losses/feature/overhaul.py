@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_distill.losses._hyperparameters import Count, Positive
 from lit_distill.losses._numerics import full_precision, nan_unless_finite, require_finite
-from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.base import Example, Signal, hyperparameters
 from lit_distill.losses.feature._maps import (
     PairedMapsLoss,
     apply_layer,
@@ -142,7 +141,7 @@ def overhaul_loss(
     return total if reduction == "sum" else total / (len(pairs[0][0]) * divisor)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class OverhaulLoss(PairedMapsLoss):
     r"""OverHaul feature distillation: the teacher's features before the ReLU, its negative ones cut at a margin.
 

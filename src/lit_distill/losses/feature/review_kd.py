@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Example, Signal, tensors_of
+from lit_distill.losses.base import Example, Signal, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import PairedMapsLoss, layer_pairs
 
 __all__ = ["ReviewKDLoss", "review_kd_loss"]
@@ -91,7 +90,7 @@ class AttentionFusion(nn.Module):
         return self.expand(fused), fused
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class ReviewKDLoss(PairedMapsLoss):
     r"""Knowledge review: every teacher level supervises a student level that has looked back from all deeper ones.
 

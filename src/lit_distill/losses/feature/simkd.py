@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Example, Signal, SizedLoss
+from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters
 from lit_distill.losses.feature._maps import averaged_alike
 from lit_distill.models.simkd import SimKDStudent
 
@@ -43,7 +42,7 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class SimKD(SizedLoss):
     """SimKD: make the student's last features the teacher's, and let the teacher's own classifier judge them.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count, Positive
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal
+from lit_distill.losses.base import Example, Signal, hyperparameters
 from lit_distill.losses.feature._maps import (
     PairedMapsLoss,
     apply_layer,
@@ -57,7 +56,7 @@ def vid_loss(mean: Tensor, teacher: Tensor, *, log_scale: Tensor, eps: Positive 
     return 0.5 * (squares / variance + variance.log()).mean()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class VIDLoss(PairedMapsLoss):
     r"""Variational information distillation: a lower bound of the mutual information of both networks' features.
 

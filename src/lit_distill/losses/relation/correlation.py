@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count, Positive
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.relation._gram import gram, sample_rows
 
 __all__ = ["CorrelationLoss", "correlation_loss"]
@@ -58,7 +57,7 @@ def _correlations(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Ten
     return math.exp(-2 * gamma) * series
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class CorrelationLoss(Loss):
     r"""The student's batch has the teacher's correlations between samples, by a kernel that goes beyond the linear.
 

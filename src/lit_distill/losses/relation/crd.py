@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._hyperparameters import Count, Positive, Share
 from lit_distill.losses._numerics import full_precision, upcast
-from lit_distill.losses.base import Example, Signal, SizedLoss, class_indices
+from lit_distill.losses.base import Example, Signal, SizedLoss, class_indices, hyperparameters
 
 __all__ = ["CRDLoss", "crd_loss"]
 
@@ -77,7 +76,7 @@ def crd_loss(
     return torch.stack([_nce(side - z, size).mean() for side, z in zip(sides, log_normalizers, strict=True)]).sum()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class CRDLoss(SizedLoss):
     r"""Contrastive representation distillation: pull a sample's two embeddings together, push other classes away.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.relation._gram import gram, sample_rows
 
 __all__ = ["PKTLoss", "pkt_loss"]
@@ -30,7 +28,7 @@ def _affinities(rows: Tensor, eps: float) -> Tensor:
     return (cosines + 1) / (cosines + 1).sum(dim=1, keepdim=True)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class PKTLoss(Loss):
     r"""The student has each sample's neighbours, as a probability distribution, from the teacher.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count, NonNegative, Positive
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.relation._angles import angle_huber
 from lit_distill.losses.relation._gram import Convention, both_squared_distances
 from lit_distill.losses.relation.rkd_distance import distance_huber
@@ -38,7 +36,7 @@ def rkd_loss(
     return loss.to(student.dtype)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class RKDLoss(Loss):
     r"""Both relations of RKD at once: the student's batch has the teacher's distances and angles.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.relation._angles import angle_huber
 from lit_distill.losses.relation._gram import Convention, both_squared_distances
 
@@ -30,7 +28,7 @@ def rkd_angle_loss(
     return angle_huber(*pair).to(student.dtype)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class RKDAngleLoss(Loss):
     r"""The student's samples span the same angles with each other as the teacher's.
 

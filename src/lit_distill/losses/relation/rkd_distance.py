@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count, Positive
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.relation._gram import Convention, both_squared_distances, with_slopes
 
 __all__ = ["RKDDistanceLoss", "rkd_distance_loss"]
@@ -73,7 +72,7 @@ def _relative(squares: Tensor, squared: bool, eps: float, convention: Convention
     return distances.div_(mean), mean
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class RKDDistanceLoss(Loss):
     r"""The student's samples lie as far from each other as the teacher's, up to one common scale.
 

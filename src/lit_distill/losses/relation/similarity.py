@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.relation._gram import gram, sample_rows
 
 __all__ = ["SimilarityLoss", "similarity_loss"]
@@ -25,7 +24,7 @@ def similarity_loss(student: Tensor, teacher: Tensor, *, row_norm: RowNorm = "l2
     return F.mse_loss(F.normalize(gram(student), p=power, dim=1), F.normalize(gram(teacher), p=power, dim=1))
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class SimilarityLoss(Loss):
     r"""Samples that look alike to the teacher look alike to the student.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._hyperparameters import NonNegative, Positive
 from lit_distill.losses._numerics import centred, full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["DISTLoss", "dist_loss"]
@@ -52,7 +51,7 @@ def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsFor
     return (a * b).sum(dim=dim) / product
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class DISTLoss(Loss):
     r"""The student keeps the teacher's relations between classes and between samples, not its exact probabilities.
 

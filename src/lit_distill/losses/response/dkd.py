@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive
 from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities, require_logits
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import check_indices, without_class
 
 __all__ = ["DKDLoss", "dkd_loss"]
@@ -51,7 +49,7 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([of_target - of_all, of_others - of_all], dim=1), others - of_others
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class DKDLoss(Loss):
     r"""Hinton's KL divergence taken apart into the target class and the rest, each with its own weight.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative, checked
 from lit_distill.losses._numerics import can_look, checks_values, full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["DMLLoss", "dml_loss"]
@@ -105,7 +104,7 @@ def _eps(name: str, activation: Activation, mutual: Form, eps: float | None) -> 
     return eps
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class DMLLoss(Loss):
     r"""Two networks that learn together are drawn to each other's answers.
 

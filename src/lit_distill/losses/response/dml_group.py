@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss, Signal, tensors_of
+from lit_distill.losses.base import Loss, Signal, hyperparameters, tensors_of
 from lit_distill.losses.response._logits import class_rows
 from lit_distill.losses.response.dml import PUBLISHED_EPS, Form, cost_of_logarithms
 
@@ -51,7 +49,7 @@ def dml_group_loss(
     return torch.stack(costs).sum() / (len(ours) - 1 if average else 1)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class DMLGroupLoss(Loss):
     r"""Deep mutual learning of K peers: each is drawn to the answers of all the others.
 

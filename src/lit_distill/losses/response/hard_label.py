@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision, nan_unless_finite
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["HardLabelLoss", "hard_label_loss"]
@@ -22,7 +20,7 @@ def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None =
     return F.cross_entropy(student, teacher.argmax(dim=-1)) + nan_unless_finite(teacher)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class HardLabelLoss(Loss):
     r"""The teacher's decision is the label.
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
 from lit_distill.losses._numerics import centred, full_precision, kl_from_logits
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows
 
 __all__ = ["KDLoss", "kd_loss"]
@@ -36,7 +34,7 @@ def _standardize(logits: Tensor, eps: float) -> Tensor:
     return logits / (logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1)) + eps)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class KDLoss(Loss):
     r"""The student's softened answer is drawn to the teacher's by a KL divergence.
 

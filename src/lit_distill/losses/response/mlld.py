@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._hyperparameters import NonNegative, Rule, Share
 from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities, require_logits
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 
 __all__ = ["MLLDLoss", "mlld_loss"]
 
@@ -65,7 +64,7 @@ def _masks(teacher: Tensor, quantile: float | None) -> tuple[Tensor, Tensor]:
     return (sample <= sample.quantile(quantile)).to(p.dtype), (label <= label.quantile(quantile)).to(p.dtype)
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class MLLDLoss(Loss):
     r"""Answers are matched at three levels (each sample, the batch's and the classes' Gram matrix), at several T.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive
 from lit_distill.losses._numerics import full_precision, require_logits
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import check_indices, soft_cross_entropy, without_class
 
 __all__ = ["NKDLoss", "nkd_loss"]
@@ -31,7 +29,7 @@ def nkd_loss(
     return target_part + gamma * temperature**2 * soft_cross_entropy(rest_t, rest_s).mean()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class NKDLoss(Loss):
     r"""The target class is learnt with the teacher's confidence, the other classes from its normalized rest.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive, Share
 from lit_distill.losses._numerics import full_precision, require_logits
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
 
 __all__ = ["SKDLoss", "skd_loss"]
@@ -39,7 +37,7 @@ def skd_loss(
     return alpha * temperature**2 * soft.mean() + (1 - alpha) * hard.mean()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class SKDLoss(Loss):
     r"""Teacher and student are compared on a sphere: their logits are centred and brought to one length first.
 

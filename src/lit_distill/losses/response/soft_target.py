@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
 from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows, soft_cross_entropy
 
 __all__ = ["SoftTargetCrossEntropy", "soft_target_cross_entropy"]
@@ -37,7 +36,7 @@ def soft_target_cross_entropy(
     return per_row.mean() * temperature**2
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class SoftTargetCrossEntropy(Loss):
     r"""The teacher's probabilities for this very input take the place of the labels.
 

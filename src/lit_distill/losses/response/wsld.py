@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
 from lit_distill.losses._numerics import full_precision, require_logits
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
 
 __all__ = ["WSLDLoss", "wsld_loss"]
@@ -33,7 +31,7 @@ def wsld_loss(
     return (weight * soft).mean() * temperature**2
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class WSLDLoss(Loss):
     r"""Soft labels count the less, the better a sample's student already does compared with its teacher.
 
