@@ -51,12 +51,13 @@ def hyperparameters(cls: _Class) -> _Class:
     What is made is no dataclass for others: OmegaConf takes an instance of one for a config, and where Hydra builds a
     mapping of terms a loss would come out as its fields.
     """
-    parents = [base for base in cls.__mro__[1:] if "_fields" in vars(base)]
+    parents: list[Any] = [base for base in cls.__mro__[1:] if "_fields" in vars(base)]
+    kind: Any = cls
     for base in parents:
         base.__dataclass_fields__ = base._fields
     dataclass(eq=False, repr=False, kw_only=True)(cls)
-    cls._fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    for made in (*parents, cls):
+    kind._fields = kind.__dataclass_fields__
+    for made in (*parents, kind):
         del made.__dataclass_fields__
     return cls
 
