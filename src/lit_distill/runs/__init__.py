@@ -1,7 +1,10 @@
 """What a run leaves, and how it is found again.
 
-* :mod:`.artifacts`: the files of a run folder and their forms.
+* :mod:`.names`: the names of all files and folders that runs, comparisons and searches leave.
+* :mod:`.artifacts`: config, results and student of a run folder, read and written.
+* :mod:`.metrics_csv`: ``metrics.csv``, read and written.
 * :mod:`.opened`: a run folder opened: its models, data and results.
 * :mod:`.classifier`: a classifier from a run.
 * :mod:`.resume`: which run ``resume=auto`` resumes.
+* :mod:`.processes`: runs as processes of their own, alone in a folder.
 """
