@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import is_dataclass
 from typing import Any, Literal, TypeAlias
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from lit_distill.losses import Example, Signal, SizedLoss
+from lit_distill.losses import Example, KDLoss, Signal, SizedLoss
 from lit_distill.losses._hyperparameters import Count, NonNegative, Positive, Share, checked, rules_of
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Loss
+from lit_distill.losses.base import Loss, hyperparameters
 
 Mode: TypeAlias = Literal["a", "b"] | None
 NAN, INF = float("nan"), float("inf")
@@ -50,7 +52,7 @@ def some_loss(
     return student.sum()
 
 
-@dataclass(eq=False, repr=False, kw_only=True)
+@hyperparameters
 class SomeLoss(Loss):
     eps: Positive = 1.0
     weight: NonNegative = 1.0
@@ -91,6 +93,27 @@ def test_only_keywords_with_a_rule_are_looked_at() -> None:
 
     assert not rules_of(function)
     assert function(-1.0, other=-1.0) == -2.0
+
+
+def test_hydra_takes_a_module_in_a_mapping_for_no_config() -> None:
+    terms = OmegaConf.create({"losses": {"kd": {"_target_": "lit_distill.losses.KDLoss", "temperature": 2.0}}})
+    built = instantiate(terms, _convert_="object")
+    assert isinstance(built["losses"]["kd"], KDLoss)
+    assert not is_dataclass(KDLoss)
+
+
+def test_a_subclass_has_the_constructor_and_may_have_another() -> None:
+    class Warm(SomeLoss):
+        pass
+
+    class Fixed(SomeLoss):
+        def __init__(self) -> None:
+            super().__init__(eps=2.0)
+
+    assert Warm(eps=3.0).hyperparameters["eps"] == 3.0
+    assert Fixed().hyperparameters == {**SomeLoss().hyperparameters, "eps": 2.0}
+    with pytest.raises(AssertionError, match="Warm inherits a constructor: give it an __init__"):
+        hyperparameters(Warm)
 
 
 def test_a_module_compiles_whole() -> None:

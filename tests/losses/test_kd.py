@@ -11,7 +11,7 @@ from lit_distill.losses import KDLoss, kd_loss
 from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
 
-CASES = [Case(KDLoss), Case(lambda: KDLoss(logit_standardization=True), note="standardised")]
+CASES = [Case(KDLoss), Case(lambda: KDLoss(logit_standardization=True), note="standardized")]
 
 STUDENT, TEACHER = logits(6, 5, seed=1), logits(6, 5, seed=2)
 
@@ -48,7 +48,7 @@ def test_is_never_negative(seed: int, temperature: float, scale: float) -> None:
     assert kd_loss(student, teacher, temperature=temperature) >= -1e-12 * temperature**2
 
 
-def test_tends_to_half_the_mean_square_of_centred_differences_for_large_temperatures() -> None:
+def test_tends_to_half_the_mean_square_of_centered_differences_for_large_temperatures() -> None:
     difference = STUDENT - TEACHER
     limit = (difference - difference.mean(dim=1, keepdim=True)).square().mean() / 2
     errors = [abs(kd_loss(STUDENT, TEACHER, temperature=t) - limit).item() for t in (10.0, 100.0, 1000.0)]

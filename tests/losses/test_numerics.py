@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_distill.losses._numerics import (
-    centred,
+    centered,
     full_precision,
     kl_from_logits,
     require_finite,
@@ -58,11 +58,11 @@ def test_upcast_walks_containers() -> None:
     assert kinds == {"a": (torch.float32, torch.float32), "b": (torch.float64, torch.int64)}
 
 
-def test_centred_takes_rounding_for_what_it_is() -> None:
+def test_centered_takes_rounding_for_what_it_is() -> None:
     rows = torch.tensor([[0.1, 0.1, 0.1], [1e4, 1e4, 1e4], [1.0, 2.0, 3.0], [1e-9, 2e-9, 3e-9]])
     rows[1, 1] += 1e-3  # one rounding step of a float32 of that size
     rows.requires_grad_()
-    result = centred(rows, 1)
+    result = centered(rows, 1)
     assert not result[:2].any()
     torch.testing.assert_close(result[2:] / result[2:, 2:], torch.tensor([[-1.0, 0.0, 1.0]] * 2))
     result.square().sum().backward()  # type: ignore[no-untyped-call]

@@ -228,7 +228,7 @@ def test_a_tap_before_an_in_place_activation_has_the_values_before_it() -> None:
 
 
 @pytest.mark.parametrize("statistics", ["running", "batch"])
-def test_how_a_frozen_teacher_normalises(statistics: str) -> None:
+def test_how_a_frozen_teacher_normalizes(statistics: str) -> None:
     models, x = networks(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     loss = OverhaulLoss(teacher_batch_norm=statistics)  # type: ignore[arg-type]
     teacher = models["Teacher"]
@@ -252,7 +252,7 @@ def test_errors_say_what_came() -> None:
         make().build(Example(STUDENT, TEACHER, teacher_modules=(nn.ReLU(),)))
     with pytest.raises(ValueError, match="of 1 levels, got "):
         make().build(Example(STUDENT, TEACHER))
-    with pytest.raises(ValueError, match=r"normalises 4 channels.*\(3, 6, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"normalizes 4 channels.*\(3, 6, 3, 5\)"):
         make().build(Example(STUDENT, TEACHER, teacher_modules=(norm(4),)))
     models = {"Teacher": nn.Sequential(nn.Conv2d(3, 6, 1), norm())}
     for name in ("Teacher.2", "Assistant.1", "Teacher.bn"):

@@ -139,7 +139,7 @@ def require_logits(name: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def centred(x: Tensor, dim: int) -> Tensor:
+def centered(x: Tensor, dim: int) -> Tensor:
     """``x`` without its mean along ``dim``; a slice that is constant but for rounding becomes 0, without a gradient.
 
     Its direction is noise: whoever divides by its length plus an eps would turn that noise into gradients of 1/eps.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeAlias, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -46,28 +46,27 @@ _Class = TypeVar("_Class", bound=type)
 
 @dataclass_transform(kw_only_default=True, eq_default=False)
 def hyperparameters(cls: _Class) -> _Class:
-    """Make a constructor of a loss's annotated fields, by keyword, as a dataclass has it.
+    """Give a loss the constructor of its annotated fields, all by keyword, as of a dataclass.
 
-    What is made is no dataclass for others: OmegaConf takes an instance of one for a config, and where Hydra builds a
-    mapping of terms a loss would come out as its fields.
+    It is no dataclass afterwards: OmegaConf takes the instances of one for configs, so that a loss in a mapping that
+    Hydra builds would be replaced by its fields.
     """
-    parents: list[Any] = [base for base in cls.__mro__[1:] if "_fields" in vars(base)]
-    kind: Any = cls
-    for base in parents:
-        base.__dataclass_fields__ = base._fields
+    made: Any = cls
+    assert not made._fields, f"{cls.__name__} inherits a constructor: give it an __init__"
     dataclass(eq=False, repr=False, kw_only=True)(cls)
-    kind._fields = kind.__dataclass_fields__
-    for made in (*parents, kind):
-        del made.__dataclass_fields__
+    made._fields = tuple(made.__dataclass_fields__)
+    del made.__dataclass_fields__
     return cls
 
 
 class Loss(nn.Module):
-    """A module whose hyperparameters are the fields of a dataclass, checked against their annotations.
+    """A module whose hyperparameters are annotated fields, each checked against its annotation.
 
-    A subclass is decorated with ``@hyperparameters``, which makes its constructor; what
-    else has to be made stands in ``__post_init__``, after the one of this class.
+    A subclass is decorated with :func:`hyperparameters`, which makes its constructor. What else a subclass needs is
+    made in its ``__post_init__``, after that of this class.
     """
+
+    _fields: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -76,7 +75,7 @@ class Loss(nn.Module):
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """The fields by name."""
-        return {name: getattr(self, name) for name in getattr(self, "_fields", ())}
+        return {name: getattr(self, name) for name in self._fields}
 
     def extra_repr(self) -> str:
         """The hyperparameters, for ``repr``."""

@@ -1,4 +1,4 @@
-"""What losses between feature maps share: pairs of layers, sizes made equal, unit vectors, layers of their own."""
+"""What losses between feature maps share: pairs of layers, equal sizes, unit vectors, layers sized by channels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def require_maps(name: str, student: Signal, teacher: Signal) -> None:
 
 
 class PairedMapsLoss(SizedLoss):
-    """A loss that compares maps layer by layer, with layers of its own for the channels of each pair."""
+    """A loss that compares maps layer by layer, with its own layers for the channels of each pair."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

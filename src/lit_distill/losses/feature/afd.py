@@ -83,7 +83,7 @@ def afd_loss(
 
 @hyperparameters
 class AFDLoss(SizedLoss):
-    r"""Attention-based feature distillation: every teacher layer chooses, sample by sample, whom it teaches.
+    r"""Attention-based feature distillation: each teacher layer attends to the student layers that learn from it.
 
     Signals: lists of feature maps (N, C, H, W), S of the student and T of the teacher; numbers, channels and sizes may
     all differ. What is compared is each layer's energy, the mean over channels of the squares, at the teacher layer's
@@ -101,7 +101,7 @@ class AFDLoss(SizedLoss):
         adjacent. :func:`afd_loss` alone is PaddleClas' AFDLoss, whose linear layers live in the networks.
 
     Use when: it is unclear which layers correspond, as between architectures of different kinds: tap several blocks of
-        each and let the attention find out. Its usual weight is 200. BatchNorm needs two or more samples a batch.
+        each and let the attention decide. Its usual weight is 200. BatchNorm needs two or more samples a batch.
 
     Args:
         qk_dim: D, the size of queries and keys.

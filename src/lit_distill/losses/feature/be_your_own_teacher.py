@@ -78,7 +78,7 @@ class BeYourOwnTeacherLoss(SizedLoss):
     embeddings over the T frames of a clip before it classifies.
 
     ``pair: [[Student.stages.0, Student.stages.1, Student.stages.2], [Student.stages.3, Student]]``,
-    ``target: GroundTruth``. The deepest classifier is the network's own, whose cross-entropy is a term of its own; it
+    ``target: GroundTruth``. The deepest classifier is the network's own, whose cross-entropy is a separate term; it
     and the last map are constant here, so that the deepest teaches and never waits for the shallow ones. Through the
     shallow maps the auxiliary classifiers train the network's early stages too.
 

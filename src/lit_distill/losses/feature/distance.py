@@ -23,26 +23,7 @@ Activation = Literal["softmax", "sigmoid"]
 def distance_loss(
     student: Signal, teacher: Signal, *, mode: Mode = "l2", activation: Activation | None = None, delta: Positive = 1.0
 ) -> Tensor:
-    r"""Mean distance between the elements of student and teacher: |s - t|, (s - t)² or Huber's; layers are summed.
-
-    Args:
-        student: a tensor of any shape, or a list of them.
-        teacher: as many tensors of the same shapes.
-        mode: ``"l1"``, ``"l2"`` (squared) or ``"smooth_l1"`` (Huber: d²/2 below δ, δ|d| - δ²/2 above).
-        activation: applied to both first; ``"softmax"`` along the last dimension.
-        delta: δ of ``"smooth_l1"``.
-
-    Returns:
-        The loss, a scalar in float32 or better.
-
-    Raises:
-        ValueError: shapes differ, an unknown option, a δ that is not positive, or a result that is not finite.
-
-    Example:
-        >>> student, teacher = torch.tensor([[1.0, 4.0]]), torch.tensor([[1.0, 1.0]])
-        >>> [distance_loss(student, teacher, mode=mode).item() for mode in ("l1", "l2", "smooth_l1")]
-        [1.5, 4.5, 1.25]
-    """
+    """Mean distance between the elements of student and teacher, summed over layers; see :class:`DistanceLoss`."""
     ours, theirs = tensors_of(student), tensors_of(teacher)
     if len(ours) != len(theirs) or not ours:
         raise ValueError(
@@ -75,7 +56,7 @@ class DistanceLoss(Loss):
 
     With ``mutual`` both networks learn: each is drawn to the other's features through the same term, as in mutual
     learning of equally built peers, whose feature maps need no transform. A LossComposer then leaves the second signal
-    attached (the attribute ``teaches_both`` tells it so).
+    attached (it reads the attribute ``teaches_both``).
 
     Formula:
         l1:         L = mean |s - t|
@@ -99,8 +80,9 @@ class DistanceLoss(Loss):
         ValueError: an unknown option, a δ that is not positive, or shapes that differ.
 
     Example:
-        >>> DistanceLoss(mode="l1")(torch.zeros(2, 8, 4, 4), torch.ones(2, 8, 4, 4))
-        tensor(1.)
+        >>> student, teacher = torch.tensor([[1.0, 4.0]]), torch.tensor([[1.0, 1.0]])
+        >>> [DistanceLoss(mode=mode)(student, teacher).item() for mode in ("l1", "l2", "smooth_l1")]
+        [1.5, 4.5, 1.25]
         >>> DistanceLoss(mutual=True).teaches_both
         True
     """

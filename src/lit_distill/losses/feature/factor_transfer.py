@@ -24,7 +24,7 @@ __all__ = ["FactorTransferLoss", "factor_transfer_loss"]
 
 @full_precision
 def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: Count | None = None, p2: Count = 1) -> Tensor:
-    r"""Mean of :math:`|F(s) - F(t)|^{p_2}` between normalised factors.
+    r"""Mean of :math:`|F(s) - F(t)|^{p_2}` between normalized factors.
 
     ``p1=None`` flattens the whole factor (N, C*H*W) and divides it by its length, as the authors do. With a number, F
     is the mean over channels of the factor's power p1, flattened over H*W and divided by its length, as RepDistiller
@@ -54,17 +54,17 @@ def factor_transfer_loss(student: Tensor, teacher: Tensor, *, p1: Count | None =
             f"factor_transfer_loss expects factors of the same channels unless p1 averages over them: {shapes_of(s, t)}"
         )
     s, t = averaged_alike(s, t)
-    difference = _normalised(s, p1) - _normalised(t, p1)
+    difference = _normalized(s, p1) - _normalized(t, p1)
     return difference.abs().mean() if p2 == 1 else difference.abs().pow(p2).mean()
 
 
-def _normalised(factor: Tensor, p1: int | None) -> Tensor:
+def _normalized(factor: Tensor, p1: int | None) -> Tensor:
     return unit_vectors(factor.flatten(1) if p1 is None else factor.pow(p1).mean(dim=1).flatten(1))
 
 
 @hyperparameters
 class FactorTransferLoss(PairedMapsLoss):
-    r"""Factor transfer: a paraphraser distils the teacher's features to factors, a translator learns to give the same.
+    r"""Factor transfer: a paraphraser distils the teacher's features to factors, a translator learns to match them.
 
     Signals: feature maps (N, C, H, W), one a network, usually the last. The paraphraser is an autoencoder of the
     teacher's features, three 3x3 convolutions to ``rate`` times its channels and three transposed ones back; the
@@ -72,7 +72,7 @@ class FactorTransferLoss(PairedMapsLoss):
     from an example batch, and are trained and saved with the run.
 
     The paraphraser learns to reconstruct alone for ``paraphraser_epochs``; from then on the factors are transferred
-    too, as constants to the paraphraser. The published recipe stops the paraphraser there; here it goes on learning
+    too, as constants to the paraphraser. The published recipe stops the paraphraser there; here it keeps learning
     to reconstruct, since a teacher may still be learning. In eval mode the loss is the complete one.
 
     Formula:

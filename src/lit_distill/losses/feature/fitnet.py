@@ -50,7 +50,7 @@ def fitnet_loss(regressed: Signal, teacher: Signal) -> Tensor:
 
 @hyperparameters
 class FitNetLoss(PairedMapsLoss):
-    r"""FitNets: from a layer in its middle, the student must be able to tell the teacher's features there.
+    r"""FitNets: a regressor predicts the teacher's features in the middle from the student's.
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length, summed. A regressor brings the
     student's map to the teacher's channels and size: a 3x3 convolution of stride 2 where the student's map is twice as

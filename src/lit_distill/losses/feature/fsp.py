@@ -21,27 +21,7 @@ Reduction = Literal["mean", "sum"]
 def fsp_loss(
     student: Signal, teacher: Signal, *, pairing: Pairing = "consecutive", reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""Squared distance between the FSP matrices of student and teacher, summed over pairs of layers.
-
-    The FSP matrix of a bottom map b and a top map u is :math:`G_{ij} = \frac{1}{HW} \sum_{xy} b_{ixy} u_{jxy}`.
-
-    Args:
-        student: at least two feature maps (N, C_l, H_l, W_l), bottom first.
-        teacher: as many maps, layer by layer of the same channels; sizes may differ from the student's.
-        pairing: ``"consecutive"`` pairs layers (0, 1), (1, 2), …; ``"disjoint"`` (0, 1), (2, 3), ….
-        reduction: over the elements of a matrix; the batch is always averaged.
-
-    Returns:
-        The loss, a scalar in float32 or better.
-
-    Raises:
-        ValueError: shapes that cannot be compared, an unknown option, or a result that is not finite.
-
-    Example:
-        >>> bottom, top = torch.ones(2, 3, 4, 4), torch.ones(2, 5, 2, 2)
-        >>> fsp_loss([bottom, top], [bottom, 3 * top])
-        tensor(4.)
-    """
+    """Squared distance between the FSP matrices, summed over pairs of layers; see :class:`FSPLoss`."""
     ours, theirs = tensors_of(student), tensors_of(teacher)
     if len(ours) != len(theirs) or len(ours) < 2 or (pairing == "disjoint" and len(ours) % 2):
         wanted = "an even number of" if pairing == "disjoint" else "two or more"
@@ -69,7 +49,7 @@ def _matrix(bottom: Tensor, top: Tensor) -> Tensor:
 
 @hyperparameters
 class FSPLoss(Loss):
-    r"""Flow of the solution procedure: the student goes from layer to layer as the teacher does.
+    r"""Flow of the solution procedure: the student's features change from layer to layer as the teacher's do.
 
     Signals: lists of two or more maps (N, C, H, W) a network, bottom first, of equal channels layer by layer. Within a
     network the larger of two maps is average-pooled to the smaller; sizes may differ between the networks. Pairs of
@@ -95,9 +75,9 @@ class FSPLoss(Loss):
         ValueError: an unknown option, fewer than two layers, or channels that differ.
 
     Example:
-        >>> layers = [torch.rand(2, 8, 6, 6), torch.rand(2, 16, 3, 3)]
-        >>> FSPLoss()(layers, layers)
-        tensor(0.)
+        >>> bottom, top = torch.ones(2, 3, 4, 4), torch.ones(2, 5, 2, 2)
+        >>> FSPLoss()([bottom, top], [bottom, 3 * top])
+        tensor(4.)
     """
 
     pairing: Pairing = "consecutive"

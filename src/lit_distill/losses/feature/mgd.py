@@ -53,8 +53,8 @@ class MGDLoss(PairedMapsLoss):
     with the teacher's channels. Error: a sum over C, H and W, a mean over N, times ``alpha``.
 
     In training the mask comes from torch's global random generator of the features' device, so that
-    ``seed_everything`` reproduces it. In eval mode it comes from a generator of its own with a fixed seed: validation
-    figures compare from epoch to epoch and the global generator stays where it is.
+    ``seed_everything`` reproduces it. In eval mode it comes from a separate generator with a fixed seed: validation
+    losses compare from epoch to epoch and the global generator stays where it is.
 
     The convolutions are sized from an example batch, and are trained and saved with the run; they and the error compute
     in float32 or better, whatever the training precision is.

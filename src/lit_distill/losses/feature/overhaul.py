@@ -154,9 +154,9 @@ class OverhaulLoss(PairedMapsLoss):
     BatchNorms, else ``batch_norms`` names them, as for a residual sum, where the published choice is the last BatchNorm
     of the block's branch. They are read when the loss is built, and in training again as long as the teacher learns.
 
-    A frozen teacher normalises by its running statistics. The published code leaves its teacher in train mode, so that
-    it normalises by the batch's: ``teacher_batch_norm="batch"`` does that in training steps, while the teacher's own
-    statistics stay as they are. A teacher that is not frozen normalises by the batch in training anyway.
+    A frozen teacher normalizes by its running statistics. The published code leaves its teacher in train mode, so that
+    it normalizes by the batch's: ``teacher_batch_norm="batch"`` does that in training steps, while the teacher's own
+    statistics stay as they are. A teacher that is not frozen normalizes by the batch in training anyway.
 
     Formula:
         L = 1/(N·divisor) Σ_i 2^-(n-1-i) Σ (r_i(s_i) - t'_i)² over the elements with r_i(s_i) > t'_i or t'_i > 0
@@ -174,7 +174,7 @@ class OverhaulLoss(PairedMapsLoss):
         divisor: the sum over a sample is divided by it.
         pool_teacher: average-pool the teacher's maps to the student's size, else sizes must be equal.
         kernel_size: of the connectors' convolutions, odd.
-        teacher_batch_norm: how a frozen teacher normalises in training: ``"running"`` or ``"batch"`` statistics.
+        teacher_batch_norm: how a frozen teacher normalizes in training: ``"running"`` or ``"batch"`` statistics.
 
     Raises:
         ValueError: a hyperparameter is out of its range, maps of different sizes, or no BatchNorm to read a margin of.
@@ -262,7 +262,7 @@ class OverhaulLoss(PairedMapsLoss):
                 )
             if module.num_features != features.shape[1]:
                 raise ValueError(
-                    f"OverhaulLoss: {name} normalises {module.num_features} channels, but the teacher's map of this "
+                    f"OverhaulLoss: {name} normalizes {module.num_features} channels, but the teacher's map of this "
                     f"level is {tuple(features.shape)}"
                 )
             norms.append(module)

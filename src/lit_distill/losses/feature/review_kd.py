@@ -92,7 +92,7 @@ class AttentionFusion(nn.Module):
 
 @hyperparameters
 class ReviewKDLoss(PairedMapsLoss):
-    r"""Knowledge review: every teacher level supervises a student level that has looked back from all deeper ones.
+    r"""Knowledge review: every teacher level supervises a student level fused with all deeper ones.
 
     Shapes: lists of levels from shallow to deep, feature maps (N, C, H, W) or embeddings (N, D), which count as maps of
     1x1; student and teacher differ freely in channels and sizes. The fusion runs from the deepest level up: a 1x1
@@ -109,7 +109,7 @@ class ReviewKDLoss(PairedMapsLoss):
         HCL(s, t) = Σ_k 2^-k MSE(pool_(l_k)(s), pool_(l_k)(t)) / Σ_k 2^-k,  k = 0: no pooling,  l = levels < H
 
     Paper: Chen et al., "Distilling Knowledge via Knowledge Review", CVPR 2021, arXiv:2104.09044. Fusion, HCL and
-        initialisation are those of the authors' code and of mdistiller, which raise the term's weight linearly from
+        initialization are those of the authors' code and of mdistiller, which raise the term's weight linearly from
         0 over the first epochs (20 on CIFAR-100): give the term a schedule, as the experiment does.
 
     Use when: teacher and student have stages of several resolutions and features may be taken from all of them. It

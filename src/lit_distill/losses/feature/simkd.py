@@ -44,14 +44,14 @@ def simkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @hyperparameters
 class SimKD(SizedLoss):
-    """SimKD: make the student's last features the teacher's, and let the teacher's own classifier judge them.
+    """SimKD: make the student's last features the teacher's, and classify them by the teacher's own classifier.
 
     Shapes: the projected student map and the teacher's last map, (N, C, H, W); sizes may differ, the higher map is
     averaged to the other's. Mean over all elements, no other scaling.
 
     The student must be a :class:`lit_distill.models.SimKDStudent`, the first reference its projector. On the example
     batch this loss gives the projector its size and hands over the teacher's classifier; from then on the student's
-    output, its validation figures and its weights file are those of backbone + projector + teacher's classifier. A
+    output, its validation metrics and its weights file are those of backbone + projector + teacher's classifier. A
     student that brings its own projector (any tap with the teacher's channels) is taken as it is.
 
     Formula:

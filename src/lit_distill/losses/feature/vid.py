@@ -62,7 +62,7 @@ class VIDLoss(PairedMapsLoss):
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length, summed. Where sizes differ, the larger
     map is average-pooled to the smaller. Three 1x1 convolutions without bias, with ReLU between, predict the mean of
-    the teacher's features from the student's; each teacher channel has a variance of its own. Both are sized from an
+    the teacher's features from the student's; each teacher channel has its own variance. Both are sized from an
     example batch, trained and saved with the run. Averaged over all elements; may be negative.
 
     Formula:

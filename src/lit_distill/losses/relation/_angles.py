@@ -85,7 +85,7 @@ class _View(NamedTuple):
 class _Sums(NamedTuple):
     """What a slope g_jik with respect to the cosines of a network comes to, before it is one of its squared distances.
 
-    A cosine holds far and near of both (j, i) and (j, k), and the square of (i, k); as g_jik = g_jki, one side is told.
+    A cosine holds far and near of both (j, i) and (j, k), and the square of (i, k); g_jik = g_jki makes one enough.
     """
 
     by_far: Tensor  # (J, N) sum over k of g near_k
@@ -206,7 +206,7 @@ def _add_between(slope: Tensor, view: _View, other: _View) -> None:
 
 
 def _suspects(views: list[_View], squares_of_rows: Tensor) -> Tensor:
-    """The vertices that may hold a difference above 1, told without a look at their N² differences.
+    """The vertices that may hold a difference above 1, found without their N² differences.
 
     Such a row (j, i) has a sum of squares above 1. And cosines more than 1 apart differ in sign, so one of the
     networks has an obtuse angle at j: the sides d_ji² + d_jk² sum up to less than d_ik².

@@ -58,7 +58,7 @@ def both_squared_distances(
 
 
 def squared_distances(rows: Tensor) -> Tensor:
-    """|e_i - e_j|² of all pairs (N, N), in float64, from the Gram matrix of the centred rows.
+    """|e_i - e_j|² of all pairs (N, N), in float64, from the Gram matrix of the centered rows.
 
     The relative error stays below about 1e-11 for any pair: where two rows are so close that the Gram matrix would
     cancel, their difference is formed. Equal rows are exactly 0 apart. Extra memory is O(N² + N D).
@@ -73,9 +73,9 @@ def squared_distances(rows: Tensor) -> Tensor:
 class _SquaredDistances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        centred = _centred(rows)
-        ctx.save_for_backward(rows, centred)
-        gram = centred @ centred.T
+        centered = _centered(rows)
+        ctx.save_for_backward(rows, centered)
+        gram = centered @ centered.T
         norms = gram.diagonal().clone()
         sums = norms + norms[:, None]
         squares = gram.mul_(-2).add_(sums)
@@ -83,19 +83,19 @@ class _SquaredDistances(torch.autograd.Function):
         step = max(1, _CHUNK // rows.shape[1])
         for start in range(0, len(close), step):
             i, k = close[start : start + step].unbind(dim=1)
-            squares[i, k] = squares[k, i] = (centred[i] - centred[k]).square_().sum(dim=1)
+            squares[i, k] = squares[k, i] = (centered[i] - centered[k]).square_().sum(dim=1)
         squares.diagonal().copy_(norms * 0)  # 0, or NaN for a row that is not finite
         return squares
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        rows, centred = ctx.saved_tensors
+        rows, centered = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient's own gradient reaches the rows
-            centred = _centred(rows)
+            centered = _centered(rows)
         # The gradient of row i is 2 sum_k (g_ik + g_ki) (e_i - e_k): one product with a Laplacian.
         laplacian = torch.add(gradient, gradient.T).mul_(-2)
         laplacian.diagonal().sub_(laplacian.sum(dim=1))
-        slopes: Tensor = laplacian @ centred
+        slopes: Tensor = laplacian @ centered
         return slopes.to(rows.dtype)
 
 
@@ -153,6 +153,6 @@ class _OnceOnly(torch.autograd.Function):
         raise RuntimeError("the gradient of an RKD loss can not be differentiated again: it comes with the value")
 
 
-def _centred(rows: Tensor) -> Tensor:
+def _centered(rows: Tensor) -> Tensor:
     wide = torch.float32 if rows.device.type == "mps" else torch.float64
     return rows - rows.mean(dim=0, dtype=wide)  # promotes: the only copy of the rows

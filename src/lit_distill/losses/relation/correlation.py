@@ -59,7 +59,7 @@ def _correlations(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Ten
 
 @hyperparameters
 class CorrelationLoss(Loss):
-    r"""The student's batch has the teacher's correlations between samples, by a kernel that goes beyond the linear.
+    r"""The student's batch has the teacher's correlations between samples, measured by a kernel beyond the linear one.
 
     Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples; more dimensions are
     flattened, one row a sample. A mean over the N² pairs, which is the paper's squared norm over N². The order of the
@@ -70,7 +70,7 @@ class CorrelationLoss(Loss):
     - ``normalize=False, squared=False``, kernel "gaussian" or "bilinear": torchdistill, which leaves rows as they come
       and divides the norm itself by N².
     - ``kernel="consecutive", normalize=False``: RepDistiller, restructured from code that the authors shared; not
-      the paper's loss. Mean over neighbours in the batch of Σ_d |s - t|_i |s - t|_{i+1}: it depends on the order of the
+      the paper's loss. Mean over neighbors in the batch of Σ_d |s - t|_i |s - t|_{i+1}: it depends on the order of the
       samples, wants D_s = D_t, and gives 0 for a batch of one. Its weight there is 0.02.
 
     Formula:

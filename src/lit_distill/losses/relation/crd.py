@@ -43,8 +43,8 @@ def crd_loss(
     over negatives, averaged over the batch. Computed from logarithms alone, so no temperature overflows.
 
     Args:
-        student: normalised embeddings (B, D).
-        teacher: normalised embeddings (B, D).
+        student: normalized embeddings (B, D).
+        teacher: normalized embeddings (B, D).
         student_bank: one embedding a training sample, (N, D); no gradient.
         teacher_bank: the same of the teacher.
         contrast: rows of the banks (B, 1 + K): first the sample's own, then K negatives.
@@ -82,20 +82,20 @@ class CRDLoss(SizedLoss):
 
     Shapes: embeddings (B, D_s) and (B, D_t) (maps are flattened), and ``target`` two signals, the samples' positions in
     the data set (B,) and their ground truth: ``LossTerm(…, target=["SampleIndex", "GroundTruth"])``. Each network has a
-    head (a linear layer and L2 normalisation to ``embedding_dim``) and a memory bank, one row a training sample.
+    head (a linear layer and L2 normalization to ``embedding_dim``) and a memory bank, one row a training sample.
     Summed over positive and negatives, averaged over the batch, no other scaling.
 
     Negatives are ``negatives`` samples of other classes, uniformly and without repetition where the data has as many,
-    else with. The classes are learnt from the batches: before a sample has been seen, in the first epoch, it counts as
+    else with. The classes are learned from the batches: before a sample has been seen, in the first epoch, it counts as
     one of another class (its row is random then in any case). A sample's rows move after scoring, in training only:
-    row = normalised(momentum · row + (1 - momentum) · embedding). The constants Z are set in the first training step
-    and kept. Heads, banks, classes and constants are in the checkpoint, so a resumed run goes on as if never stopped.
+    row = normalized(momentum · row + (1 - momentum) · embedding). The constants Z are set in the first training step
+    and kept. Heads, banks, classes and constants are in the checkpoint, so a resumed run continues as if never stopped.
 
     **Mixed inputs.** With Mixup or CutMix a row holds the embedding of a mixed sample and its class is the one with the
     larger share. It trains, but the paper does not do it: turn mixing off for the published method.
 
-    **Validation.** The rows belong to the training samples, so the term has no meaning on others: give ``val_losses``
-    of your own. In eval mode nothing changes, and negatives come from a generator with a fixed seed.
+    **Validation.** The rows belong to the training samples, so the term has no meaning on others: give separate
+    ``val_losses``. In eval mode nothing changes, and negatives come from a generator with a fixed seed.
 
     **Several processes.** Each scores its own samples; embeddings, indices and classes are gathered, so that all banks
     and constants stay equal. The loss is scaled so that DDP's average is the mean over the global batch, unequal last
@@ -287,7 +287,7 @@ def _embed(head: nn.Linear | None, features: Tensor) -> Tensor:
 def _scores(
     student: Tensor, teacher: Tensor, student_bank: Tensor, teacher_bank: Tensor, contrast: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log of the unnormalised p, (B, 1 + K), of both directions.
+    """log of the unnormalized p, (B, 1 + K), of both directions.
 
     All N products and a choice of 1 + K are much faster, and smaller, than copies of the (B, 1 + K, D) chosen rows.
     """

@@ -21,7 +21,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: Positive = 1e-7, gather: 
 
 
 def _affinities(rows: Tensor, eps: float) -> Tensor:
-    """(N, N) the probability of each sample as a neighbour of another, from cosines moved to 0 … 1."""
+    """(N, N) the probability of each sample as a neighbor of another, from cosines moved to 0 … 1."""
     norms: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     unit = rows / (norms + eps)
     cosines = gram(unit).clamp(min=-1)  # rounding below -1 would make a probability negative
@@ -30,7 +30,7 @@ def _affinities(rows: Tensor, eps: float) -> Tensor:
 
 @hyperparameters
 class PKTLoss(Loss):
-    r"""The student has each sample's neighbours, as a probability distribution, from the teacher.
+    r"""The student matches the teacher's probability distribution over each sample's neighbors.
 
     Signals: student embeddings (N, D_s) and teacher embeddings (N, D_t) of the same N samples; more dimensions are
     flattened, one row a sample. The scalar is a mean over all N² pairs, as published, so it falls with N. Each
@@ -44,7 +44,7 @@ class PKTLoss(Loss):
     Paper: Passalis and Tefas, "Learning Deep Representations with Probabilistic Knowledge Transfer", ECCV 2018,
         arXiv:1803.10837. Matches the authors' code, RepDistiller and torchdistill; RepDistiller weighs it with 30000.
 
-    Use when: the teacher's neighbourhoods matter more than its exact distances, as in retrieval. Cheap; wants large
+    Use when: the teacher's neighborhoods matter more than its exact distances, as in retrieval. Cheap; wants large
         batches, with several processes ``gather=True``.
 
     Args:

@@ -49,7 +49,7 @@ class RKDLoss(Loss):
     Paper: Park et al., "Relational Knowledge Distillation", CVPR 2019, arXiv:1904.05068. Matches the sum in mdistiller
         and RepDistiller, whose weights are the defaults, and torchdistill's class.
 
-    Use when: the geometry of the batch is to be taught whatever the embeddings' dimensions, usually beside
+    Use when: the geometry of the batch should be taught whatever the embeddings' dimensions, usually beside
         cross-entropy and KDLoss. Wants batches of 32 samples and more; ``gather=True`` relates those of all processes.
 
     Args:

@@ -53,8 +53,8 @@ class RKDAngleLoss(Loss):
         its copies in mdistiller, RepDistiller, torchdistill and PaddleClas. mdistiller and RepDistiller weigh it with
         50.
 
-    Use when: as RKDDistanceLoss, and where scales within the batch differ too much between the networks: angles know
-        none. Usually both at once by RKDLoss. Thousands of samples (with ``gather=True`` of all processes) are fine.
+    Use when: as RKDDistanceLoss, and where scales within the batch differ too much between the networks: angles ignore
+        scale. Usually both at once by RKDLoss. Thousands of samples (with ``gather=True`` of all processes) are fine.
 
     Args:
         convention: "paper" or "paddleclas".

@@ -27,7 +27,7 @@ def rkd_distance_loss(
     target_size: Count | None = None,
     gather: bool = False,
 ) -> Tensor:
-    """Huber loss between the normalised distances of all pairs; see :class:`RKDDistanceLoss`."""
+    """Huber loss between the normalized distances of all pairs; see :class:`RKDDistanceLoss`."""
     name = "rkd_distance_loss"
     pair = both_squared_distances(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
     return distance_huber(*pair, squared=squared, eps=eps, convention=convention).to(student.dtype)
@@ -81,7 +81,7 @@ class RKDDistanceLoss(Loss):
     sample with itself included, as published. It does not change when the embeddings are moved, rotated, scaled or
     put in another order. A batch of one has no pairs and gives 0. No gradient reaches the teacher.
 
-    Computed from the Gram matrix of the centred embeddings in float64, close pairs from their difference: distances are
+    Computed in float64 from the Gram matrix of centered embeddings, close pairs from their difference: distances are
     right to 11 digits of the embeddings as they come, in whatever precision. The gradient can not be differentiated
     again.
 
@@ -96,7 +96,7 @@ class RKDDistanceLoss(Loss):
         its copies in mdistiller, RepDistiller and torchdistill: squared distances are clamped at ``eps``, so that equal
         samples count as 1e-6 apart and give no gradient. mdistiller and RepDistiller weigh it with 25.
 
-    Use when: the dimensions of the embeddings differ, or only the geometry of the batch is to be taught. Wants batches
+    Use when: the dimensions of the embeddings differ, or only the geometry of the batch should be taught. Wants batches
         of 32 samples and more; with several processes ``gather=True`` relates the samples of all. Usually beside
         RKDAngleLoss: RKDLoss computes both for little more than one.
 

@@ -18,7 +18,7 @@ RowNorm = Literal["l2", "l1"]
 
 @full_precision
 def similarity_loss(student: Tensor, teacher: Tensor, *, row_norm: RowNorm = "l2", gather: bool = False) -> Tensor:
-    """Mean squared difference of the normalised Gram matrices; see :class:`SimilarityLoss`."""
+    """Mean squared difference of the normalized Gram matrices; see :class:`SimilarityLoss`."""
     student, teacher = sample_rows("similarity_loss", student, teacher.detach(), gather=gather)
     power = 2.0 if row_norm == "l2" else 1.0
     return F.mse_loss(F.normalize(gram(student), p=power, dim=1), F.normalize(gram(teacher), p=power, dim=1))
@@ -29,7 +29,7 @@ class SimilarityLoss(Loss):
     r"""Samples that look alike to the teacher look alike to the student.
 
     Signals: student and teacher activations of the same N samples, (N, D) or maps (N, C, H, W), flattened to one row a
-    sample; their other dimensions may differ. Not centred: the similarity is the inner product. A mean over the N²
+    sample; their other dimensions may differ. Not centered: the similarity is the inner product. A mean over the N²
     pairs, which is the published squared Frobenius norm over N². Neither the scale nor the order of the samples
     matters. No gradient reaches the teacher.
 

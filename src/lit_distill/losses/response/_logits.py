@@ -17,7 +17,7 @@ def class_rows(name: str, student: Tensor, teacher: Tensor, class_dim: int | Non
         student: logits (B, C), (B, T, C), or of any shape with a ``class_dim``.
         teacher: logits of the same shape.
         class_dim: where the classes stand. None means the last dimension for two and three dimensions; with more,
-            (B, C, H, W) and (B, T, S, C) cannot be told apart, so it must be said.
+            (B, C, H, W) and (B, T, S, C) look alike, so it must be given.
 
     Raises:
         ValueError: the shapes differ, hold no element, or leave the class dimension open.
@@ -29,8 +29,8 @@ def class_rows(name: str, student: Tensor, teacher: Tensor, class_dim: int | Non
     if class_dim is None:
         if student.ndim > 3:
             raise ValueError(
-                f"{name} cannot tell where the classes stand, {shapes}: "
-                "say class_dim=1 for maps (B, C, H, W), or class_dim=-1 when the classes come last"
+                f"{name} does not know which dimension holds the classes, {shapes}: "
+                "give class_dim=1 for maps (B, C, H, W), or class_dim=-1 when the classes come last"
             )
         class_dim = -1
     if not -student.ndim < class_dim < student.ndim or class_dim == 0:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._hyperparameters import NonNegative, Positive
-from lit_distill.losses._numerics import centred, full_precision
+from lit_distill.losses._numerics import centered, full_precision
 from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows
 
@@ -32,7 +32,7 @@ def dist_loss(
     class_dim: int | None = None,
     gather: bool = False,
 ) -> Tensor:
-    """One minus the correlation of rows and of columns of the two answers; see :class:`DISTLoss`."""
+    """One minus the correlation of rows and of columns of the class probabilities; see :class:`DISTLoss`."""
     student, teacher = class_rows("dist_loss", student, teacher, class_dim)
     if gather:
         student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
@@ -44,7 +44,7 @@ def dist_loss(
 
 def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsForm) -> Tensor:
     """Pearson's correlation along ``dim``; what is constant but for rounding has none, hence 0 and no gradient."""
-    a, b = centred(a, dim), centred(b, dim)
+    a, b = centered(a, dim), centered(b, dim)
     length_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
     length_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
     product = length_a * length_b + eps if eps_form == "added" else length_a.clamp_min(eps) * length_b.clamp_min(eps)

@@ -24,7 +24,7 @@ def dkd_loss(
     temperature: Positive = 4.0,
     teacher_labels: bool = False,
 ) -> Tensor:
-    """Target-class and non-target-class distillation, weighted apart, without warm-up; see :class:`DKDLoss`."""
+    """Target-class and non-target-class distillation with separate weights, without warm-up; see :class:`DKDLoss`."""
     require_logits("dkd_loss", student, teacher)
     labels = teacher.argmax(dim=1) if teacher_labels else check_indices("dkd_loss", student, target)
     if student.shape[1] == 1:
@@ -51,7 +51,7 @@ def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 @hyperparameters
 class DKDLoss(Loss):
-    r"""Hinton's KL divergence taken apart into the target class and the rest, each with its own weight.
+    r"""Hinton's KL divergence, split into a target part and a non-target part with separate weights.
 
     With b = (p_target, 1 - p_target) and r the probabilities among the other classes, all at temperature T:
 
@@ -67,8 +67,8 @@ class DKDLoss(Loss):
     save that they shift the target logit by -1000 where it is left out here, and take log(1 - p) of rounded
     probabilities, which gives infinities once the student is too sure.
 
-    Use when: a trained teacher is so sure of the right class that Hinton's divergence has little left to say of the
-    others; try a smaller beta where teacher and student are far apart.
+    Use when: a trained teacher is so confident that Hinton's divergence carries little about the other classes; try a
+    smaller beta where teacher and student differ much.
 
     Args:
         alpha: α, the weight of the target part.

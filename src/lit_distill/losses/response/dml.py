@@ -41,7 +41,7 @@ def dml_loss(
     sum_over_classes: bool = False,
     class_dim: int | None = None,
 ) -> Tensor:
-    """Divergence between two peers' answers; see :class:`DMLLoss`."""
+    """Divergence between two peers' class probabilities; see :class:`DMLLoss`."""
     eps = _eps("dml_loss", activation, mutual, eps)
     if activation is None and torch.float16 in (student.dtype, teacher.dtype):
         eps = max(eps, _EPS_OF_FLOAT16)
@@ -106,7 +106,7 @@ def _eps(name: str, activation: Activation, mutual: Form, eps: float | None) -> 
 
 @hyperparameters
 class DMLLoss(Loss):
-    r"""Two networks that learn together are drawn to each other's answers.
+    r"""Two networks train together and match each other's class probabilities.
 
     With p = act(student), q = act(teacher), ε = ``eps``, classes c and N samples:
 
@@ -124,7 +124,7 @@ class DMLLoss(Loss):
 
     Signals: student logits and peer logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``.
 
-    ``teaches_both`` tells a LossComposer whether gradients go to both signals. It is true for ``symmetric`` unless
+    ``teaches_both`` says whether a LossComposer lets gradients reach both signals. It is true for ``symmetric`` unless
     ``detach_peer``; a one-sided term has its second signal detached by the composer.
 
     Everything is computed from logarithms, so that an ε below the smallest half-precision number does no harm. A

@@ -24,7 +24,7 @@ def dml_group_loss(
     eps: NonNegative | None = None,
     class_dim: int | None = None,
 ) -> Tensor:
-    """Divergences between the answers of all peers; see :class:`DMLGroupLoss`."""
+    """Divergences between the class probabilities of all peers; see :class:`DMLGroupLoss`."""
     eps = PUBLISHED_EPS[mutual] if eps is None else eps
     ours, theirs = tensors_of(peers), tensors_of(others)
     if len(ours) != len(theirs) or len(ours) < 2:
@@ -51,7 +51,7 @@ def dml_group_loss(
 
 @hyperparameters
 class DMLGroupLoss(Loss):
-    r"""Deep mutual learning of K peers: each is drawn to the answers of all the others.
+    r"""Deep mutual learning of K peers: each matches the class probabilities of all others.
 
     With :math:`p_k` the softmax of peer k's logits and :math:`D` the divergences of
     :class:`lit_distill.losses.DMLLoss` in the same ``mutual`` form, summed over classes and averaged over samples:
@@ -64,7 +64,7 @@ class DMLGroupLoss(Loss):
         \end{aligned}
 
     Divided by K - 1 where ``average``. A group of two is DMLLoss: one symmetric term, or both one-sided ones. No
-    temperature; the cross-entropy of each peer with the labels is a term of its own.
+    temperature; the cross-entropy of each peer with the labels is a separate term.
 
     ``symmetric``, the default as in DMLLoss, is PaddleVideo's form between each two peers: nothing is detached, a peer
     gets the gradients of both directions. ``one_sided`` is that of the paper's authors: a peer learns from the others

@@ -22,7 +22,7 @@ def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None =
 
 @hyperparameters
 class HardLabelLoss(Loss):
-    r"""The teacher's decision is the label.
+    r"""The teacher's most likely class is the label.
 
     .. math:: L = \frac{1}{N} \sum_i \mathrm{CE}\left(s_i, \arg\max_c t_{ic}\right)
 
@@ -34,8 +34,8 @@ class HardLabelLoss(Loss):
 
     Paper: Touvron et al., "Training data-efficient image transformers & distillation through attention", ICML 2021.
 
-    Use when: temperature and weights shall not be tuned, or teacher and student are of different kinds, as a
-    convolutional teacher and a transformer.
+    Use when: no temperature should be tuned, or teacher and student are of different kinds, such as a convolutional
+    teacher and a transformer student.
 
     Args:
         class_dim: where the classes stand, needed for four and more dimensions.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
-from lit_distill.losses._numerics import centred, full_precision, kl_from_logits
+from lit_distill.losses._numerics import centered, full_precision, kl_from_logits
 from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import class_rows
 
@@ -22,7 +22,7 @@ def kd_loss(
     standardization_eps: Positive = 1e-7,
     class_dim: int | None = None,
 ) -> Tensor:
-    """KL divergence between the softened answers; see :class:`KDLoss`."""
+    """KL divergence between softened class probabilities; see :class:`KDLoss`."""
     student, teacher = class_rows("kd_loss", student, teacher, class_dim)
     if logit_standardization:
         student, teacher = _standardize(student, standardization_eps), _standardize(teacher, standardization_eps)
@@ -30,19 +30,19 @@ def kd_loss(
 
 
 def _standardize(logits: Tensor, eps: float) -> Tensor:
-    logits = centred(logits, 1)
+    logits = centered(logits, 1)
     return logits / (logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1)) + eps)
 
 
 @hyperparameters
 class KDLoss(Loss):
-    r"""The student's softened answer is drawn to the teacher's by a KL divergence.
+    r"""The student matches the teacher's softened class probabilities under a KL divergence.
 
     .. math:: L = \frac{T^2}{N} \sum_i \mathrm{KL}\left(\mathrm{softmax}(t_i/T) \,\|\, \mathrm{softmax}(s_i/T)\right)
 
     Summed over classes, averaged over samples (and over time steps or pixels), times T², so that its gradient keeps
-    its size when T changes. For large T it tends to half the mean squared difference of the centred logits. The
-    cross-entropy with the labels is a term of its own; the paper weighs it low, usually 0.1 against 0.9.
+    its size when T changes. For large T it tends to half the mean squared difference of the centered logits. The
+    cross-entropy with the labels is a separate term; the paper weighs it low, usually 0.1 against 0.9.
 
     Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``;
     segmentation maps (B, C, H, W) take ``class_dim=1``.
@@ -52,8 +52,8 @@ class KDLoss(Loss):
     Matches the KD of mdistiller, RepDistiller's DistillKL and PaddleClas' KLDivLoss; torchdistill's KDLoss is
     ``alpha * CE + (1 - alpha) * KDLoss``, but without T² when its alpha is 0.
 
-    Use when: a trained teacher of the same task exists: it is the baseline that the others are measured by. Standardize
-    when the teacher is so much larger that the student cannot reach the size of its logits.
+    Use when: a trained teacher of the same task exists: it is the baseline for all other methods. Standardize when the
+    teacher is so much larger that the student cannot reach the size of its logits.
 
     Args:
         temperature: T, above 0; 1 to 8 are usual.

@@ -66,7 +66,7 @@ def _masks(teacher: Tensor, quantile: float | None) -> tuple[Tensor, Tensor]:
 
 @hyperparameters
 class MLLDLoss(Loss):
-    r"""Answers are matched at three levels (each sample, the batch's and the classes' Gram matrix), at several T.
+    r"""Match class probabilities per sample, and Gram matrices of samples and of classes, at several temperatures.
 
     With P, Q the N × C matrices of probabilities of student and teacher at temperature T:
 
@@ -85,8 +85,8 @@ class MLLDLoss(Loss):
     average by the mean of a mask of the samples (classes) that the teacher is least confident of, a constant near 1/2;
     with ``confidence_quantile=0.5`` those samples and classes are in fact selected.
 
-    Use when: only logits can be had and compute is to spare, batches are at least of some dozens, and the teacher is
-    trained: the relations of samples and classes then add to what each sample says.
+    Use when: only logits are available, there is compute to spare, batches hold dozens of samples or more, and the
+    teacher is trained: the relations of samples and of classes add to what each sample says.
 
     Args:
         temperatures: the temperatures T, each above 0.

@@ -31,7 +31,7 @@ def nkd_loss(
 
 @hyperparameters
 class NKDLoss(Loss):
-    r"""The target class is learnt with the teacher's confidence, the other classes from its normalized rest.
+    r"""The target class gets the teacher's confidence as soft label; the other classes are normalized and matched.
 
     With p, q the probabilities of teacher and student, y the label, and p̂, q̂ the softmax at temperature T over the
     classes other than y:
@@ -48,8 +48,8 @@ class NKDLoss(Loss):
     Paper: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
     Loss and Customized Soft Labels", ICCV 2023; defaults as its authors use them on ImageNet.
 
-    Use when: DKD would be chosen but the weight of its target part is a nuisance, or labels are mixed; the teacher's
-    confidence acts as a label of its own.
+    Use when: DKD fits, but tuning the weight of its target part is a nuisance, or labels are mixed; the teacher's
+    confidence acts as the label.
 
     Args:
         gamma: γ, the weight of the other classes.

@@ -39,7 +39,7 @@ def skd_loss(
 
 @hyperparameters
 class SKDLoss(Loss):
-    r"""Teacher and student are compared on a sphere: their logits are centred and brought to one length first.
+    r"""Compare teacher and student on a sphere: their logits are centered and scaled to one length first.
 
     With ẑ = m (z - mean) / √(var + 1e-7), the biased variance over the classes, m = ``multiplier``:
 
@@ -48,7 +48,7 @@ class SKDLoss(Loss):
             + (1 - α) \frac{1}{N} \sum_i \mathrm{CE}(y_i, \hat s_i)
 
     A soft and a hard cross-entropy averaged over samples, the soft one times T²: the loss holds its own part of the
-    labels, on the normalised logits, so a separate cross-entropy term is not needed. Neither part is 0 for equal
+    labels, on the normalized logits, so a separate cross-entropy term is not needed. Neither part is 0 for equal
     logits. Scaling or shifting a sample's logits (of either network) leaves it as it is.
 
     Signals: student logits (N, C), teacher logits (N, C), target class indices (N,) or class probabilities (N, C).
@@ -58,7 +58,7 @@ class SKDLoss(Loss):
     teacher's standard deviation instead.
 
     Use when: teacher and student differ much in size, and so in the length of their logits: only their direction is
-    compared, and there is hardly a temperature to tune.
+    compared, and the temperature hardly needs tuning.
 
     Args:
         temperature: T, above 0.

@@ -38,7 +38,7 @@ def soft_target_cross_entropy(
 
 @hyperparameters
 class SoftTargetCrossEntropy(Loss):
-    r"""The teacher's probabilities for this very input take the place of the labels.
+    r"""The teacher's probabilities for the same input replace the labels.
 
     With q = softmax(t/T), p = softmax(s/T):
 
@@ -59,7 +59,7 @@ class SoftTargetCrossEntropy(Loss):
     (SSLD), 2021. Matches PaddleClas' DistillationCELoss, which leaves the teacher's gradient on; a LossComposer
     detaches it.
 
-    Use when: labels do not fit the crop or clip that the student sees, so that the teacher's view of this very input is
+    Use when: labels do not fit the crop or clip that the student sees, so that the teacher's view of the same input is
     the better label; or with unlabelled data, as in SSLD.
 
     Args:

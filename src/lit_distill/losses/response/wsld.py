@@ -33,7 +33,7 @@ def wsld_loss(
 
 @hyperparameters
 class WSLDLoss(Loss):
-    r"""Soft labels count the less, the better a sample's student already does compared with its teacher.
+    r"""Soft labels weigh less for samples on which the student already does well compared with the teacher.
 
     .. math::
         L = \frac{T^2}{N} \sum_i w_i \, \mathrm{CE}\left(\mathrm{softmax}(t_i/T), \mathrm{softmax}(s_i/T)\right), \quad
