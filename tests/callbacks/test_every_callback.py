@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 import lit_distill.callbacks
-from lit_distill.allow_list.targets import rule_of
+from lit_distill.untrusted.targets import rule_of
 
 PACKAGE = lit_distill.callbacks.__name__
 STEMS = sorted(path.stem for path in Path(lit_distill.callbacks.__file__).parent.glob("[!_]*.py"))
@@ -42,6 +42,6 @@ def test_an_untrusted_config_cannot_have_it_write_anywhere(stem: str) -> None:
         for name, parameter in inspect.signature(cls).parameters.items():
             names_a_place = PLACE_WORDS & set(name.split("_")) or "Path" in str(parameter.annotation)
             assert not names_a_place or name in rule.written, (
-                f"{name} of {cls.__name__} names a place: add it to _PLACES in src/lit_distill/allow_list/targets.py, "
+                f"{name} of {cls.__name__} names a place: add it to _PLACES in src/lit_distill/untrusted/targets.py, "
                 "so that an untrusted config keeps it inside the run folder"
             )

@@ -17,11 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from lit_distill._command.command import conf_dir, help_text
-from lit_distill.allow_list.plain import resolved
 from lit_distill.callbacks import TeacherCache
 from lit_distill.searching.space import axes_of
 from lit_distill.training.fit import build_module
 from lit_distill.training.stages import stages_of
+from lit_distill.untrusted.plain import resolved
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
 COMMANDS = [path.stem for path in FILES if len(path.parts) == 1]

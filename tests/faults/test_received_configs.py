@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from faults.report import report
-from lit_distill.allow_list.check import check_targets, read_config
+from lit_distill.untrusted.check import check_targets, read_config
 
 T = "_target_"
 CALLBACKS, LOGGERS = "lightning.pytorch.callbacks", "lightning.pytorch.loggers"

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_distill._files import atomic_file
-from lit_distill.allow_list.plain import read_plain
 from lit_distill.inference.exported import compare, fused, load_program, top1
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
 from lit_distill.inference.preprocess import Preprocess
@@ -25,6 +24,7 @@ from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import EXPORT, STUDENT_FILE, card_of
 from lit_distill.runs.opened import Run, open_run
+from lit_distill.untrusted.plain import read_plain
 
 Format = Literal["onnx", "torch_export", "safetensors"]
 _SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}

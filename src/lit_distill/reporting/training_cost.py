@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lit_distill.allow_list.check import check_targets
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.runs.opened import Run
 from lit_distill.training.fit import build_module
+from lit_distill.untrusted.check import check_targets
 
 _BUILT = ("models", "losses", "val_losses", "optimizer", "scheduler", "balance")
 _NAMED = ("frozen", "student", "inputs", "candidates", "replaced_frozen", "train_only", "start", "fresh")

@@ -15,9 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_distill._views import InputView
-from lit_distill.allow_list.build import build
-from lit_distill.allow_list.check import check_allow
-from lit_distill.allow_list.plain import read_plain, resolved
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.inference.preprocess import Preprocess, Views
 from lit_distill.models.identity import state_of, state_sha256
@@ -37,6 +34,9 @@ from lit_distill.runs.names import (
     STUDENT_FILE,
     card_of,
 )
+from lit_distill.untrusted.building import build
+from lit_distill.untrusted.check import check_allow
+from lit_distill.untrusted.plain import read_plain, resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +243,7 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
     Args:
         path: a run folder; or a file such as ``student.safetensors``, with ``student.json`` beside it.
         allow: packages or full names that the configs may build from besides, see
-            :func:`lit_distill.allow_list.check.check_targets`.
+            :func:`lit_distill.untrusted.check.check_targets`.
 
     Raises:
         FileNotFoundError: there is no such folder or file, or it is none of a run.

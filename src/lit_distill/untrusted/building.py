@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-from lit_distill.allow_list.check import check_targets, located
-from lit_distill.allow_list.plain import KeyPath, dotted
+from lit_distill.untrusted.check import check_targets, located
+from lit_distill.untrusted.plain import KeyPath, dotted
 
 _TARGET = "_target_"
 _OWN_KEYS = (_TARGET, "_args_", "_partial_", "_convert_", "_recursive_")
@@ -25,7 +25,7 @@ def build(
     Args:
         config: nested mappings and lists.
         name: its place in the file, for messages.
-        allow: as for :func:`lit_distill.allow_list.check.check_targets`.
+        allow: as for :func:`lit_distill.untrusted.check.check_targets`.
         run_dir: as there.
 
     Raises:

@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lit_distill._command.command import conf_dir
-from lit_distill.allow_list.check import check_targets, read_config
 from lit_distill.data import InputView
 from lit_distill.runs.opened import load_run
+from lit_distill.untrusted.check import check_targets, read_config
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 GROUPS = ("callbacks", "teacher_cache", "logger", "optimizer", "scheduler", "trainer", "loss", "model")

@@ -16,8 +16,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lit_distill.allow_list.plain import KeyPath, dotted, read_plain, resolved, walk
-from lit_distill.allow_list.targets import Rule, rule_of
+from lit_distill.untrusted.plain import KeyPath, dotted, read_plain, resolved, walk
+from lit_distill.untrusted.targets import Rule, rule_of
 
 __all__ = ["check_allow", "check_targets", "read_config"]
 

@@ -1,0 +1,7 @@
+"""What others may have made: run folders, configs, weights, data and caches that this process did not write.
+
+* :mod:`.check`: refuses a config that names anything but what the allow-list holds.
+* :mod:`.targets`: the allow-list, and the arguments that each name in it may be given.
+* :mod:`.building`: builds the objects of a checked config from plain data.
+* :mod:`.plain`: reads YAML and JSON into plain data.
+"""
