@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_distill._files import archive_damage, atomic_file
+from lit_distill.untrusted.naming import is_address
 
 _Path: TypeAlias = "str | os.PathLike[str]"
 
@@ -190,10 +191,9 @@ def _offer(path: Path) -> str:
 
 def _local(path: _Path) -> Path:
     text = os.fspath(path)
-    if "://" in text:
-        if not text.startswith("file://"):
-            raise CheckpointError(f"checkpoints are local files, got {text}; take Lightning's TorchCheckpointIO for it")
-        text = text.removeprefix("file://")
+    text = text.removeprefix("file://")
+    if is_address(text):
+        raise CheckpointError(f"checkpoints are local files, got {text}; take Lightning's TorchCheckpointIO for it")
     return Path(text)
 
 

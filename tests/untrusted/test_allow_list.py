@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,10 @@ def composed(*overrides: str) -> DictConfig:
         return compose("train", list(overrides))
 
 
+def plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
+
+
 def data_of(experiment: str) -> list[str]:
     return ["data=image_folder", "data.num_classes=5"] if experiment.endswith("_image") else []
 
@@ -43,14 +48,14 @@ def test_every_experiment_of_ours_is_admitted_as_a_run_leaves_it(experiment: str
 def test_every_other_config_of_ours_is_admitted(group: str, name: str, tmp_path: Path) -> None:
     place = {"loss": "loss@losses.ce.loss", "model": "model@models.Student"}.get(group, group)
     config = composed("experiment=baseline_pptsmv2", f"{place}={name}", f"run_dir={tmp_path}")
-    check_targets(config, run_dir=tmp_path)
+    check_targets(plain(config), run_dir=tmp_path)
 
 
 def test_a_run_folder_that_was_moved_writes_where_it_is(tmp_path: Path) -> None:
     config = composed("experiment=baseline_pptsmv2", "run_dir=/elsewhere/run")
     with pytest.raises(ValueError, match=r"callbacks\.best\.dirpath.*place to write"):
-        check_targets(config)
-    checked = check_targets(config, run_dir=tmp_path)
+        check_targets(plain(config))
+    checked = check_targets(plain(config), run_dir=tmp_path)
     assert checked["callbacks"]["best"]["dirpath"] == f"{tmp_path}/checkpoints"
 
 
@@ -59,9 +64,9 @@ def test_a_teacher_cache_writes_in_the_run_folder_alone(tmp_path: Path) -> None:
     for folder in (str(tmp_path), "/etc", "~"):
         config.teacher_cache.folder = folder
         with pytest.raises(ValueError, match=r"teacher_cache\.folder .* place to write outside the run folder"):
-            check_targets(config, run_dir=tmp_path / "run")
+            check_targets(plain(config), run_dir=tmp_path / "run")
     config.teacher_cache.folder = f"{tmp_path}/run/teachers"
-    check_targets(config, run_dir=tmp_path / "run")
+    check_targets(plain(config), run_dir=tmp_path / "run")
 
 
 def test_a_run_of_an_ensemble_of_views_is_opened(tmp_path: Path) -> None:
@@ -76,7 +81,8 @@ def test_a_run_of_an_ensemble_of_views_is_opened(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "run").mkdir()
     OmegaConf.save(config, tmp_path / "run" / "config.yaml")
-    network: Any = load_run(tmp_path / "run")._built("models", "Student", config.models.Student)
+    run = load_run(tmp_path / "run")
+    network: Any = run._built("models", "Student", plain(config.models.Student), torch.nn.Module)
     assert network.inputs == {"A": InputView(num_frames=2, size=16)}
 
 
@@ -161,7 +167,7 @@ def test_interpolations_become_what_omegaconf_makes_of_them() -> None:
     }  # fmt: skip
     tree["b"]["h"] = [1, 2]
     config = OmegaConf.create(tree)
-    assert check_targets(config) == OmegaConf.to_container(config, resolve=True)
+    assert check_targets(plain(config)) == OmegaConf.to_container(config, resolve=True)
 
 
 @pytest.mark.parametrize("tree", [{"a": "${b}"}, {"a": "${b.c}", "b": {"c": "???"}}, {"a": "x${b}", "b": {"c": 1}}])

@@ -14,7 +14,6 @@ from lit_distill._files import cache_folder
 from lit_distill._views import ViewsBatch
 from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
-from lit_distill.data.catalogue.archives import is_url
 from lit_distill.data.catalogue.lists import ListFile, read_class_names, shown
 from lit_distill.data.catalogue.quarantine import OnBad, QuarantineList
 from lit_distill.data.catalogue.samples import Sample
@@ -25,6 +24,7 @@ from lit_distill.data.loading import Loading, SampleDataModule, Split
 from lit_distill.data.sampling import FrameSampling, Mode
 from lit_distill.data.sources import Format, Source, source_of
 from lit_distill.data.transforms import Aspect, ClipTransform
+from lit_distill.untrusted.naming import is_address
 
 
 class VideoDataModule(SampleDataModule[VideoDataset]):
@@ -164,7 +164,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.clip_cache: ClipCache | None = None
         """The cache of decoded frames, made by the first data set that needs it; its ``stats()`` tell of hits."""
         self.source = source or source_of(
-            format, root=root if is_url(root) else self.root, roots=self.roots, suffix=suffix, limits=self.limits,
+            format, root=root if is_address(root) else self.root, roots=self.roots, suffix=suffix, limits=self.limits,
             index=index,
         )  # fmt: skip
         given = format if source is None else type(source).__name__
@@ -178,7 +178,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             raise ValueError("data.shuffle=shards has no order for samples without labels: set data.shuffle=samples")
         if shuffle_window < 1:
             raise ValueError(f"data.shuffle_window must be at least 1, came {shuffle_window}")
-        self._is_remote = is_url(root)
+        self._is_remote = is_address(root)
         if self._is_remote and not self.source.packed:
             raise ValueError(f"data.root={os.fspath(root)} is a URL, which goes with data.format=shards, not {given}")
         self.shuffle, self.shuffle_window = shuffle, shuffle_window

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.runs.opened import Run
 from lit_distill.training.fit import build_module
-from lit_distill.untrusted.check import check_targets
+from lit_distill.untrusted.building import build
 
-_BUILT = ("models", "losses", "val_losses", "optimizer", "scheduler", "balance")
-_NAMED = ("frozen", "student", "inputs", "candidates", "replaced_frozen", "train_only", "start", "fresh")
+_NAMED = (
+    "models", "losses", "val_losses", "optimizer", "scheduler", "balance",
+    "frozen", "student", "inputs", "candidates", "replaced_frozen", "train_only", "start", "fresh",
+)  # fmt: skip
 
 
 def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None) -> Cost:
@@ -30,14 +30,16 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     """
     folder = run.folder if run.stage is None else run.stage
     config = run.config
-    parts = check_targets({key: config.get(key) for key in _BUILT}, allow=run.allow, run_dir=folder)
-    rest = {key: config.get(key) for key in _NAMED}
     # callbacks are named, not built: its name says whether one updates a frozen model
-    callbacks = {key: node for key, node in (config.get("callbacks") or {}).items() if node}
-    tree = {**parts, **rest, "callbacks": callbacks, "run_dir": str(folder.absolute())}
-    tree["replaced_frozen"], tree["train_only"] = (tree[key] or [] for key in ("replaced_frozen", "train_only"))
+    callbacks = {key: node for key, node in (config.get("callbacks") or {}).items() if isinstance(node, Mapping)}
+    tree = {key: config.get(key) for key in _NAMED} | {"callbacks": callbacks, "run_dir": str(folder.absolute())}
+    tree |= {key: tree[key] or [] for key in ("frozen", "fresh", "replaced_frozen", "train_only")}
     trainer = config.get("trainer") or {}
-    module = build_module(OmegaConf.create(tree))
+
+    def built(node: Any, **_: str) -> Any:
+        return build(node, allow=run.allow, run_dir=folder)
+
+    module = build_module(tree, build=built)
     return measure(
         module, run.data(**{str(key): value for key, value in (data or {}).items()}), steps=steps,
         epochs=max(1, int(trainer.get("max_epochs") or 1)), accumulate=int(trainer.get("accumulate_grad_batches") or 1),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning import LightningDataModule
 from omegaconf import DictConfig
@@ -36,7 +36,18 @@ from lit_distill.runs.names import (
 )
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
-from lit_distill.untrusted.plain import read_plain, resolved
+from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.plain import dotted, read_plain, resolved
+
+_Built = TypeVar("_Built")
+# Of what kind the content is that is read here and by those who open runs.
+_IN_CONFIG = {
+    "models": dict, "data": dict, "losses": dict, "val_losses": dict, "callbacks": dict, "inputs": dict, "start": dict,
+    "trainer": dict, "optimizer": dict, "student": str, "frozen": list, "candidates": list, "train_only": list,
+    "replaced_frozen": list,
+}  # fmt: skip
+_IN_CARD = {"model": dict, "data": dict, "input": dict, "teachers": dict, "class_names": list, "sha256": str}
+_IN_RESULTS = {"student": str, "student_stage": str, "versions": dict, "final": dict, "best": dict}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +90,7 @@ class Run:
     @property
     def num_classes(self) -> int | None:
         """As the data's config says it."""
-        number = self.config["data"].get("num_classes")
-        return None if number is None else int(number)
+        return _count(self.config["data"].get("num_classes"))
 
     def weights_file(self, model: str | None = None, checkpoint: str = BEST) -> Path:
         """The file that :meth:`model` reads.
@@ -142,7 +152,7 @@ class Run:
         name = self._name(model)
         file = self.weights_file(name, checkpoint)
         node = self.config["models"][name]
-        network: nn.Module = self._built("models", name, _without_weights(node))
+        network = self._built("models", name, _without_weights(node), nn.Module)
         if file.suffix == ".safetensors":
             state = load_file(self.verified(file))
         elif file.suffix != CHECKPOINT_SUFFIX:
@@ -167,18 +177,13 @@ class Run:
         """
         node = dict(self.config["data"])
         root = overrides.get("root")
-        if (
-            isinstance(root, (str, os.PathLike))
-            and "://" not in os.fspath(root)
-            and not Path(root).expanduser().is_dir()
-        ):
+        if isinstance(root, (str, os.PathLike)) and not is_address(root) and not Path(root).expanduser().is_dir():
             raise FileNotFoundError(f"no folder {root}, set data.root=<folder> to where the data is now")
         if views is not None and views != node.get("views", "center"):
             node["views"] = views
             node.pop("eval_batch_size", None)  # chosen for other views
         node.update({name: value for name, value in overrides.items() if value is not None})
-        data: LightningDataModule = self._built("data", "", node)
-        return data
+        return self._built("data", "", node, LightningDataModule)
 
     def view(self, model: str | None = None) -> InputView | None:
         """What a model, the student by default, sees of the data's clips; None for all."""
@@ -196,7 +201,10 @@ class Run:
         if "root" in node:
             node["root"] = "."  # nothing is looked for in it
         return Preprocess.of(
-            self._built("data", "", node), class_names=self.class_names, views=views, view=self.view(model)
+            self._built("data", "", node, LightningDataModule),
+            class_names=self.class_names,
+            views=views,
+            view=self.view(model),
         )
 
     @property
@@ -210,9 +218,13 @@ class Run:
             raise ValueError(f"{self.folder} has no model {name!r}: it has {', '.join(self.models)}")
         return name
 
-    def _built(self, group: str, name: str, node: Any) -> Any:
+    def _built(self, group: str, name: str, node: Any, kind: type[_Built]) -> _Built:
         """Check a part of the config, and build it from what was checked."""
-        return build(node, name=f"{group}.{name}".rstrip("."), allow=self.allow, run_dir=self.folder)
+        place = f"{group}.{name}".rstrip(".")
+        made = build(node, name=place, allow=self.allow, run_dir=self.folder)
+        if not isinstance(made, kind):
+            raise ValueError(f"{dotted((place,))}: expected a {kind.__name__}, got {type(made).__name__}")
+        return made
 
     def _frozen(self, name: str, network: nn.Module, node: Mapping[str, Any]) -> nn.Module:
         sources, start = weights_files(node), (self.config.get("start") or {}).get(name)
@@ -267,13 +279,13 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
         hint = f": did you mean {inner[-1]}?" if inner else f": it has no {CONFIG_FILE}"
         raise FileNotFoundError(f"{path} is no run folder{hint}")
     file, stage = path / CONFIG_FILE, None
-    card, results = (_optional(path / name) for name in (CARD_FILE, RESULTS_FILE))
+    card, results = _optional(path / CARD_FILE, _IN_CARD), _optional(path / RESULTS_FILE, _IN_RESULTS)
     content = read_plain(file)
     if isinstance(content, Mapping) and (content.get("stages") or content.get("generations")):
         stage = _stage(path, results)
         file = stage / CONFIG_FILE
-    config = _resolved(file)
-    if not config.get("models") or not isinstance(config.get("data"), Mapping):
+    config = _resolved(file, _IN_CONFIG)
+    if not config.get("models") or config.get("data") is None:
         raise ValueError(f"{file} is no config of a run: it names no models or no data")
     if config.get("student") == BEST and BEST not in config["models"]:
         config["student"] = _best_peer(path if stage is None else stage, results)
@@ -345,8 +357,8 @@ def _of_card(file: Path, allow: tuple[str, ...]) -> Run:
     beside = card_of(file)
     if not beside.is_file():
         raise FileNotFoundError(f"no card {beside}: {file.name} needs it beside it, a run leaves both")
-    card = _resolved(beside)
-    if not isinstance(card.get("model"), Mapping) or not isinstance(card.get("data"), Mapping):
+    card = _resolved(beside, _IN_CARD)
+    if card.get("model") is None or card.get("data") is None:
         raise ValueError(f"{beside} is no card of a student: it names no model or no data")
     config = {"models": {"Student": card["model"]}, "data": card["data"], "student": "Student"}
     if card.get("input") is not None:
@@ -375,7 +387,7 @@ def _check_classes(run: Run) -> None:
     node = run.config["models"].get(run.student)
     if not isinstance(node, Mapping):
         raise ValueError(f"{run.folder} has no model {run.student!r}: it has {', '.join(run.models)}")
-    network = node.get("num_classes")
+    network = _count(node.get("num_classes"))
     numbers = {number for number in (names or None, data, network) if number is not None}
     if len(numbers) > 1:
         raise ValueError(
@@ -384,18 +396,29 @@ def _check_classes(run: Run) -> None:
         )
 
 
-def _resolved(file: Path) -> dict[str, Any]:
+def _count(number: Any) -> int | None:
+    if number is not None and not isinstance(number, (int, float)):
+        raise ValueError(f"num_classes: expected a number, got {type(number).__name__}")
+    return None if number is None else int(number)
+
+
+def _resolved(file: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
     content = read_plain(file)
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ValueError(f"{file} is refused: expected a mapping, got {type(content).__name__}")
     try:
-        return dict(resolved(content))
+        made: dict[str, Any] = resolved(content)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+    for key, kind in kinds.items():
+        value = made.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{file}: expected {key} to be a {kind.__name__}, got {type(value).__name__}")
+    return made
 
 
-def _optional(file: Path) -> dict[str, Any]:
-    return _resolved(file) if file.is_file() else {}
+def _optional(file: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
+    return _resolved(file, kinds) if file.is_file() else {}
 
 
 def _without_weights(node: Any) -> Any:

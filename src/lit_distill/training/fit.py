@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,63 +141,69 @@ def _reached(trainer: Trainer, checkpoint: ModelCheckpoint | None, started: floa
     }
 
 
-def build_module(config: DictConfig, *, expected: Mapping[str, Mapping[str, Tensor]] | None = None) -> DistillModule:
+def build_module(
+    config: Mapping[str, Any],
+    *,
+    expected: Mapping[str, Mapping[str, Tensor]] | None = None,
+    build: Callable[..., Any] = instantiate,
+) -> DistillModule:
     """The DistillModule of a composed config: its models, terms, optimizer and schedule.
 
     Args:
         config: the composed ``train.yaml``, or that of a stage.
         expected: for a check of a stage before there is anything to begin from: what earlier ones will leave, by place.
+        build: makes an object of a part of the config, as Hydra's ``instantiate`` does.
 
     Raises:
         ValueError: a frozen model has no weights, or the module refuses what it is given.
     """
-    if not config.models:
+    if not config["models"]:
         raise ValueError("the config names no models; choose an experiment, such as experiment=dml_pptsmv2")
     models: dict[str, nn.Module] = {}
     starts = config.get("start") or {}  # of a stage, see lit_distill.training.stages
-    moved = moved_models(config.callbacks)
-    for name, node in config.models.items():
+    moved = moved_models(config["callbacks"])
+    for name, node in config["models"].items():
         without = [key for key, file in weights_files(node).items() if not file]
-        if name in config.frozen and name not in moved and name not in starts and without:
+        if name in config["frozen"] and name not in moved and name not in starts and without:
             wanted = " ".join(f"models.{f'{name}.{key}'.rstrip('.')}.pretrained=<file>" for key in without)
             raise ValueError(
                 f"{name} is frozen but has no weights: give {wanted} (.safetensors, .ckpt, .pth or .pdparams), "
                 f"for example the {STUDENT_FILE} of a run that trained it; a random network teaches nothing"
             )
-        models[str(name)] = instantiate(node)
+        models[str(name)] = build(node)
         if name in starts:
             models[str(name)].load_report = start_from(  # type: ignore[assignment]
                 models[str(name)],
                 starts[name],
                 name=str(name),
-                folder=config.run_dir,
-                fresh=config.fresh,
+                folder=config["run_dir"],
+                fresh=config["fresh"],
                 expected=None if expected is None else expected[starts[name]],
             )
         for part, report in load_reports(models[str(name)]).items():
             of = f"{name}.{part}".rstrip(".")
             if expected is None:
                 Console().print(f"{of}: {report}", highlight=False, soft_wrap=True)
-            if name in config.frozen and not report.complete:
+            if name in config["frozen"] and not report.complete:
                 raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
     return DistillModule(
         models=models,
-        losses=_terms(config.losses),
-        val_losses=_terms(config.val_losses) if config.val_losses else None,
-        frozen=list(config.frozen),
-        optimizer=instantiate(config.optimizer),
-        scheduler=instantiate(config.scheduler),
-        student=config.student,
+        losses=_terms(config["losses"], build),
+        val_losses=_terms(config["val_losses"], build) if config["val_losses"] else None,
+        frozen=list(config["frozen"]),
+        optimizer=build(config["optimizer"]),
+        scheduler=build(config["scheduler"]),
+        student=config["student"],
         inputs={str(name): dict(view) for name, view in (config.get("inputs") or {}).items()},
-        candidates=None if config.candidates is None else list(config.candidates),
-        replaced_frozen=list(config.replaced_frozen),
-        train_only=list(config.train_only),
-        balance=instantiate(config.get("balance")),
+        candidates=None if config["candidates"] is None else list(config["candidates"]),
+        replaced_frozen=list(config["replaced_frozen"]),
+        train_only=list(config["train_only"]),
+        balance=build(config.get("balance")),
     )
 
 
-def _terms(node: DictConfig) -> dict[str, Any]:
-    return {str(name): instantiate(term, _convert_="all") for name, term in node.items()}
+def _terms(node: Mapping[Any, Any], build: Callable[..., Any]) -> dict[str, Any]:
+    return {str(name): build(term, _convert_="all") for name, term in node.items()}
 
 
 def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

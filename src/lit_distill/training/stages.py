@@ -99,7 +99,9 @@ def first_stage(config: DictConfig) -> DictConfig:
 
 def moved_models(callbacks: Mapping[Any, Any]) -> set[str]:
     """Frozen models that a callback of a config moves: EMA teachers, which need no weights and are in checkpoints."""
-    return {str(node.get("teacher")) for node in callbacks.values() if node and "EMATeacher" in str(node["_target_"])}
+    return {
+        str(node.get("teacher")) for node in callbacks.values() if node and "EMATeacher" in str(node.get("_target_"))
+    }
 
 
 def _generations(base: Mapping[str, Any], count: Any) -> dict[str, dict[str, Any]]:

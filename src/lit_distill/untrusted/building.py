@@ -29,7 +29,7 @@ def build(
         run_dir: as there.
 
     Raises:
-        ValueError: something is not admitted, or an argument is missing.
+        ValueError: something is not admitted, an argument is missing, or a call does not take its arguments.
 
     Example:
         >>> build({"_target_": "torch.nn.Linear", "_args_": [2, 3]})
@@ -48,10 +48,20 @@ def _built(node: Any, path: KeyPath) -> Any:
         node = {key: _built(item, (*path, key)) if key != _TARGET else item for key, item in node.items()}
     if _TARGET not in node:
         return node
-    arguments = {str(key): value for key, value in node.items() if key not in _OWN_KEYS}
+    arguments = {key: value for key, value in node.items() if key not in _OWN_KEYS}
     if missing := [key for key, value in arguments.items() if value == "???"]:
         raise ValueError(
             f"{dotted((*path, missing[0]))}: expected a value for this argument of {node[_TARGET]}, got ???"
         )
     function = partial(located(node[_TARGET]), *node.get("_args_", ()), **arguments)
-    return function if node.get("_partial_") else function()
+    if node.get("_partial_"):
+        return function
+    try:
+        return function()
+    except (ValueError, OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # what a call raises for arguments that are none of its own is of no common class
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{dotted(path)}: {node[_TARGET]} cannot be built of these arguments: {type(error).__name__}: {said}"
+        ) from error

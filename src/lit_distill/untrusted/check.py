@@ -14,16 +14,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.plain import KeyPath, dotted, read_plain, resolved, walk
 from lit_distill.untrusted.targets import Rule, rule_of
 
 __all__ = ["check_allow", "check_targets", "read_config"]
 
 _TARGET = "_target_"
+_KINDS = {"_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
 _OWN_KEYS = {_TARGET, "_partial_", "_convert_", "_recursive_"}
-_ADDRESS = re.compile(r"^\s*(?:[A-Za-z][A-Za-z0-9+.-]*://|\\\\)")
 _NEVER = sys.stdlib_module_names | {"builtins", "hydra", "omegaconf", "pip", "pkg_resources", "setuptools"}
 _BY_FULL_NAME = {
     "lightning",
@@ -79,7 +78,7 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
     name no code, no address, and no place to write outside the run folder.
 
     Args:
-        config: nested mappings and lists, or an OmegaConf config.
+        config: nested dicts and lists.
         allow: packages (``"my_package"``), or full names, that the caller admits besides. The config has no say in it.
         run_dir: the run folder; it replaces ``run_dir`` in the config, and files may be written in it alone. None:
             arguments that name a place to write must be null.
@@ -100,8 +99,8 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
         ValueError: 1 thing in a received config is not admitted: loss: 'os.system'. ...
     """
     check_allow(allow)
-    tree = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    if run_dir is not None and isinstance(tree, Mapping) and "run_dir" in tree:
+    tree = config
+    if run_dir is not None and isinstance(tree, dict) and "run_dir" in tree:
         tree = {**tree, "run_dir": str(Path(run_dir).absolute())}
     plain = resolved(tree)
     faults = [fault for path, value in walk(plain) for fault in _faults(path, value, allow, run_dir)]
@@ -137,7 +136,7 @@ def check_allow(allow: Collection[str]) -> None:
 
 
 def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os.PathLike[str] | None) -> Iterator[str]:
-    if isinstance(value, str) and _ADDRESS.match(value):
+    if isinstance(value, str) and is_address(value):
         yield f"{dotted(path)}: {_shown(value)} is an address; files are local"
     if not isinstance(value, Mapping) or _TARGET not in value:
         return
@@ -145,6 +144,11 @@ def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os
     if not isinstance(target, str):
         yield f"{dotted(path)}: _target_ is a name, came {type(target).__name__}"
         return
+    for name, argument in value.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            yield f"{dotted((*path, name))} of {_shown(target)}: an argument is named by an identifier"
+        elif name in _KINDS and not isinstance(argument, _KINDS[name]):
+            yield f"{dotted((*path, name))}: expected {_KINDS[name].__name__}, got {type(argument).__name__}"
     if _admitted_by(target, allow) is not None:
         return
     rule = rule_of(target)
@@ -153,7 +157,7 @@ def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os
         return
     for name, argument in value.items():
         if name not in _OWN_KEYS and argument is not None and argument != "???":  # not given: it is not built
-            fault = _argument_fault(str(name), argument, rule, run_dir)
+            fault = _argument_fault(name, argument, rule, run_dir)
             if fault:
                 yield f"{dotted((*path, name))} of {target}: {fault}"
 

@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
 MAX_DEPTH = 32
 MAX_TEXT = 100_000
+_MAX_NAME = 1_000
 _MAX_ALL_TEXT = 4_000_000
 
 KeyPath = tuple[str | int, ...]
 # ${a.b[0]} and ${..sibling}; no resolver (${oc.env:HOME}), nothing nested, nothing quoted.
 _POINTER = re.compile(r"\$\{\s*(\.*)([A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*)\s*\}")
 _PLAIN = (str, int, float, bool, type(None))
+_LARGEST = 2**64
+_NO_KEY = object()
+_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAGS = "tag:yaml.org,2002:"
+# What Hydra takes for a number, and YAML 1.1 for text: 1e-4, 1_000.5.
+_NUMBER = re.compile(
+    r"[-+]?[0-9]+(?:_[0-9]+)*(?:\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)|\.[0-9]+(?:_[0-9]+)*(?:[eE][-+][0-9]+)?"
+)
 
 
 def read_plain(path: str | os.PathLike[str]) -> Any:
@@ -37,42 +45,77 @@ def read_plain(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{file} is refused: a config has at most {MAX_BYTES:,} bytes")
     try:
         text = content.decode("utf-8")
-        if file.suffix == ".json":
-            return json.loads(text)
-        _check_events(text)
-        return OmegaConf.to_container(OmegaConf.create(text), resolve=False)  # numbers as Hydra reads them
+        return json.loads(text, object_pairs_hook=_object) if file.suffix == ".json" else _yaml(text)
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{file} is refused: {said}") from error
 
 
-def _check_events(text: str) -> None:
-    depth = documents = 0
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the key {_short(name)} stands twice")
+        made[name] = value
+    return made
+
+
+def _yaml(text: str) -> Any:
+    """One document of plain values. Events are read and not nodes, so that nothing nests before its depth is known."""
+    document: list[Any] = []
+    containers: list[Any] = [document]
+    keys: list[Any] = [_NO_KEY]  # of each open mapping, the one that waits for its value
+    scalars = yaml.SafeLoader("")
+    for number, event in enumerate(yaml.parse(text, Loader=_PARSER)):
         where = f"line {event.start_mark.line + 1}"
         if number > 2 * MAX_NODES:
             raise ValueError(f"it has more than {MAX_NODES:,} values")
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-        elif isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{where}: anchors and aliases are not for received configs")
-        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            depth -= 1
-        elif isinstance(event, yaml.NodeEvent):
-            if event.anchor is not None:
-                raise ValueError(f"{where}: anchors and aliases are not for received configs")
-            if getattr(event, "tag", None) is not None:
-                raise ValueError(f"{where}: the tag {str(event.tag)[:80]!r} is not for received configs")
-            if isinstance(event, yaml.ScalarEvent):
-                _check_interpolation(event.value, where)
-                if event.value == "<<":
-                    raise ValueError(f"{where}: merge keys are not for received configs")
-            else:
-                depth += 1
-                if depth > MAX_DEPTH:
-                    raise ValueError(f"{where}: it nests deeper than {MAX_DEPTH}")
-    if documents > 1:
+        if isinstance(event, yaml.CollectionEndEvent):
+            containers.pop()
+            keys.pop()
+        if not isinstance(event, yaml.NodeEvent):
+            continue
+        value = _value(event, scalars, where)
+        into = containers[-1]
+        if isinstance(into, list):
+            into.append(value)
+        elif keys[-1] is not _NO_KEY:
+            into[keys[-1]] = value
+            keys[-1] = _NO_KEY
+        elif not isinstance(value, (str, int, float)):
+            raise ValueError(f"{where}: a name is text or a number")
+        elif value in into:
+            raise ValueError(f"{where}: the key {_short(value)} stands twice")
+        else:
+            keys[-1] = value
+        if isinstance(event, yaml.CollectionStartEvent):
+            if len(containers) > MAX_DEPTH:
+                raise ValueError(f"{where}: it nests deeper than {MAX_DEPTH}")
+            containers.append(value)
+            keys.append(_NO_KEY)
+    if len(document) > 1:
         raise ValueError("it holds several documents")
+    return document[0] if document else None
+
+
+def _value(event: Any, scalars: Any, where: str) -> Any:
+    if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+        raise ValueError(f"{where}: anchors and aliases are not for received configs")
+    if event.tag is not None:
+        raise ValueError(f"{where}: the tag {str(event.tag)[:80]!r} is not for received configs")
+    if isinstance(event, yaml.MappingStartEvent):
+        return {}
+    if isinstance(event, yaml.SequenceStartEvent):
+        return []
+    text: str = event.value
+    if text == "<<":
+        raise ValueError(f"{where}: merge keys are not for received configs")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{where}: a text has at most {MAX_TEXT:,} characters")
+    tag = scalars.resolve(yaml.ScalarNode, text, event.implicit)
+    if event.implicit[0] and _NUMBER.fullmatch(text):
+        tag = f"{_TAGS}float"
+    return text if tag == f"{_TAGS}timestamp" else scalars.construct_object(yaml.ScalarNode(tag, text))
 
 
 def _check_interpolation(text: str, where: str) -> None:
@@ -118,22 +161,32 @@ def walk(tree: Any) -> Iterator[tuple[KeyPath, Any]]:
         if count > MAX_NODES:
             raise ValueError(f"it has more than {MAX_NODES:,} values")
         yield path, value
-        if isinstance(value, Mapping):
-            odd = [key for key in value if not isinstance(key, (str, int, float, bool))]
-            if odd:
-                raise ValueError(f"{dotted(path)}: a name is text or a number, came {type(odd[0]).__name__}")
+        if isinstance(value, dict):
+            for key in value:
+                if not isinstance(key, (str, int, float)):
+                    raise ValueError(f"{dotted(path)}: a name is text or a number, got {type(key).__name__}")
+                if isinstance(key, str) and (len(key) > _MAX_NAME or "${" in key):
+                    raise ValueError(f"{dotted(path)}: the name {_short(key)} is too long, or holds an interpolation")
             waiting += [((*path, key), item) for key, item in reversed(list(value.items()))]
-        elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        elif isinstance(value, (list, tuple)):
             waiting += [((*path, index), item) for index, item in reversed(list(enumerate(value)))]
         elif not isinstance(value, _PLAIN):
-            raise ValueError(f"{dotted(path)}: a config holds text, numbers, lists and mappings, came {type(value)}")
+            raise ValueError(f"{dotted(path)}: a config holds text, numbers, lists and mappings, got {type(value)}")
+        elif isinstance(value, int) and abs(value) > _LARGEST:
+            raise ValueError(f"{dotted(path)}: a whole number has at most 64 bits")
         elif isinstance(value, str) and len(value) > MAX_TEXT:
             raise ValueError(f"{dotted(path)}: a text has at most {MAX_TEXT:,} characters")
 
 
 def dotted(path: KeyPath) -> str:
     """A path as it is written on a command line; ``the config`` for the empty one."""
-    return ".".join(str(part) for part in path) or "the config"
+    return ".".join(_short(part) if isinstance(part, str) else str(part) for part in path) or "the config"
+
+
+def _short(text: object) -> str:
+    """A name of others in a message."""
+    shown = ascii(text)[1:-1] if isinstance(text, str) else str(text)
+    return shown if len(shown) <= 80 else f"{shown[:80]}…"
 
 
 class _Resolver:
@@ -219,7 +272,7 @@ class _Resolver:
 def _key(value: Any, part: str) -> Any:
     """The key of a container that ``part`` names, or None."""
     if isinstance(value, Mapping):
-        return next((key for key in value if str(key) == part), None)
-    if isinstance(value, Sequence) and not isinstance(value, str) and part.isdigit():
+        return part if part in value else int(part) if part.isdecimal() and int(part) in value else None
+    if isinstance(value, Sequence) and not isinstance(value, str) and part.isdecimal():
         return int(part) if int(part) < len(value) else None
     return None

@@ -55,7 +55,19 @@ _PLACES = _names(
 
 _PLAIN = Rule()
 _LAYER = Rule(positional=True)
-_NETWORK_BY_NAME = Rule(texts=_names("pretrained act_layer norm_layer global_pool"), patterns={"name": r"[\w.-]+"})
+# Their further arguments go to other libraries: timm's checkpoint_path would be unpickled by an old release.
+_NETWORK_BY_NAME = Rule(
+    arguments=_names(
+        "name num_classes pretrained reset_head "
+        "act_layer aa_layer attn_drop_rate aux_logits block_size class_token depth depths dims drop_block_rate "
+        "drop_path_rate drop_rate dropout dynamic_img_size embed_dim global_pool head_init_scale image_size img_size "
+        "in_chans init_values init_weights ls_init_value mlp_ratio norm_layer num_heads output_stride patch_size "
+        "pool_size proj_drop_rate qkv_bias reg_tokens representation_size stem_type stem_width stochastic_depth_prob "
+        "transform_input width_mult window_size zero_init_last zero_init_residual"
+    ),
+    texts=_names("pretrained act_layer aa_layer norm_layer global_pool stem_type"),
+    patterns={"name": r"[\w.-]+"},
+)
 # cache_dir gets files of names of their own, as MovingDigits' root does: in a folder that is there.
 _DATA = Rule(patterns={"suffix": _FIELDS}, existing=_names("cache_dir"))
 
@@ -128,7 +140,6 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.models.PPTSMResNet": _PLAIN,
         "lit_distill.models.PPTSMv2": _PLAIN,
         "lit_distill.models.SimKDStudent": _PLAIN,
-        # Their further arguments go to other libraries: timm's checkpoint_path would be unpickled by an old release.
         "lit_distill.models.timm_model": _NETWORK_BY_NAME,
         "lit_distill.models.torchvision_model": _NETWORK_BY_NAME,
         "lit_distill.optim.paddle_momentum": _PLAIN,

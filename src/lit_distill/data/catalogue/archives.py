@@ -10,15 +10,11 @@ from typing import Any, BinaryIO, Final, cast
 
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.decoding.layout import VideoError
+from lit_distill.untrusted.naming import is_address
 
 _AT_ONCE: Final = 64 << 20  # bytes of a member up to which it is read in one request
 
 Stamp = tuple[int, int]
-
-
-def is_url(root: str | os.PathLike[str]) -> bool:
-    """Whether a root is a URL, which fsspec opens, and not a local folder."""
-    return "://" in os.fspath(root)
 
 
 class Archives:
@@ -40,7 +36,7 @@ class Archives:
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.fspath(root)
-        self.remote = is_url(root)
+        self.remote = is_address(root)
 
     def join(self, name: str) -> str:
         """The path of something below the root."""
