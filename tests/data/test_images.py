@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 
 from image_folders import CLASSES, write_images
 from lit_distill.data import CutMix, EvalSampler, ImageDataset, ImageFolderDataModule, Mixup, SampleKey, normalize
-from lit_distill.data.images import read_image, training_transform
+from lit_distill.data.images import training_transform
 from lit_distill.data.samplers import seeded
+from lit_distill.data.sources.images import read_image
 
 from .test_datamodule import Recorder, trainer
 

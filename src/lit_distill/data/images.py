@@ -3,57 +3,23 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeAlias, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension
 from torchvision.transforms import v2
 
 from lit_distill.data.augment import Augment, augmentation, interpolation_mode, torch_seeded
-from lit_distill.data.catalogue.lists import read_list, shown
-from lit_distill.data.catalogue.samples import UNLABELLED, Sample, SampleTable
+from lit_distill.data.catalogue.samples import Sample, SampleTable
 from lit_distill.data.datasets import Item
 from lit_distill.data.loading import Loading, SampleDataModule, Split
 from lit_distill.data.samplers import SampleKey
+from lit_distill.data.sources.images import ImageFolders, read_image
 
 Transform: TypeAlias = Callable[[Image.Image], Image.Image | Tensor]
-_WIDER_THAN_BYTES = ("I", "F")  # Pillow's modes of 16 and 32 bits, which its conversion to RGB would clip at 255
-
-
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode an image file to RGB, as torchvision's ``ImageFolder`` does: no turning by EXIF, transparency dropped.
-
-    Args:
-        path: a file of any format that Pillow reads, of 8 bits a channel.
-
-    Raises:
-        ValueError: it is missing, unreadable, truncated or of more than 8 bits; the message names the file.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Image.new("L", (4, 3), 7).save(f"{folder}/a.png")
-        ...     image = read_image(f"{folder}/a.png")
-        >>> image.mode, image.size, image.getpixel((0, 0))
-        ('RGB', (4, 3), (7, 7, 7))
-    """
-    try:
-        with Image.open(path) as image:
-            if not image.mode.startswith(_WIDER_THAN_BYTES):
-                rgb: Image.Image = image.convert("RGB")
-                return rgb
-            reason = f"mode {image.mode} has more than 8 bits a channel, convert it first"
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"can't read the image {os.fspath(path)}: {reason}") from error
-    raise ValueError(f"can't read the image {os.fspath(path)}: {reason}")
 
 
 def training_transform(
@@ -237,13 +203,13 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         self.train_transform: Transform = train_transform or training_transform(
             size=size, crop_scale=crop_scale, flip=flip, augment=augment, interpolation=interpolation
         )
-        self.folders: dict[Split, str] = {"train": train, "val": val, "test": val if test is None else test}
+        folders = {"train": train, "val": val, "test": val if test is None else test}
+        self.source = ImageFolders(root=self.root, folders=folders, num_classes=num_classes)
 
     @property
     def layout(self) -> str:
         """What the root must hold, in words."""
-        folders = " and ".join(f"{folder}/<class>/<image>" for folder in dict.fromkeys(self.folders.values()))
-        return f"{folders}, with the same classes"
+        return self.source.layout
 
     def _dataset(self, split: Split) -> ImageDataset:
         samples = self._listed_samples(split)
@@ -253,57 +219,11 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         return ImageDataset([sample[:2] for sample in samples], transform=transform, seed=self.seed)
 
     def _listed_samples(self, split: Split) -> list[Sample]:
-        folder = self._in_root(self.folders[split])
-        if folder.is_file():
-            return read_list(folder, root=self.root, num_classes=self.num_classes)
-        if not folder.is_dir():
-            given = f"data.{split}=<its name> or data.root=<folder>"
-            raise FileNotFoundError(f"no folder {shown(folder)}, set {given}; the root must hold {self.layout}")
-        try:
-            return [Sample(*sample) for sample in ImageFolder(folder).samples]
-        except FileNotFoundError as error:  # a class without images
-            raise FileNotFoundError(f"{folder}: {error}; the root must hold {self.layout}") from error
+        return self.source.samples(split)
 
     def _pool(self) -> list[Sample]:
-        """The images without labels: of a folder in the order of their paths, or as a file lists them."""
         assert self.unlabelled is not None
-        place = self._in_root(self.unlabelled)
-        if place.is_file():
-            return read_list(place, root=self.root, num_classes=self.num_classes, labelled=False)
-        found = sorted(path for path in place.rglob("*") if has_file_allowed_extension(path.name, IMG_EXTENSIONS))
-        if not found:
-            given = "set data.unlabelled=<folder or list file>"
-            raise FileNotFoundError(f"no images without labels in {shown(place)}, {given}")
-        return [Sample(str(path), UNLABELLED) for path in found]
+        return self.source.unlabelled(self.unlabelled)
 
     def _read_class_names(self) -> tuple[str, ...] | None:
-        """The names of the class folders, which must be the same in every split that is there."""
-        found = {
-            folder: self._classes(folder) for name in self.folders.values() if (folder := self._in_root(name)).is_dir()
-        }
-        for folder, classes in found.items():
-            first, wanted = next(iter(found.items()))
-            if classes != wanted:
-                differing = [f"lacks {_few(set(wanted) - set(classes))}"] if set(wanted) - set(classes) else []
-                if set(classes) - set(wanted):
-                    differing.append(f"has {_few(set(classes) - set(wanted))} besides")
-                raise ValueError(
-                    f"{folder} must hold the classes of {first}, since labels number the folders' names in order: "
-                    f"it {' and '.join(differing)}"
-                )
-            if len(classes) != self.num_classes:
-                raise ValueError(
-                    f"data.num_classes is {self.num_classes}, but {folder} holds {len(classes)} classes "
-                    f"({_few(classes)}): set data.num_classes={len(classes)}"
-                )
-        return next(iter(found.values()), None)
-
-    def _classes(self, folder: Path) -> tuple[str, ...]:
-        try:
-            return tuple(find_classes(folder)[0])
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"no class folders in {shown(folder)}; the root must hold {self.layout}") from error
-
-
-def _few(names: Sequence[str] | set[str], shown: int = 5) -> str:
-    return ", ".join(sorted(names)[:shown]) + (", …" if len(names) > shown else "")
+        return self.source.class_names()

@@ -1,7 +1,8 @@
 """What videos are read from: one interface, one file a format.
 
 * :mod:`.base`: the interface, :class:`Source` and :class:`Video`; a custom source subclasses it.
-* :mod:`.videos`: video files; :mod:`.frames`: folders of images; :mod:`.shards`: video files in tar shards.
+* :mod:`.videos`: video files; :mod:`.frames`: folders of frames; :mod:`.shards`: video files in tar shards.
+* :mod:`.images`: folders of images, which have no frames and are read by a data module of their own.
 """
 
 from __future__ import annotations

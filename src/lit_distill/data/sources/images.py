@@ -1,0 +1,129 @@
+"""Folders of images, a folder a class: what is in them, and how one is read."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension
+
+from lit_distill.data.catalogue.lists import read_list, shown
+from lit_distill.data.catalogue.samples import UNLABELLED, Sample
+
+_WIDER_THAN_BYTES: Final = ("I", "F")  # Pillow's modes of 16 and 32 bits, which its conversion to RGB would clip at 255
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image file to RGB, as torchvision's ``ImageFolder`` does: no turning by EXIF, transparency dropped.
+
+    Args:
+        path: a file of any format that Pillow reads, of 8 bits a channel.
+
+    Raises:
+        ValueError: it is missing, unreadable, truncated or of more than 8 bits; the message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 3), 7).save(f"{folder}/a.png")
+        ...     image = read_image(f"{folder}/a.png")
+        >>> image.mode, image.size, image.getpixel((0, 0))
+        ('RGB', (4, 3), (7, 7, 7))
+    """
+    try:
+        with Image.open(path) as image:
+            if not image.mode.startswith(_WIDER_THAN_BYTES):
+                rgb: Image.Image = image.convert("RGB")
+                return rgb
+            reason = f"mode {image.mode} has more than 8 bits a channel, convert it first"
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"can't read the image {os.fspath(path)}: {reason}") from error
+    raise ValueError(f"can't read the image {os.fspath(path)}: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolders:
+    """Images in ``root/<split>/<class>/``, as torchvision's ``ImageFolder`` has them, or named by list files.
+
+    Args:
+        root: the folder.
+        folders: of each split, in the root; or a list file of lines ``path label``.
+        num_classes: how many classes there are.
+    """
+
+    root: Path
+    folders: Mapping[str, str]
+    num_classes: int
+
+    @property
+    def layout(self) -> str:
+        """What the root must hold, in words."""
+        folders = " and ".join(f"{folder}/<class>/<image>" for folder in dict.fromkeys(self.folders.values()))
+        return f"{folders}, with the same classes"
+
+    def samples(self, split: str) -> list[Sample]:
+        """The images of a split, labels by the order of their folders' names."""
+        folder = self._in_root(self.folders[split])
+        if folder.is_file():
+            return read_list(folder, root=self.root, num_classes=self.num_classes)
+        if not folder.is_dir():
+            given = f"data.{split}=<its name> or data.root=<folder>"
+            raise FileNotFoundError(f"no folder {shown(folder)}, set {given}; the root must hold {self.layout}")
+        try:
+            return [Sample(*sample) for sample in ImageFolder(folder).samples]
+        except FileNotFoundError as error:  # a class without images
+            raise FileNotFoundError(f"{folder}: {error}; the root must hold {self.layout}") from error
+
+    def unlabelled(self, given: str | os.PathLike[str]) -> list[Sample]:
+        """The images without labels: of a folder in the order of their paths, or as a file lists them."""
+        place = self._in_root(given)
+        if place.is_file():
+            return read_list(place, root=self.root, num_classes=self.num_classes, labelled=False)
+        found = sorted(path for path in place.rglob("*") if has_file_allowed_extension(path.name, IMG_EXTENSIONS))
+        if not found:
+            raise FileNotFoundError(
+                f"no images without labels in {shown(place)}, set data.unlabelled=<folder or list file>"
+            )
+        return [Sample(str(path), UNLABELLED) for path in found]
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the class folders, which must be the same in every split that is there; None without folders."""
+        folders = (self._in_root(name) for name in self.folders.values())
+        found = {folder: self._classes(folder) for folder in folders if folder.is_dir()}
+        for folder, classes in found.items():
+            first, wanted = next(iter(found.items()))
+            if classes != wanted:
+                differing = [f"lacks {_few(set(wanted) - set(classes))}"] if set(wanted) - set(classes) else []
+                if set(classes) - set(wanted):
+                    differing.append(f"has {_few(set(classes) - set(wanted))} besides")
+                raise ValueError(
+                    f"{folder} must hold the classes of {first}, since labels number the folders' names in order: "
+                    f"it {' and '.join(differing)}"
+                )
+            if len(classes) != self.num_classes:
+                raise ValueError(
+                    f"data.num_classes is {self.num_classes}, but {folder} holds {len(classes)} classes "
+                    f"({_few(classes)}): set data.num_classes={len(classes)}"
+                )
+        return next(iter(found.values()), None)
+
+    def _in_root(self, name: str | os.PathLike[str]) -> Path:
+        return self.root / Path(name).expanduser()
+
+    def _classes(self, folder: Path) -> tuple[str, ...]:
+        try:
+            return tuple(find_classes(folder)[0])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no class folders in {shown(folder)}; the root must hold {self.layout}") from error
+
+
+def _few(names: Iterable[str], most: int = 5) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (", …" if len(ordered) > most else "")
