@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import shlex
 import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from lit_distill import load_student
 from lit_distill import test as door
+from lit_distill.data import VideoDataModule
+from lit_distill.runs.opened import load_run
 from test_examples import EXAMPLES, by_command, figures_of
 
 
@@ -50,6 +54,35 @@ def test_own_package(own_package: Path, monkeypatch: pytest.MonkeyPatch) -> None
     student = load_student(run, allow=("my_package",))
     assert type(student).__module__ == "my_package.networks"
     assert student(torch.zeros(2, 4, 3, 32, 32)).shape == (2, 8)
+
+
+def test_own_format_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command in its docstring trains; the run is opened by those who trust the module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES), prepend=os.pathsep)
+    own_format = importlib.import_module("own_format")
+    text = str(own_format.__doc__).replace("\\\n", "")
+    (line,) = re.findall(r"^python (-m lit_distill\.train .*)$", text, re.MULTILINE)
+    root, run = tmp_path / "videos", tmp_path / "run"
+    root.mkdir()
+    own_format.write_videos(root)
+    typed = shlex.split(line.replace("<folder>", str(root)).replace("<number>", "2"))
+    small = [
+        "data.num_frames=4", "data.size=32", "data.scale=32", "data.batch_size=4", "data.num_workers=0",
+        "preset.student_scale=0.25", "preset.student_depths=[1,1,1,1]", "preset.student_expand=16",
+        "preset.student_init=scratch", "preset.teacher_width=0.125", "trainer=cpu", "trainer.max_epochs=1",
+    ]  # fmt: skip
+    by_command(tmp_path, *typed, *small, f"hydra.run.dir={run}", "doctor=false")
+    with pytest.raises(ValueError, match=r"'own_format\.NpyFiles'.*--allow"):
+        load_run(run).data()
+    opened = load_run(run, allow=("own_format",))
+    preprocess = opened.preprocess()
+    assert preprocess.read(root / "0.npy").shape == (4, 3, 32, 32)
+    data = opened.data()
+    assert isinstance(data, VideoDataModule)
+    data.setup("test")
+    clip, *_ = cast(tuple[torch.Tensor, int, int], data.datasets["test"][0])
+    assert torch.equal(clip, preprocess.read(root / "0.npy"))
 
 
 def test_hydra_app(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ TERMS = {
     "detection": {"bbox_ctrness", "bbox_regression", "classification", "pyramid"},
     "existing_module": {"kd", "similarity"},
     "image_classification": {"ce", "kd"},
+    "own_format": {"ce", "kd"},
     "own_lightning_module": {"ce", "kd"},
     "segmentation": {"ce", "kd", "attention"},
     "several_processes": {"ce", "kd", "rkd"},

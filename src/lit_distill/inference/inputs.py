@@ -36,9 +36,9 @@ def find_inputs(path: str | os.PathLike[str], preprocess: Preprocess) -> Inputs:
 
     Args:
         path: a video or image; a folder, of which all files below it are taken that are videos (or images, as the
-            network wants them), ordered by their paths, and every folder of frames; or a list (.txt .list .lst .csv).
-            A line of a list is a path, relative to the list; empty lines are left out, and so are labels behind a path
-            where no file has the whole line as its name.
+            network wants them; of a custom format, all), ordered by their paths, and every folder of frames; or a list
+            (.txt .list .lst .csv). A line of a list is a path, relative to the list; empty lines are left out, and so
+            are labels behind a path where no file has the whole line as its name.
         preprocess: of the network.
 
     Raises:
@@ -54,17 +54,19 @@ def find_inputs(path: str | os.PathLike[str], preprocess: Preprocess) -> Inputs:
 
 
 def _of_folder(folder: Path, preprocess: Preprocess) -> Inputs:
-    images = preprocess.sampling is None
+    images, custom = preprocess.sampling is None, preprocess.source is not None
     suffixes = tuple(Image.registered_extensions()) if images else VIDEO_SUFFIXES
     first = preprocess.suffix.format(1)
     paths: list[str] = []
     passed_over = 0
     for place, folders, files in os.walk(folder):
         folders.sort()
-        if not images and first in files:  # a video as a folder of frames
+        if not images and not custom and first in files:  # a video as a folder of frames
             paths.append(place)
             continue
-        chosen = [name for name in files if os.path.splitext(name)[1].lower() in suffixes and name[0] != "."]
+        chosen = [
+            name for name in files if (custom or os.path.splitext(name)[1].lower() in suffixes) and name[0] != "."
+        ]
         passed_over += len(files) - len(chosen)
         paths += [os.path.join(place, name) for name in chosen]
     if not paths:
