@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from image_folders import CLASSES, write_images
+from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
 from lit_distill._command.run import user_error_text
 from lit_distill.models.state_files import file_sha256
@@ -33,7 +34,7 @@ SMALL = [
 def composed(*overrides: str, root: Path, run_dir: Path) -> DictConfig:
     given = [*overrides, *SMALL, f"data.root={root}", f"data.num_classes={len(CLASSES)}", f"run_dir={run_dir}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", given)
+        return compose("train", open_data(given))
 
 
 def train(*overrides: str, root: Path, run_dir: Path) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def test_a_timm_teacher_teaches_features_to_a_torchvision_student(images: Path, 
 def test_a_mistake_is_one_clear_line(images: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
     given = [*SMALL, f"data.root={images}", f"data.num_classes={len(CLASSES)}", *overrides, f"run_dir={tmp_path}"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", given)
+        config = compose("train", open_data(given))
     with pytest.raises(Exception, match=message) as caught:
         run(config)
     text = user_error_text(caught.value)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from data.conftest import grey, moving_bars, write_images, write_lines
+from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
 from lit_distill.data import Sample, write_video
 from lit_distill.data.catalogue import checking as module
@@ -43,7 +44,8 @@ def root(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def config(root: Path, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("index", ["data=video_list", f"data.root={root}", "data.num_classes=2", "workers=0", *overrides])
+        given = ["data=video_list", f"data.root={root}", "data.num_classes=2", "workers=0", *overrides]
+        return compose("index", open_data(given))
 
 
 def found(root: Path, *overrides: str) -> Findings:

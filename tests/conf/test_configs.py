@@ -16,8 +16,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir, help_text
+from lit_distill._command.overrides import arguments_of
 from lit_distill.callbacks import TeacherCache
+from lit_distill.runs.resume import differing
 from lit_distill.searching.space import axes_of
 from lit_distill.training.fit import build_module
 from lit_distill.training.stages import stages_of
@@ -42,7 +45,7 @@ def has_images(experiment: str) -> bool:
 
 def composed(*overrides: str, run_dir: Path) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", [*overrides, f"run_dir={run_dir}"])
+        return compose("train", open_data([*overrides, f"run_dir={run_dir}"]))
 
 
 def group(name: str) -> list[str]:
@@ -67,6 +70,17 @@ def test_every_group_is_covered_here() -> None:
         "sweep",
     }
     assert {path.parts[0] for path in FILES if len(path.parts) > 1} == covered
+
+
+@pytest.mark.parametrize("name", group("data"))
+def test_data_are_silent_on_the_defaults_of_their_constructor(name: str) -> None:
+    """But for where they are, and for what models and experiments take from them."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("index", [f"data={name}"])
+    given = yaml.safe_load((conf_dir() / "data" / f"{name}.yaml").read_text())["data"]
+    defaults = arguments_of(config.data._target_)
+    restated = {key for key, value in given.items() if key != "_target_" and not differing(value, defaults[key])}
+    assert restated <= {"root", "num_classes", "num_frames", "size"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

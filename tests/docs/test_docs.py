@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from lit_distill._command.arguments import Arguments
+from lit_distill._command.arguments import Arguments, open_data
 from lit_distill._command.command import conf_dir
 from lit_distill._command.completion import SCRIPTS
 
@@ -92,7 +92,7 @@ def test_a_command_of_a_page_composes(command: str) -> None:
 def composes(name: str, overrides: list[str], *, hydra: bool = False) -> None:
     """Hydra makes a config of it."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        compose(name, [*overrides, *(["++run_dir=x"] if name == "train" else [])], return_hydra_config=hydra)
+        compose(name, open_data([*overrides, *(["++run_dir=x"] if name == "train" else [])]), return_hydra_config=hydra)
 
 
 @pytest.mark.parametrize("block", EXPERIMENTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
+from lit_distill._command.overrides import arguments_of
 
 TEXT = (Path(__file__).parents[2] / "docs" / "paddlevideo.md").read_text(encoding="utf-8")
 RECIPES = ["DML, 16", "DML, 8", "alone, 16", "alone, 8", "self, 16"]
@@ -44,18 +44,14 @@ def value_of(config: DictConfig, key: str) -> Any:
         target = node.get(
             "_target_", "lit_distill.LossTerm" if section.split(".")[0] in ("losses", "val_losses") else None
         )
-        made = get_object(target)  # a class hands on the arguments that all data modules share
-        kinds = made.__mro__ if isinstance(made, type) else [made]
-        found = (inspect.signature(kind).parameters.get(name) for kind in kinds if kind is not object)
-        parameter = next((parameter for parameter in found if parameter is not None), None)
-        return None if parameter is None else parameter.default
+        return arguments_of(target).get(name)
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_command_composes_to_the_published_values(recipe: str, tmp_path: Path) -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", overrides=[*commands()[recipe], f"run_dir={tmp_path}"])
+        config = compose("train", overrides=open_data([*commands()[recipe], f"run_dir={tmp_path}"]))
     rows = table("setting", "PaddleVideo", "here", *RECIPES)
     assert len(rows) > 30
     for setting, _, key, *values in rows:
@@ -74,7 +70,7 @@ def test_what_the_converter_writes_is_shown_as_it_composes(tmp_path: Path) -> No
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "shown.yaml").write_text(shown, encoding="utf-8")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        ours = compose("train", overrides=[*commands()["DML, 16"], "run_dir=x"])
+        ours = compose("train", overrides=open_data([*commands()["DML, 16"], "run_dir=x"]))
         theirs = compose("train", overrides=[f"hydra.searchpath=[file://{tmp_path}]", "experiment=shown", "run_dir=x"])
     keys = [key.strip("`") for _, _, key, *_ in table("setting", "PaddleVideo", "here", *RECIPES)]
     for key in keys:

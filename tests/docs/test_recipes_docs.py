@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from lit_distill import schedules
+from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -34,7 +35,7 @@ def test_a_training_command_composes(command: str, tmp_path: Path) -> None:
         word.replace("=<file>", "=a.ckpt") for word in overrides if word != "-m" and not word.startswith("hydra.")
     ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", [*overrides, f"run_dir={tmp_path}"])
+        config = compose("train", open_data([*overrides, f"run_dir={tmp_path}"]))
     assert config.models.Student is not None
     assert instantiate(config.data, _convert_="all").num_classes == config.data.num_classes
 

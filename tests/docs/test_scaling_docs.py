@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def test_a_command_composes(command: str, tmp_path: Path) -> None:
     if any(word.startswith("hydra/launcher=") for word in overrides):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", [*overrides, f"run_dir={tmp_path}"], return_hydra_config=sweep)
+        config = compose("train", open_data([*overrides, f"run_dir={tmp_path}"]), return_hydra_config=sweep)
     assert config.models.Student is not None
     if "trainer=ddp" in overrides:
         assert config.trainer.strategy == "ddp"
@@ -45,7 +46,7 @@ def test_the_options_that_the_page_names_exist(tmp_path: Path) -> None:
     named = ["trainer.strategy=fsdp", "+trainer.sync_batchnorm=true", "+losses.rkd_angle.loss.gather=true",
              "data.num_frames=8", "optimizer=sgd", "trainer.precision=bf16-mixed", "resume=auto"]  # fmt: skip
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        compose("train", ["experiment=rkd_angle_pptsmv2", "data=kinetics400", *named, f"run_dir={tmp_path}"])
+        compose("train", open_data(["experiment=rkd_angle_pptsmv2", "data=kinetics400", *named, f"run_dir={tmp_path}"]))
 
 
 def test_the_memory_is_that_of_the_benchmark() -> None:

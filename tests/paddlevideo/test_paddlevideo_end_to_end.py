@@ -27,7 +27,7 @@ def test_pdparams_are_loaded_distilled_exported_and_used(tmp_path: Path, monkeyp
         f"models.{name}.{setting}" for name in ("Student", "Teacher") for setting in (*SIZES, f"pretrained={WEIGHTS}")
     ]
     data = ["data=moving_digits_tiny", "data.digits=[0,1,2,3,4]", "data.motions=[left,right]", "data.num_classes=10"]
-    data += ["data.clips=[20,10,10]", "data.num_frames=8", "data.batch_size=5"]
+    data += ["data.clips=[20,10,10]", "data.num_frames=8", "+data.batch_size=5"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose(
             "train",

@@ -49,6 +49,17 @@ def test_the_same_folder_is_gone_on_with(tmp_path: Path) -> None:
     assert f"{run} from step 7, epoch 2" in point.message
 
 
+def test_a_default_that_one_config_states_and_the_other_leaves_out_is_no_other_run(tmp_path: Path) -> None:
+    data = {"_target_": "lit_distill.data.VideoDataModule", "root": "videos", "num_classes": 3}
+    stated = {**data, "format": "video", "limits": {"frames": None, "seconds": None}, "roots": [], "cache_gb": 4.0}
+    run = begin(tmp_path / "run", results={"interrupted": "SIGTERM"}, data=stated)
+    assert find_resume_point(changed(data=data), run, siblings=False).folder == run
+    with pytest.raises(ValueError, match=r"it differs in data\.cache_gb, data\.shuffle:"):
+        find_resume_point(changed(data={**data, "cache_gb": 8.0, "shuffle": "shards"}), run, siblings=False)
+    with pytest.raises(ValueError, match=r"it differs in data\._target_, data\.cache_gb, data\.format"):
+        find_resume_point(changed(data={**data, "_target_": "nowhere.Data"}), run, siblings=False)
+
+
 def test_another_value_of_the_environment_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ["seed=${oc.env:TASK}", "resume=auto"]
     for task, found in ((0, True), (1, False)):

@@ -93,7 +93,7 @@ class Arguments:
                 kept.append(f"{self.renamed[name]}={rest}" if name in self.renamed else argument)
         if folders and any(argument.partition("=")[0] in self.folders for argument in kept):
             raise ValueError(f"give folders by themselves or as {self.folders[-1]}=…, not both: {', '.join(folders)}")
-        kept = quote_paths(kept)
+        kept = quote_paths(open_data(kept))
         kept += [f"++allow=[{','.join(allowed)}]"] if allowed else []
         kept += [f"{self.folders[0]}=[{','.join(map(literal, folders))}]"] if folders else []
         kept += [f"{self.forwarded}=[{','.join(map(literal, forwarded))}]"] if forwarded else []
@@ -102,6 +102,16 @@ class Arguments:
 
 OF_A_RUN = Arguments(renamed={"model": "named"}, allow=True)
 """Of a command on a run folder: ``model=`` names one of the run's models."""
+
+
+def open_data(arguments: Sequence[str]) -> list[str]:
+    """The arguments with ``data.<key>=`` as overrides that may add the key: configs are silent on its default.
+
+    Example:
+        >>> open_data(["data=ucf101", "data.views=dense", "+data.index=false", "seed=1"])
+        ['data=ucf101', '++data.views=dense', '++data.index=false', 'seed=1']
+    """
+    return [re.sub(r"^\+*data\.", "++data.", argument) for argument in arguments]
 
 
 def _with_values(arguments: Sequence[str]) -> Iterator[list[str]]:

@@ -25,6 +25,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 
 def user_error_text(error: BaseException) -> str | None:
     """The message for an error that a user can mend, without the frames that it came through; None for any other."""
+    if text := _unknown_argument(str(error)):
+        return text
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -42,6 +44,26 @@ def user_error_text(error: BaseException) -> str | None:
     if isinstance(error, VideoError):
         return str(error)
     return None
+
+
+def _unknown_argument(text: str) -> str:
+    """One line for Hydra's error of an argument that its target does not take; empty for any other error."""
+    found = re.search(
+        r"call to target '([\w.]+)'.*?([\w.<>]+)\(\) got an unexpected keyword argument '(\w+)'", text, re.DOTALL
+    )
+    if found is None:
+        return ""
+    from lit_distill._command.overrides import arguments_of  # here: completion needs none of it
+
+    target, raised_by, name = found.groups()
+    made = resolve_name(target)
+    own = {f"{base.__qualname__}.__init__" for base in getattr(made, "__mro__", ())} | {made.__qualname__}
+    if raised_by not in own:  # an error within the target
+        return ""
+    place = re.search(r"full_key: ([\w.]+)", text)
+    close = difflib.get_close_matches(name, arguments_of(target), n=1)
+    key = f"{place[1]}." if place else ""
+    return f"{target} takes no {key}{name}" + (f"; did you mean {key}{close[0]}?" if close else "")
 
 
 def exit_with(error: Exception, config_name: str) -> NoReturn:

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from lit_distill._command.arguments import literal
+from lit_distill._command.arguments import literal, open_data
 from lit_distill._command.command import conf_dir
 from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.runs.resume import differing
@@ -221,7 +221,7 @@ def _teacher(
 
 def _planned(name: str, seed: int, folder: Path, experiment: str, overrides: Sequence[str]) -> PlannedRun:
     arguments = (f"experiment={experiment}", f"seed={seed}", "doctor=false", *overrides, *ACCOUNT)
-    config = compose("train", [*arguments, "resume=auto"], return_hydra_config=True)
+    config = compose("train", open_data([*arguments, "resume=auto"]), return_hydra_config=True)
     config.run_dir = str(folder)
     return PlannedRun(name, seed, folder, arguments, config)
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
 from lit_distill._command.launch import STARTED
-from lit_distill._command.overrides import given_values
+from lit_distill._command.overrides import arguments_of, given_values
 from lit_distill._files import write_text
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.runs.artifacts import is_finished, stage_folders
@@ -230,17 +230,38 @@ def _unfinished(folder: Path) -> Iterator[Path]:
 def differing(one: Any, other: Any, place: str = "") -> set[str]:
     """The dotted names, below ``place``, in which two trees of plain values differ.
 
+    A key that only one of them has differs unless it is an argument of what both build, at its default.
+
     Example:
         >>> sorted(differing({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3}))
         ['a.b', 'c']
     """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         found: set[str] = set()
+        left_out = _defaults(one, other)
         for key in {**one, **other}:
             name = f"{place}.{key}" if place else str(key)
-            if key in one and key in other:
-                found |= differing(one[key], other[key], name)
+            if all(key in tree or key in left_out for tree in (one, other)):
+                found |= differing(one.get(key, left_out.get(key)), other.get(key, left_out.get(key)), name)
             else:
                 found.add(name)
         return found
-    return set() if one == other else {place}
+    return set() if _plain(one) == _plain(other) else {place}
+
+
+def _defaults(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of what both build, where one leaves a key out that the other has."""
+    target = one.get("_target_")
+    if target is None or target != other.get("_target_") or set(one) == set(other):
+        return {}
+    try:
+        return arguments_of(target)
+    except (ImportError, AttributeError, ValueError):  # ValueError: what has no signature
+        return {}
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it; a mapping that sets nothing is none."""
+    if isinstance(value, Mapping) and all(part is None for part in value.values()):
+        return None
+    return list(value) if isinstance(value, tuple) else value
