@@ -19,8 +19,8 @@ from data.conftest import grey, moving_bars, write_images, write_lines
 from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
 from lit_distill.data import Sample, write_video
-from lit_distill.data.catalogue import checking as module
-from lit_distill.data.catalogue.checking import Job, check, check_all
+from lit_distill.data import checking as module
+from lit_distill.data.checking import Job, check, check_all
 from lit_distill.data.index import Findings, run, show
 from lit_distill.data.sources import VideoFiles
 

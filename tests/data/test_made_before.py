@@ -14,9 +14,9 @@ import pytest
 
 from fixtures import make_shards
 from lit_distill.data import VideoDataModule
-from lit_distill.data.catalogue import shards as shards_module
 from lit_distill.data.catalogue import video_index as index_module
 from lit_distill.data.catalogue.video_index import VideoIndex
+from lit_distill.data.sources import shards as shards_module
 
 RELEASES = sorted(path for path in make_shards.HERE.iterdir() if path.is_dir())
 

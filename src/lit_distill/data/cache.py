@@ -112,11 +112,7 @@ class ClipCache:
 
     @classmethod
     def in_memory(cls, limit: int) -> ClipCache:
-        """A cache in shared memory, or in a temporary folder where there is none; it goes when this process ends.
-
-        Args:
-            limit: most bytes that it may hold.
-        """
+        """A cache in shared memory, or in a temporary folder where there is none; it goes when this process ends."""
         shared = Path("/dev/shm")
         parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
         _remove_abandoned(parent)
@@ -268,9 +264,6 @@ class ClipCache:
 
 def content_key(*parts: object) -> str:
     """A key of frames: what they are of, how they are made, and the versions of what decodes and scales them.
-
-    Args:
-        parts: such as path, size, time of the last change, scaled size.
 
     Example:
         >>> content_key("a.mp4", 1234, (256, 340)).split("\\n")[0]

@@ -17,12 +17,12 @@ from lit_distill.data.cache import ClipCache
 from lit_distill.data.catalogue.lists import ListFile, read_class_names, shown
 from lit_distill.data.catalogue.quarantine import OnBad, QuarantineList
 from lit_distill.data.catalogue.samples import Sample
-from lit_distill.data.catalogue.shards import ShardOrder
 from lit_distill.data.datasets import Resize, VideoDataset, require_known
 from lit_distill.data.decoding.layout import Limits
 from lit_distill.data.loading import Loading, SampleDataModule, Split
 from lit_distill.data.sampling import FrameSampling, Mode
 from lit_distill.data.sources import Format, Source, source_of
+from lit_distill.data.sources.shards import ShardOrder
 from lit_distill.data.transforms import Aspect, ClipTransform
 from lit_distill.untrusted.naming import is_address
 
@@ -177,7 +177,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         if shuffle == "shards" and self.has_unlabelled:
             raise ValueError("data.shuffle=shards has no order for samples without labels: set data.shuffle=samples")
         if shuffle_window < 1:
-            raise ValueError(f"data.shuffle_window must be at least 1, came {shuffle_window}")
+            raise ValueError(f"data.shuffle_window must be at least 1, got {shuffle_window}")
         self._is_remote = is_address(root)
         if self._is_remote and not self.source.packed:
             raise ValueError(f"data.root={os.fspath(root)} is a URL, which goes with data.format=shards, not {given}")

@@ -66,23 +66,17 @@ def _with_digests(batch: Batch) -> Batch:
 
 
 class InputKeys:
-    """A key of each row of the inputs of one batch; no tensor, so that it stays on the CPU.
-
-    Args:
-        rows: a key a row.
-    """
+    """A key of each row of the inputs of one batch; no tensor, so that it stays on the CPU."""
 
     def __init__(self, rows: Sequence[bytes]) -> None:
         self.rows = tuple(rows)
 
     @classmethod
     def of(cls, digests: Tensor, mix: Mix | None, *how: object) -> InputKeys:
-        """Keys of what comes of bytes with these digests.
+        """Keys of what is made of bytes with these digests (B, 16).
 
-        Args:
-            digests: (B, 16), of the bytes of each sample.
-            mix: how they are mixed: a row's key then holds its partner's digest, the weight and the box too.
-            how: what else the tensors depend on, such as mean and deviation of their normalisation.
+        A row of mixed ones holds its partner's digest, the weight and the box too; ``how`` is what else the tensors
+        depend on, such as mean and deviation of their normalisation.
         """
         own = [row.tobytes() for row in digests.numpy()]
         tail = repr(how).encode()

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_distill._files import write_text
-from lit_distill.data.catalogue.checking import Job, check_all
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.catalogue.video_index import VideoIndex
+from lit_distill.data.checking import Job, check_all
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.decoding.layout import VideoLayout
 
@@ -28,14 +28,9 @@ _KINDS = 3  # codecs and sizes in the table
 
 @dataclass
 class Findings:
-    """What was found out about a data set.
+    """What was found out about a data set: layouts of what is in order, what is wrong with the others, by name.
 
-    Attributes:
-        root: folder that the videos are in.
-        splits: the samples of each list file.
-        layouts: of the videos that are in order.
-        bad: what is wrong with the others, by path.
-        known: how many the index had already.
+    ``known`` is how many the index had already.
     """
 
     root: Path
@@ -47,13 +42,6 @@ class Findings:
 
 def run(config: DictConfig, *, console: Console | None = None) -> Findings:
     """Check and index what a composed ``index.yaml`` names.
-
-    Args:
-        config: the composed config.
-        console: where progress and the table are shown; standard output by default.
-
-    Returns:
-        what was found.
 
     Raises:
         ValueError: the data are no videos, a list is malformed, or ``check`` is unknown.

@@ -18,8 +18,8 @@ from rich.progress import track
 
 from lit_distill._files import atomic_file, write_text
 from lit_distill.data import Sample, VideoDataModule
-from lit_distill.data.catalogue.shards import VIDEO_ENDINGS
 from lit_distill.data.sources import VideoFiles
+from lit_distill.data.sources.shards import VIDEO_ENDINGS
 
 _SPLITS = ("train", "val", "test")
 
@@ -76,13 +76,7 @@ def pack(
 
 
 def run(config: DictConfig) -> dict[str, list[str]]:
-    """Pack the splits of a data set.
-
-    Args:
-        config: the composed ``pack.yaml``.
-
-    Returns:
-        The shards of each split.
+    """Pack the splits of a data set as a composed ``pack.yaml`` says; the shards of each.
 
     Raises:
         ValueError: the data are no listed videos, or there are shards in the output already.

@@ -21,12 +21,7 @@ def hide_labels(samples: Sequence[Sample], share: float) -> list[Sample]:
     seed has seen the same labels. Of each class round(share * size) are kept, at least one; a larger share keeps those
     of a smaller one too.
 
-    Args:
-        samples: labelled ones.
-        share: above 0 to 1.
-
-    Returns:
-        those that keep their label, then the others, each in their order.
+    Those that keep their label come first, then the others, each in their order.
 
     Example:
         >>> samples = [Sample(f"{i}.mp4", i % 2) for i in range(8)]
@@ -187,10 +182,6 @@ def within_kinds(mix: Mix, target: Tensor) -> Mix:
 
     A label would mean half of what it says for a sample that is mixed with one of an unknown label. Each kind's
     partners are a permutation of it, in the order that the drawn one has them.
-
-    Args:
-        mix: drawn for the batch.
-        target: class indices (B,), on the CPU; -1 for none.
 
     Example:
         >>> mix = Mix(torch.tensor([3, 2, 1, 0]), torch.tensor(0.5))

@@ -87,7 +87,7 @@ class EpochSampler(_KeySampler):
         seed: of the order.
         excluded: the positions that an epoch leaves out; none for none.
         order: gives all positions in the order of an epoch, such as
-            :class:`lit_distill.data.catalogue.shards.ShardOrder`; none
+            :class:`lit_distill.data.sources.shards.ShardOrder`; none
             shuffles them.
         views: after so many epochs their order, and the epoch of their keys, begins anew; none for never.
 

@@ -79,15 +79,7 @@ def multi_scale_sizes(
 ) -> list[tuple[int, int]]:
     """Candidate sizes of a multi-scale crop: pairs of scaled shorter sides, at most ``max_distort`` steps apart.
 
-    Args:
-        width: of the frame.
-        height: of the frame.
-        target: side of the square that the crop is resized to; sizes within 2 pixels of it become it.
-        scales: of the shorter side.
-        max_distort: largest distance of the two scales of a pair in the list.
-
-    Returns:
-        (width, height) pairs.
+    Sides within 2 pixels of ``target``, to which the crop is resized, become it.
 
     Example:
         >>> multi_scale_sizes(341, 256, 256)[:4]
@@ -102,14 +94,7 @@ def multi_scale_offsets(width: int, height: int, crop: tuple[int, int]) -> list[
     """Candidate offsets of a multi-scale crop: corners, centre, middles of the sides and of the quarters.
 
     Coinciding offsets are dropped among the corners and the centre only, as published: the others weigh more then.
-
-    Args:
-        width: of the frame.
-        height: of the frame.
-        crop: (width, height) of the crop.
-
-    Returns:
-        (left, top) pairs, not yet rounded.
+    They are (left, top) pairs, not yet rounded.
 
     Example:
         >>> multi_scale_offsets(256, 256, (256, 256))[:3], len(multi_scale_offsets(341, 256, (224, 224)))
@@ -125,16 +110,9 @@ def multi_scale_offsets(width: int, height: int, crop: tuple[int, int]) -> list[
 
 
 def multi_scale_box(width: int, height: int, target: int, rng: random.Random) -> Box:
-    """A random crop among the candidates of :func:`multi_scale_sizes` and :func:`multi_scale_offsets`.
+    """A random crop among the candidates of :func:`multi_scale_sizes` and :func:`multi_scale_offsets`, in this order.
 
-    Args:
-        width: of the frame.
-        height: of the frame.
-        target: side of the square that the crop is resized to.
-        rng: source of the two choices: size, then offset.
-
-    Returns:
-        the crop; its corners are rounded half to even.
+    Its corners are rounded half to even.
     """
     crop = rng.choice(multi_scale_sizes(width, height, target))
     left, top = rng.choice(multi_scale_offsets(width, height, crop))
@@ -142,16 +120,7 @@ def multi_scale_box(width: int, height: int, target: int, rng: random.Random) ->
 
 
 def random_box(width: int, height: int, side: int, rng: random.Random) -> Box:
-    """A square of ``side`` at a random place, every place alike.
-
-    Args:
-        width: of the frame.
-        height: of the frame.
-        side: of the square, at most the frame's shorter side.
-        rng: source of the two draws: left, then top.
-
-    Returns:
-        the crop.
+    """A square of ``side`` at a random place, every place alike: left is drawn, then top.
 
     Raises:
         ValueError: the frame is smaller than the square.
@@ -161,16 +130,7 @@ def random_box(width: int, height: int, side: int, rng: random.Random) -> Box:
 
 
 def center_box(width: int, height: int, side: int, *, rounded: bool = True) -> Box:
-    """The square of ``side`` in the middle.
-
-    Args:
-        width: of the frame.
-        height: of the frame.
-        side: of the square, at most the frame's shorter side.
-        rounded: round half pixels to even, the published default; otherwise down.
-
-    Returns:
-        the crop.
+    """The square of ``side`` in the middle; half pixels are ``rounded`` to even, as published by default, or cut.
 
     Raises:
         ValueError: the frame is smaller than the square.
@@ -190,14 +150,6 @@ def three_boxes(width: int, height: int, side: int) -> list[Box]:
     As published for dense evaluation (PaddleVideo's ``GroupFullResSample``): steps are whole quarters of the room, so
     the right crop may stand up to 3 pixels off the edge, and upright frames are cropped along their width too.
 
-    Args:
-        width: of the frame.
-        height: of the frame.
-        side: of the squares, at most the frame's shorter side.
-
-    Returns:
-        three crops.
-
     Raises:
         ValueError: the frame is smaller than the square.
 
@@ -211,29 +163,12 @@ def three_boxes(width: int, height: int, side: int) -> list[Box]:
 
 
 def crop(frames: Frames, box: Box) -> Frames:
-    """The part of every frame inside ``box``, as a view.
-
-    Args:
-        frames: (T, H, W, 3).
-        box: inside the frames.
-
-    Returns:
-        (T, box.height, box.width, 3).
-    """
+    """The part of every frame (T, H, W, 3) inside ``box``, as a view."""
     return frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def resize(frames: Frames, width: int, height: int) -> Frames:
-    """Resize every frame by Pillow's antialiased bilinear filter.
-
-    Args:
-        frames: (T, H, W, 3), uint8.
-        width: the new one.
-        height: the new one.
-
-    Returns:
-        (T, height, width, 3), uint8; ``frames`` itself where it has that size.
-    """
+    """Resize every frame (T, H, W, 3) uint8 by Pillow's antialiased bilinear filter, unless it has that size."""
     if frames.shape[1:3] == (height, width):
         return frames
     return np.stack(
@@ -296,10 +231,6 @@ class View(NamedTuple):
 
     def crop_of(self, width: int, height: int) -> Rectangle:
         """The part of a frame, before it is scaled, that the view shows: what a reader crops and resizes in one pass.
-
-        Args:
-            width: of that frame, in pixels.
-            height: of that frame, in pixels.
 
         Example:
             >>> View(340, 256, Box(10, 20, 168, 192), (256, 256), Box(16, 0, 224, 224), False).crop_of(680, 512)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_distill.data import Sample, Source, Video, VideoError
-from lit_distill.data.catalogue.checking import Job, check
+from lit_distill.data.checking import Job, check
 from lit_distill.data.decoding.frames import Frames
 from lit_distill.data.sources import FrameFolders, Shards, VideoFiles, source_of
 

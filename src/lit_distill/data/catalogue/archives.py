@@ -95,12 +95,7 @@ class Archives:
 
 
 class MemberFile(io.RawIOBase):
-    """A member of an archive as a seekable file: read in one request when it is first looked into, unless it is large.
-
-    Args:
-        archives: what it is read through.
-        sample: one with a member.
-    """
+    """A member of an archive as a seekable file: read in one request at its first use, unless it is large."""
 
     def __init__(self, archives: Archives, sample: Sample) -> None:
         super().__init__()

@@ -15,14 +15,7 @@ _SECONDS_BETWEEN_LINES: Final = 5.0
 
 @contextmanager
 def counting(total: int, console: Console, what: str, things: str) -> Iterator[Callable[[], None]]:
-    """A callback for each finished thing: it moves a bar or, where the output is no terminal, prints a line at times.
-
-    Args:
-        total: how many things there are.
-        console: where it is shown.
-        what: is being done.
-        things: what is counted.
-    """
+    """A callback for each finished thing: it moves a bar or, outside a terminal, prints a line at times."""
     if console.is_terminal:
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:

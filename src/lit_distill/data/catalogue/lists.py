@@ -196,12 +196,6 @@ def missing_samples(samples: Sequence[Sample]) -> list[Sample]:
     """The samples whose file or folder does not exist.
 
     Each folder that holds some is listed once: far fewer round trips to a network file system than a look at each file.
-
-    Args:
-        samples: what :func:`read_list` gave.
-
-    Returns:
-        those missing, in their order.
     """
     folders: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in samples:

@@ -21,13 +21,7 @@ class QuarantineError(ValueError):
 
 
 class BadVideo(NamedTuple):
-    """What a worker hands over in the place of an item that it could not read.
-
-    Attributes:
-        position: of the sample in its data set.
-        path: of the video file or folder of frames.
-        reason: what is wrong with it.
-    """
+    """What a worker hands over in the place of an item that it could not read: where, which and why."""
 
     position: int
     path: str
@@ -40,26 +34,14 @@ class BadVideo(NamedTuple):
 
 
 class PartialBatch(NamedTuple):
-    """What :func:`lit_distill.data.datasets.collate` makes of items of which some could not be read.
-
-    Attributes:
-        batch: the readable ones; None where there is none.
-        bad: the others.
-    """
+    """What :func:`lit_distill.data.datasets.collate` makes of items of which some, or all, could not be read."""
 
     batch: Batch | None
     bad: list[BadVideo]
 
 
 class Quarantined(NamedTuple):
-    """An entry of the list.
-
-    Attributes:
-        epoch: the one that found it first.
-        split: of that sample.
-        path: relative to the data's root.
-        reason: what is wrong with it.
-    """
+    """An entry of the list: the epoch that found it first, and its path relative to the data's root."""
 
     epoch: int
     split: str
@@ -133,12 +115,9 @@ class QuarantineList:
         self.check()
 
     def merge(self, lists: Iterable[Iterable[Quarantined | Sequence[Any]]]) -> None:
-        """Make the findings of all processes one list; the same lists give the same one in every process.
+        """Make the findings of all processes, or of a checkpoint, one list: the same in every process.
 
         Where several found a video, the first by (epoch, split) counts.
-
-        Args:
-            lists: one of each process, or of a checkpoint.
         """
         for entry in sorted(Quarantined(*entry) for found in lists for entry in found):
             self.agreed.setdefault(entry.path, entry)
@@ -171,13 +150,9 @@ class QuarantineList:
 
 
 class Admission:
-    """Between a loader and the loop: lets readable samples through, takes the others down.
+    """Between the loader of a split and the loop: lets readable samples through, takes the others down.
 
-    Args:
-        quarantine: where they are taken down.
-        split: of the loader.
-        samples: of the split.
-        training: whether batches must not be missing, since processes would go out of step.
+    In training no batch may be missing, since processes would go out of step.
     """
 
     def __init__(self, quarantine: QuarantineList, *, split: str, samples: Sequence[Sample], training: bool) -> None:

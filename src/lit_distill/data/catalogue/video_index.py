@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import av
@@ -24,12 +23,7 @@ _LIMITS: Final = Limits()
 
 
 class Entry(NamedTuple):
-    """What is known of a video.
-
-    Attributes:
-        layout: how it is laid out.
-        check: ``"headers"``, or ``"decode"`` where all its frames were decoded without a fault.
-    """
+    """The layout of a video, and whether its headers were read or all its frames decoded without a fault."""
 
     layout: VideoLayout
     check: Check
@@ -94,25 +88,14 @@ class VideoIndex:
         return len(self._lines)
 
     def find(self, path: str, *, stamp: Stamp | None = None) -> Entry | None:
-        """What is known of a video as it is now, or None.
-
-        Args:
-            path: of the video.
-            stamp: its size and time; by default those of the file at ``path``.
-        """
+        """What is known of a video as it is now, by default as the file at ``path`` is; None where nothing is."""
         stamp = stamp or stamp_of(path)
         return None if stamp is None else self._entry(self._lines.get(self._name(path)), stamp)
 
     def put(self, path: str, layout: VideoLayout, *, check: Check = "headers", stamp: Stamp | None = None) -> None:
-        """Add what was found of a video.
+        """Add what was found of a video; ``stamp`` is what it had *before* it was scanned.
 
         A folder that can't be written is warned of once; nothing else depends on the index.
-
-        Args:
-            path: of the video.
-            layout: what :func:`lit_distill.data.scan` found.
-            check: how it was checked.
-            stamp: size and time it had *before* it was scanned; by default those of the file at ``path``.
         """
         stamp = stamp or stamp_of(path)
         if stamp is None:
@@ -131,11 +114,8 @@ class VideoIndex:
     ) -> VideoLayout:
         """The layout of a video: the known one, or that of a scan, which then is known to all processes.
 
-        Args:
-            path: of the video.
-            limits: of the scan; a known video that is beyond them is scanned, for the same error as ever.
-            source: what to scan, for a video inside an archive; by default the file at ``path``.
-            stamp: size and time of that archive; by default those of the file at ``path``.
+        A known video that is beyond the ``limits`` is scanned, for the same error as ever. Of a video inside an archive
+        ``source`` is what is scanned, and ``stamp`` that of the archive.
 
         Raises:
             VideoError: it can't be read within the limits.
@@ -204,12 +184,6 @@ def stamp_of(path: str) -> Stamp | None:
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def known(index: VideoIndex, paths: Iterable[str], check: Check) -> dict[str, VideoLayout]:
-    """The layouts of those videos that were checked so thoroughly already."""
-    entries = ((path, index.find(path)) for path in paths)
-    return {path: entry.layout for path, entry in entries if entry is not None and check in ("headers", entry.check)}
 
 
 def _path_of(line: bytes) -> str | None:

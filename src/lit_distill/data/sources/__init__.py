@@ -37,14 +37,6 @@ def source_of(
 ) -> Source:
     """The source that ``data.format`` names.
 
-    Args:
-        format: ``"video"``, ``"frames"`` or ``"shards"``.
-        root: folder of the data; for shards it may be a URL.
-        roots: further folders that links may lead to.
-        suffix: pattern of the frames' file names.
-        limits: of what may be spent on a video; none for the reader's own.
-        index: whether the layouts of videos are kept in the cache folder.
-
     Raises:
         ValueError: there is no such format.
 

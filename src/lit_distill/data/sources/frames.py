@@ -79,12 +79,7 @@ class FrameFolders(Source):
 
 
 class FrameFolder(Video):
-    """The images of one folder.
-
-    Args:
-        source: what is known of all of them.
-        sample: the folder, and how many images it holds.
-    """
+    """The images of one folder."""
 
     def __init__(self, source: FrameFolders, sample: Sample) -> None:
         self.source, self.sample, self.length = source, sample, _count(sample)

@@ -1,24 +1,145 @@
-"""Video files in tar shards of WebDataset's layout, in a local folder or on an object store."""
+"""Video files in tar shards of WebDataset's layout: found once, read by byte range, in any order."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple
 
-from lit_distill.data.catalogue.archives import Archives, MemberFile
-from lit_distill.data.catalogue.lists import ListFile
-from lit_distill.data.catalogue.samples import Sample
-from lit_distill.data.catalogue.shards import find_samples, shard_names
-from lit_distill.data.catalogue.video_index import Stamp
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_distill._files import cache_folder, write_text
+from lit_distill.data.catalogue.archives import Archives, MemberFile, Stamp
+from lit_distill.data.catalogue.lists import ListFile, is_inside
+from lit_distill.data.catalogue.samples import Member, Sample
+from lit_distill.data.catalogue.tar import TarError, members
+from lit_distill.data.samplers import seeded
 from lit_distill.data.sources.base import named
 from lit_distill.data.sources.videos import VideoFiles
+
+VIDEO_ENDINGS: Final = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "3gp")
+"""Endings that make a member the video of its sample."""
+
+_FORMAT: Final = 1
+_LABEL_BYTES: Final = 1 << 20
+_AT_ONCE: Final = 8  # shards looked through side by side: much of that is waiting for the store
+_RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
+_NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
+_MOST: Final = 1_000_000
+
+
+class Entry(NamedTuple):
+    """A sample of a shard: what its members' names begin with, its video, its class as stored."""
+
+    key: str
+    video: Member
+    label: int | str
+
+
+def expand(pattern: str) -> list[str]:
+    """The names that a brace pattern stands for.
+
+    Args:
+        pattern: with ranges such as ``{0000..0063}``, whose zeros are kept, or alternatives such as ``{a,b}``.
+
+    Raises:
+        ValueError: a range runs backwards or is malformed, or there are more than a million names.
+
+    Example:
+        >>> expand("train-{08..10}.tar"), expand("{a,b}-{1..2}.tar"), expand("a.tar")
+        (['train-08.tar', 'train-09.tar', 'train-10.tar'], ['a-1.tar', 'a-2.tar', 'b-1.tar', 'b-2.tar'], ['a.tar'])
+    """
+    names = [""]
+    for part in re.split(r"(\{[^{}]*\})", pattern):
+        choices = [part]
+        if part.startswith("{"):
+            bounds = _RANGE.fullmatch(part[1:-1])
+            if bounds:
+                first, last = bounds.groups()
+                if int(last) < int(first):
+                    raise ValueError(f"{pattern!r}: the range {part} runs backwards")
+                if int(last) - int(first) >= _MOST:
+                    raise ValueError(f"{pattern!r} stands for more than {_MOST} shards")
+                choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+            elif "," in part:
+                choices = part[1:-1].split(",")
+            else:
+                raise ValueError(f"{pattern!r}: expected a range such as {{0000..0063}} or {{a,b}}, got {part}")
+        elif "{" in part or "}" in part:
+            raise ValueError(f"{pattern!r}: a brace without its partner")
+        if len(names) * len(choices) > _MOST:
+            raise ValueError(f"{pattern!r} stands for more than {_MOST} shards")
+        names = [name + choice for name in names for choice in choices]
+    return names
+
+
+def shard_names(listed: str, archives: Archives) -> list[str]:
+    """The shards of a split, relative to the root: a pattern's, or those that a list file in it names, one a line.
+
+    Raises:
+        ValueError: a name leads out of the root, is a URL, is no tar, comes twice, or there is none.
+        FileNotFoundError: there is no such list.
+    """
+    if "{" in listed or listed.endswith(".tar"):
+        names = expand(listed)
+    else:
+        with archives.open(archives.join(listed)) as file:
+            text = file.read().decode("utf-8-sig")
+        names = [name for line in text.splitlines() if line.strip() for name in expand(line.strip())]
+    for name in names:
+        if "://" in name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{listed}: the shard {name!r} is not inside the root {archives.root}")
+        if not name.endswith(".tar"):
+            raise ValueError(f"{listed}: a shard is an uncompressed .tar, which can be read anywhere, got {name!r}")
+    if not names:
+        raise ValueError(f"{listed}: no shards, expected a name such as train-0000.tar a line")
+    if len(set(names)) < len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise ValueError(f"{listed}: the shard {twice!r} comes twice")
+    return names
+
+
+def scan_shard(archives: Archives, path: str, size: int) -> list[Entry]:
+    """The samples of a shard, from one pass over its headers; of its contents only labels are read.
+
+    A sample is a run of members with one key: a video (:data:`VIDEO_ENDINGS`) and its label, ``key.cls`` (a number) or
+    ``key.json`` (an object with ``label``). Other members are passed over.
+
+    Raises:
+        ValueError: the shard is refused; the message names it, the member and the reason.
+    """
+    entries: list[Entry] = []
+    keys: set[str] = set()
+    try:
+        with archives.open(path) as file:
+            for key, parts in _samples(list(members(file, size))):
+                if key in keys:
+                    raise TarError(f"the sample {key!r} comes twice")
+                keys.add(key)
+                videos = [member for ending, member in parts if ending in VIDEO_ENDINGS]
+                if len(videos) != 1:
+                    raise TarError(f"the sample {key!r} has {len(videos)} videos, expected one: {key}.mp4")
+                entries.append(Entry(key, videos[0], _label(file, key, dict(parts))))
+    except TarError as error:
+        raise ValueError(f"{path}: {error}; the shard is refused") from error
+    if not entries:
+        raise ValueError(f"{path}: it holds no sample, expected members such as 0001.mp4 and 0001.cls")
+    return entries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shards(VideoFiles):
     """Video files that are members of tar shards; a list is a pattern of shards, or a file that names them.
+
+    What a shard holds is kept in a file of the cache folder, which counts for a shard of that size and time only.
 
     Args:
         archives: what they are read through.
@@ -42,22 +163,38 @@ class Shards(VideoFiles):
         return self.stamps[sample.path]
 
     def samples(self, listed: ListFile) -> list[Sample]:
-        """The samples of shards; those that are not known yet are looked through."""
+        """The samples of shards in their order; shards that are not known yet are looked through.
+
+        Raises:
+            ValueError: a shard is refused, or a label is out of range.
+            FileNotFoundError: a list or a shard is missing; the message names the first.
+        """
         file = os.fspath(listed.file)
         try:
             names = shard_names(file, self.archives)
         except FileNotFoundError as error:
             given = f"{listed.key}=<file or pattern> or data.root=<folder or URL>"
             raise FileNotFoundError(f"no list of shards {self.archives.join(file)}, set {given}") from error
-        samples, stamps = find_samples(
-            names,
-            self.archives,
-            num_classes=listed.num_classes,
-            first_label=listed.first_label,
-            class_names=listed.class_names,
-            roots=listed.roots,
-        )
-        self.stamps.update(stamps)
+        inside = [os.path.realpath(each) for each in (self.archives.root, *listed.roots)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = list(pool.map(lambda name: self._look(name, inside), names))
+        if faults := [fault for *_, fault in found if fault]:
+            warnings.warn(
+                f"the headers of {len(faults)} shards will be read again next time: {faults[0]}", stacklevel=2
+            )
+        self.stamps.update({path: stamp for path, stamp, *_ in found})
+        numbers = {name: number for number, name in enumerate(listed.class_names)}
+        first, samples = listed.first_label, []
+        for path, _, entries, _ in found:
+            for key, video, stored in entries:
+                label = numbers.get(stored, -1) if isinstance(stored, str) else stored - first
+                if not 0 <= label < listed.num_classes:
+                    raise ValueError(
+                        f"{path}: the label {stored!r} of {key!r} is out of range: expected {first} to "
+                        f"{first + listed.num_classes - 1}{' or a class name' if numbers else ''}; set "
+                        "data.num_classes, data.first_label or data.class_names"
+                    )
+                samples.append(Sample(path, label, member=video))
         return samples
 
     def missing(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -71,3 +208,116 @@ class Shards(VideoFiles):
     def bare(self) -> Shards:
         """Without the index and the stamps."""
         return replace(self, index=None, stamps={})
+
+    def _look(self, name: str, inside: Sequence[str]) -> tuple[str, Stamp, list[Entry], OSError | None]:
+        """Path, stamp and samples of a shard, and why these could not be kept."""
+        path = self.archives.join(name)
+        if not self.archives.remote and not is_inside(os.path.realpath(path), inside):
+            raise ValueError(f"{path} is a link that leads out of data.root; admit its folder by data.roots")
+        try:
+            stamp = self.archives.stamp(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"no shard {path}, set data.root=<folder or URL that holds it> or the list of shards"
+            ) from error
+        identity = path if self.archives.remote else str(Path(path).absolute())
+        file = cache_folder("shards") / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+        if (entries := _known(file, identity, stamp)) is not None:
+            return path, stamp, entries, None
+        entries = scan_shard(self.archives, path, stamp[0])
+        try:
+            record = {"format": _FORMAT, "shard": identity, "stamp": stamp, "entries": entries}
+            write_text(file, json.dumps(record))
+        except OSError as error:
+            return path, stamp, entries, error
+        return path, stamp, entries, None
+
+
+class ShardOrder:
+    """An order of training for sequential stores: shards shuffled, then samples within windows of it.
+
+    Args:
+        groups: number of each sample's shard.
+        window: samples that are shuffled together; more mix better, and touch more shards at a time.
+        seed: of the order, with the epoch.
+
+    Example:
+        >>> order = ShardOrder(np.array([0, 0, 1, 1, 2, 2]), window=3, seed=0)
+        >>> sorted(order(5)) == list(range(6)), order(5) == order(5), order(5) == order(6)
+        (True, True, False)
+    """
+
+    def __init__(self, groups: NDArray[np.int64], *, window: int, seed: int) -> None:
+        if window < 1:
+            raise ValueError(f"data.shuffle_window must be at least 1, got {window}")
+        self.groups, self.window, self.seed = groups, window, seed
+
+    def __call__(self, epoch: int) -> list[int]:
+        """The positions of all samples in the order of an epoch."""
+        rank = np.unique(self.groups)
+        order = list(range(len(rank)))
+        seeded("shards", self.seed, epoch).shuffle(order)
+        place = np.empty(len(rank), np.int64)
+        place[order] = np.arange(len(rank))
+        positions: list[int] = np.argsort(place[np.searchsorted(rank, self.groups)], kind="stable").tolist()
+        for start in range(0, len(positions), self.window):
+            window = positions[start : start + self.window]
+            seeded("window", self.seed, epoch, start).shuffle(window)
+            positions[start : start + self.window] = window
+        return positions
+
+
+def _samples(found: Sequence[Member]) -> Iterator[tuple[str, list[tuple[str, Member]]]]:
+    """Runs of members with one key, as (key, [(ending, member), ...])."""
+    key = ""
+    parts: list[tuple[str, Member]] = []
+    for member in found:
+        folder, slash, base = member.name.removeprefix("./").rpartition("/")
+        stem, _, ending = base.partition(".")
+        if not stem:  # hidden files
+            continue
+        if parts and folder + slash + stem != key:
+            yield key, parts
+            parts = []
+        key = folder + slash + stem
+        parts.append((ending.lower(), member))
+    if parts:
+        yield key, parts
+
+
+def _label(file: Any, key: str, parts: dict[str, Member]) -> int | str:
+    member = parts.get("cls") or parts.get("json")
+    if member is None:
+        raise TarError(f"the sample {key!r} has no label: expected {key}.cls or {key}.json")
+    if member.size > _LABEL_BYTES:
+        raise TarError(f"member {member.name!r} has {member.size} bytes, too many for a label")
+    file.seek(member.offset)
+    text = file.read(member.size).decode("utf-8", "replace").strip()
+    label: Any = text
+    if member is not parts.get("cls"):
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError):
+            record = None
+        label = record.get("label") if isinstance(record, dict) else None
+    if isinstance(label, str) and _NUMBER.fullmatch(label):
+        label = int(label)
+    if isinstance(label, bool) or not isinstance(label, (int, str)) or label == "":
+        raise TarError(f"member {member.name!r} holds no label: expected a number{' in .cls' if member else ''}")
+    return label
+
+
+def _known(file: Path, identity: str, stamp: Stamp) -> list[Entry] | None:
+    """What the index says of a shard, None where it says nothing of the shard as it is now."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if [record["format"], record["shard"], tuple(record["stamp"])] != [_FORMAT, identity, stamp]:
+            return None
+        entries = [
+            Entry(str(key), Member(str(name), int(offset), int(size)), label if isinstance(label, str) else int(label))
+            for key, (name, offset, size), label in record["entries"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    inside = all(entry.video.offset >= 0 <= entry.video.size <= stamp[0] - entry.video.offset for entry in entries)
+    return entries if entries and inside else None

@@ -17,13 +17,7 @@ _IN_KEYS: Final = "img_{:05}.jpg"  # stands in the keys of the cache of clips, f
 
 
 class DecodedVideo(Video):
-    """A video of which only the wanted frames are decoded, and scaled or cropped in the pass that converts them.
-
-    Args:
-        file: where it is.
-        layout: what a scan found.
-        limits: of what may be spent on it.
-    """
+    """A video of which only the wanted frames are decoded, and scaled or cropped in the pass that converts them."""
 
     def __init__(self, file: VideoSource, layout: VideoLayout, limits: Limits) -> None:
         self.file, self.layout, self.limits = file, layout, limits

@@ -22,14 +22,7 @@ _AHEAD = 4  # jobs a worker
 
 
 class Job(NamedTuple):
-    """A video to look at.
-
-    Attributes:
-        sample: the video file, folder of frames, or member of an archive.
-        source: what it is read from; a bare one, since each job takes it to a worker.
-        stamp: size and time of the file or archive.
-        check: ``"headers"``, or ``"decode"`` to decode every frame.
-    """
+    """A video to look at, and what it is read from: a bare source, since each job takes it to a worker."""
 
     sample: Sample
     source: Source
@@ -38,14 +31,7 @@ class Job(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What looking at a video gave.
-
-    Attributes:
-        name: of the sample.
-        layout: of a video file that is in order; None of what has none.
-        reason: what is wrong with it; empty for nothing.
-        stamp: size and time of the file when it was looked at.
-    """
+    """What looking at a video gave: its layout where it has one, or what is wrong with it."""
 
     name: str
     layout: VideoLayout | None
@@ -68,12 +54,7 @@ def check_all(jobs: Sequence[Job], *, workers: int) -> Iterator[Checked]:
     A worker that ends without a word (a crash within the decoder, no memory) takes its pool along: the videos then
     under way are looked at one by one, each in a process of its own, and the one that ends that too is bad.
 
-    Args:
-        jobs: the videos.
-        workers: number of processes; 0 looks at them in this one.
-
-    Yields:
-        a result for each, in the order in which they come.
+    With 0 workers it is this process that looks. Results come in any order.
     """
     left = iter(jobs)
     if workers == 0:

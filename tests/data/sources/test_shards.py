@@ -17,11 +17,12 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from lit_distill.data import Sample, VideoDataModule, VideoError
-from lit_distill.data.catalogue import shards as shards_module
 from lit_distill.data.catalogue.archives import Archives, MemberFile
+from lit_distill.data.catalogue.lists import ListFile
 from lit_distill.data.catalogue.samples import Member
-from lit_distill.data.catalogue.shards import ShardOrder, expand, find_samples, scan_shard, shard_names
 from lit_distill.data.pack import pack, run
+from lit_distill.data.sources import shards as shards_module
+from lit_distill.data.sources.shards import ShardOrder, Shards, expand, scan_shard, shard_names
 
 from ..conftest import write_lines
 from ..test_datamodule import make
@@ -167,7 +168,7 @@ def test_a_url_is_for_shards_only(packed: Path) -> None:
         make("s3://bucket/videos")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"data\.shuffle=shards goes with data\.format=shards, not video"):
         make(packed, shuffle="shards")
-    with pytest.raises(ValueError, match=r"data\.shuffle_window must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"data\.shuffle_window must be at least 1, got 0"):
         make_shards(packed, shuffle_window=0)
 
 
@@ -200,6 +201,10 @@ def tar(path: Path, *members: tuple[str, bytes], format: int = tarfile.USTAR_FOR
                     setattr(header, key, value)
             archive.addfile(header, io.BytesIO(content))
     return path
+
+
+def samples_of(root: Path, listed: str, **given: Any) -> list[Sample]:
+    return Shards(archives=Archives(root)).samples(ListFile(file=listed, key="data.train_list", root=root, **given))
 
 
 def scan(path: Path) -> list[tuple[str, str, bytes, int | str]]:
@@ -388,25 +393,23 @@ def test_bad_lists(tmp_path: Path, line: str, reason: str) -> None:
 def test_links_out_of_the_root_are_refused(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.tar").symlink_to(tar(tmp_path / "a.tar", *GOOD))
-    archives = Archives(tmp_path / "root")
     with pytest.raises(ValueError, match=r"a link that leads out of data\.root"):
-        find_samples(["a.tar"], archives, num_classes=4)
-    samples, _ = find_samples(["a.tar"], archives, num_classes=4, roots=[tmp_path])
+        samples_of(tmp_path / "root", "a.tar", num_classes=4)
+    samples = samples_of(tmp_path / "root", "a.tar", num_classes=4, roots=[tmp_path])
     assert [sample.label for sample in samples] == [3]
 
 
 def test_labels(tmp_path: Path) -> None:
     tar(tmp_path / "a.tar", *GOOD, ("b.mp4", b""), ("b.json", b'{"label": "run"}'))
-    archives = Archives(tmp_path)
     given: dict[str, Any] = {"num_classes": 3, "first_label": 1}
-    samples, _ = find_samples(["a.tar"], archives, class_names=("jump", "run", "swim"), **given)
+    samples = samples_of(tmp_path, "a.tar", class_names=("jump", "run", "swim"), **given)
     assert [sample.label for sample in samples] == [2, 1]
     with pytest.raises(ValueError, match=r"the label 'run' of 'b' is out of range: expected 1 to 3"):
-        find_samples(["a.tar"], archives, **given)
+        samples_of(tmp_path, "a.tar", **given)
     with pytest.raises(ValueError, match="the label 3 of 'a' is out of range: expected 0 to 2"):
-        find_samples(["a.tar"], archives, num_classes=3)
+        samples_of(tmp_path, "a.tar", num_classes=3)
     with pytest.raises(FileNotFoundError, match=r"no shard .*gone\.tar, set data\.root="):
-        find_samples(["gone.tar"], archives, num_classes=3)
+        samples_of(tmp_path, "gone.tar", num_classes=3)
     with pytest.raises(FileNotFoundError, match=r"no list of shards .*train\.txt, set data\.train_list="):
         make_shards(tmp_path).setup("fit")
 
@@ -422,7 +425,8 @@ def test_packing(videos: Path, tmp_path: Path) -> None:
     assert one == two
     for name in one:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    found, _ = find_samples(one, Archives(tmp_path / "a"), num_classes=3)
+    write_lines(tmp_path / "a" / "list.txt", one)
+    found = samples_of(tmp_path / "a", "list.txt", num_classes=3)
     assert [sample.label for sample in found] == [sample.label for sample in samples]
     for sample, original in zip(found, samples, strict=True):
         with Archives(tmp_path / "a").source(sample) as file:
