@@ -72,6 +72,9 @@ def test_keys_are_those_of_what_the_line_chooses() -> None:
     assert complete("train experiment=kd_pptsmv2 losses.kd.w") == ["losses.kd.weight="]
     assert complete("train data=ucf101 data.val_l") == ["data.val_list="]
     assert complete("train data=image_folder data.val_l") == []
+    assert complete("train data=ucf101 data.vie") == ["data.views=", "data.views_per_sample="], "what configs leave out"
+    assert complete("train data=ucf101 data.views=") == ["data.views=center "]
+    assert complete("train data=moving_digits data.cache_g") == ["data.cache_gb="]
     assert complete("train hydra.run.") == ["hydra.run.dir="]
     assert complete("compare trainer.max_e") == ["trainer.max_epochs="], "train's keys are forwarded"
     assert complete("compare teacher.ep") == ["teacher.epochs="]

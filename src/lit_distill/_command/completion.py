@@ -5,6 +5,7 @@ Configs are read file by file: ``defaults`` are followed with what the line choo
 
 from __future__ import annotations
 
+import ast
 import glob
 import importlib
 import os
@@ -140,6 +141,9 @@ class _Config:
             for argument in typed:
                 if argument.startswith("+"):
                     self._follow(*argument.lstrip("+").partition("=")[::2], parent="", package="")
+        data = self.keys.get("data")
+        if isinstance(data, dict) and (target := str(data.get("_target_"))).startswith("lit_distill."):
+            self.keys["data"] = {**_arguments_of(target), **data}
 
     def names(self, start: str) -> list[str]:
         """Groups, and keys up to the next dot, that begin so."""
@@ -213,6 +217,26 @@ class _Config:
             r"[^\[\],'\" ]+", str(self._chosen.get(name, choice))
         ):  # one, a list, or those of a sweep
             self._read(group, one, place)
+
+
+def _arguments_of(target: str) -> dict[str, Any]:
+    """The arguments of a data module of this package and their defaults, read from its file: importing it is slow."""
+    module, _, name = target.rpartition(".")
+    path = Path(__file__).parents[2].joinpath(*module.split("."))
+    body = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()).body
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and name in {alias.name for alias in node.names}:
+            return _arguments_of(f"{node.module}.{name}")
+    (made,) = (node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+    (begin,) = (node for node in made.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    found = {
+        argument.arg: default.value if isinstance(default, ast.Constant) else None
+        for argument, default in zip(begin.args.kwonlyargs, begin.args.kw_defaults, strict=True)
+    }
+    if begin.args.kwarg is None:
+        return found
+    base = ast.unparse(made.bases[0]).partition("[")[0]
+    return {**_arguments_of(f"{module}.{base}"), **found}
 
 
 def _merge(into: dict[str, Any], content: dict[str, Any]) -> None:
