@@ -22,7 +22,7 @@ from lit_distill.data.datasets import Resize
 from lit_distill.data.decoding.layout import Limits
 from lit_distill.data.images import Transform
 from lit_distill.data.sampling import DENSE_CLIPS, FrameSampling, wrap
-from lit_distill.data.sources import FrameFolders, Source, VideoFiles
+from lit_distill.data.sources import FrameFolders, Shards, Source, VideoFiles
 from lit_distill.data.transforms import ClipTransform
 
 Views: TypeAlias = Literal["center", "dense"]
@@ -121,7 +121,7 @@ class Preprocess:
                 suffix=data.suffix,
                 resize=data.resize,
                 limits=data.limits,
-                source=None if isinstance(data.source, (VideoFiles, FrameFolders)) else data.source,
+                source=None if type(data.source) in (VideoFiles, FrameFolders, Shards) else data.source,
                 **common,
             )
         if isinstance(data, ImageFolderDataModule):
