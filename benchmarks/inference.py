@@ -33,10 +33,10 @@ from results import left_out, missing, parser, write_section
 from torch import Tensor, nn
 
 from lit_distill.data import FrameSampling, VideoDataModule, write_video
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference import benchmark
 from lit_distill.inference.exported import fused
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.inference.preprocess import Preprocess
 from lit_distill.models import PPTSMv2, pptsm_v2
 from lit_distill.models.layers import ConvBN
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from image_folders import CLASSES as ANIMALS
 from image_folders import write_images
 from lit_distill import predict as door
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference import predict as command
 from lit_distill.inference import test as test_command
 from lit_distill.inference.predictions import Prediction, Top, predict_files
-from lit_distill.inference.preprocess import Preprocess
 from lit_distill.inference.rows import RowFile
 from lit_distill.runs.opened import load_run
 from run_folders import CLASSES, VIDEOS, composed, video_overrides, video_root, write_run

@@ -17,12 +17,11 @@ from torch.utils.data import TensorDataset
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill._command.command import conf_dir
-from lit_distill.diagnosis import doctor
 from lit_distill.diagnosis.cost import measure
 from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.losses import KDLoss
 from lit_distill.models.identity import state_sha256
-from lit_distill.training import train
+from lit_distill.training import doctor, train
 
 
 class Net(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_distill import load_student
 from lit_distill.data import read_frames
-from lit_distill.inference.preprocess import Preprocess
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.models import PPTSMResNet, PPTSMv2
 from lit_distill.runs.opened import Run, load_run
 from run_folders import CLASSES, VIDEOS, video_overrides, video_root, write_run

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 
 from lit_distill._module.preflight import example_batch, size_of
 from lit_distill._views import ViewsBatch
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.gradients import gradients_of, norm_of
-from lit_distill.inference.preprocess import Preprocess
 from lit_distill.losses.base import class_indices
 from lit_distill.models.identity import load_reports
 from lit_distill.module import DistillModule

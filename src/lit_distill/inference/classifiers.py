@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill._views import average_over_views
-from lit_distill.inference.preprocess import Preprocess
+from lit_distill.data.preprocess import Preprocess
 
 MAX_CLIPS = 32
 """Clips that a network is given at once, so that dense views (30 a video) stay within memory."""
 
 
 class Classifier(Protocol):
-    """Turns what :meth:`lit_distill.inference.preprocess.Preprocess.read` gives, stacked, into probabilities."""
+    """Turns what :meth:`lit_distill.data.preprocess.Preprocess.read` gives, stacked, into probabilities."""
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Class probabilities (B, C), float32, on the CPU.

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_distill._files import atomic_file
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.exported import compare, fused, load_program, top1
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
-from lit_distill.inference.preprocess import Preprocess
 from lit_distill.inference.sample_batches import batches_of, labelled_batches
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json

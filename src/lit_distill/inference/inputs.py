@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from lit_distill.inference.preprocess import Preprocess
+from lit_distill.data.preprocess import Preprocess
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from lit_distill._screen import numeric, percent, printable
 from lit_distill.inference.inputs import find_inputs
+from lit_distill.inference.opened import open_classifier
 from lit_distill.inference.predictions import Prediction, predict_files
 from lit_distill.inference.rows import RowFile
 from lit_distill.models.state_files import file_sha256
-from lit_distill.runs.classifier import open_classifier
 from lit_distill.runs.opened import open_run
 
 SOME_FAILED = 3

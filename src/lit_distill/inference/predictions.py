@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill.data import VideoError
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.classifiers import Classifier
-from lit_distill.inference.preprocess import Preprocess
 
 _MOST_WORKERS = 8
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lit_distill._views import InputView
 from lit_distill.data import ImageFolderDataModule, VideoDataModule, normalize
-from lit_distill.inference.preprocess import Preprocess
+from lit_distill.data.preprocess import Preprocess
 
 _BATCH = 8
 

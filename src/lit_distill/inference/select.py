@@ -17,13 +17,13 @@ from rich.table import Table
 from lit_distill._files import write_text
 from lit_distill._screen import numeric, printable
 from lit_distill.data import ImageFolderDataModule, Sample, VideoDataModule
+from lit_distill.data.preprocess import Preprocess, count_images
 from lit_distill.inference.inputs import find_inputs
+from lit_distill.inference.opened import open_classifier
 from lit_distill.inference.predict import SOME_FAILED
 from lit_distill.inference.predictions import predict_files
-from lit_distill.inference.preprocess import Preprocess, count_images
 from lit_distill.inference.rows import as_utf8
 from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
-from lit_distill.runs.classifier import open_classifier
 from lit_distill.runs.opened import Run, open_run
 
 _CLASSES_SHOWN = 40

@@ -4,7 +4,6 @@
 * :mod:`.artifacts`: config, results and student of a run folder, read and written.
 * :mod:`.metrics_csv`: ``metrics.csv``, read and written.
 * :mod:`.opened`: a run folder opened: its models, data and results.
-* :mod:`.classifier`: a classifier from a run.
 * :mod:`.resume`: which run ``resume=auto`` resumes.
 * :mod:`.processes`: runs as processes of their own, alone in a folder.
 """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
-from lit_distill.inference.preprocess import Preprocess, Views
+from lit_distill.data.preprocess import Preprocess, Views
 from lit_distill.models.identity import state_of, state_sha256
 from lit_distill.models.state_files import file_sha256
 from lit_distill.models.weights import load_weights, weights_files
@@ -320,7 +320,7 @@ def load_student(path: str | os.PathLike[str], *, allow: Collection[str] = (), v
 
     Returns:
         The network. Its attribute ``preprocess`` is a
-        :class:`lit_distill.inference.preprocess.Preprocess`, which turns a path
+        :class:`lit_distill.data.preprocess.Preprocess`, which turns a path
         or uint8 frames (T, H, W, 3) into the input tensor, and knows ``class_names``, ``frames``, ``size``, ``mean``
         and ``std``.
 

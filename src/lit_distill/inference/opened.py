@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.classifiers import Classifier, NetworkClassifier
 from lit_distill.inference.exported import load_program
-from lit_distill.inference.preprocess import Preprocess
 from lit_distill.runs.opened import Run
 
 LOADS_PROGRAMS = "torch.export.load"
