@@ -15,9 +15,6 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torchvision.transforms import v2
 
-from lit_distill.balance import Balancer
-from lit_distill.schedules import Schedule
-
 
 @dataclass(frozen=True)
 class Rule:
@@ -147,15 +144,16 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
     }
 )
 
-# Public classes of these modules that are of that kind; what a class only imports or inherits from is not.
-_KINDS: Mapping[str, tuple[type, Rule]] = MappingProxyType(
+# Public classes of these modules that are of that kind, which may be named as the module does: this room stands below
+# them. What a class only imports or inherits from is not public.
+_KINDS: Mapping[str, tuple[type | str, Rule]] = MappingProxyType(
     {
-        "lit_distill.balance": (Balancer, _PLAIN),
+        "lit_distill.balance": ("Balancer", _PLAIN),
         "lit_distill.callbacks": (Callback, Rule(written=_PLACES)),
         "lit_distill.checkpoints": (CheckpointIO, Rule(written=_PLACES)),
         "lit_distill.loggers": (Logger, Rule(written=_PLACES)),
         "lit_distill.losses": (nn.Module, _PLAIN),
-        "lit_distill.schedules": (Schedule, _PLAIN),
+        "lit_distill.schedules": ("Schedule", _PLAIN),
         "torch.nn": (nn.Module, _LAYER),
         "torch.optim": (torch.optim.Optimizer, _PLAIN),
         "torch.optim.lr_scheduler": (LRScheduler, _PLAIN),
@@ -173,8 +171,10 @@ def rule_of(target: str) -> Rule | None:
     package, _, name = target.rpartition(".")
     if package not in _KINDS or name.startswith("_"):
         return None
-    kind, rule = _KINDS[package]
-    found = getattr(importlib.import_module(package), name, None)
+    named, rule = _KINDS[package]
+    module = importlib.import_module(package)
+    kind: type = getattr(module, named) if isinstance(named, str) else named
+    found = getattr(module, name, None)
     if not isinstance(found, type) or not issubclass(found, kind) or found is kind or found in _NOT:
         return None
     home = "torch.nn.modules" if package == "torch.nn" else package.partition(".")[0]  # none of torch.nn.parallel
