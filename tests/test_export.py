@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,18 +44,26 @@ def exported(run: Path, *overrides: str) -> Path:
     return export.run(composed("export", f"run={run}", "data.num_workers=0", *overrides))
 
 
+@pytest.fixture(scope="module")
+def onnx_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(run, f"output={tmp_path_factory.mktemp('onnx') / 'student.onnx'}", "check_samples=5")
+
+
+@pytest.fixture(scope="module")
+def program(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(run, "format=torch_export", f"output={tmp_path_factory.mktemp('program') / 'student.pt2'}")
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_an_onnx_file_gives_the_networks_logits_for_any_batch(run: Path, tmp_path: Path, batch: int) -> None:
-    file = exported(run, f"output={tmp_path / 'student.onnx'}")
+def test_an_onnx_file_gives_the_networks_logits_for_any_batch(run: Path, onnx_file: Path, batch: int) -> None:
     clips = torch.randn(batch, 4, 3, 32, 32)
     with torch.inference_mode():
         expected = load_student(run)(clips)
-    assert torch.allclose(OnnxNetwork(file)(clips), expected, atol=1e-4 * float(expected.abs().max()))
+    assert torch.allclose(OnnxNetwork(onnx_file)(clips), expected, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_the_card_tells_what_the_file_is_where_it_comes_from_and_what_was_compared(run: Path, tmp_path: Path) -> None:
-    file = exported(run, f"output={tmp_path / 'student.onnx'}", "check_samples=5")
-    card = json.loads((tmp_path / "student.json").read_text())
+def test_the_card_tells_what_the_file_is_where_it_comes_from_and_what_was_compared(run: Path, onnx_file: Path) -> None:
+    card = json.loads(onnx_file.with_name("student.json").read_text())
     trained = json.loads((run / "student.json").read_text())
     assert card["weights"] == "student.onnx"
     assert card["sha256"] != trained["sha256"] == card["exported"]["from_sha256"]
@@ -62,7 +71,7 @@ def test_the_card_tells_what_the_file_is_where_it_comes_from_and_what_was_compar
     assert 0 <= card["exported"]["check"]["difference"] <= 1e-4
     assert card["input_shape"] == ["batch", 4, 3, 32, 32]
     assert card["class_names"] == trained["class_names"]
-    assert load_run(file).num_classes == 8
+    assert load_run(onnx_file).num_classes == 8
 
 
 def test_safetensors_hold_the_fused_network_and_load_as_a_student(run: Path, tmp_path: Path) -> None:
@@ -74,17 +83,16 @@ def test_safetensors_hold_the_fused_network_and_load_as_a_student(run: Path, tmp
         torch.testing.assert_close(small(clips), large(clips), atol=1e-5, rtol=1e-4)
 
 
-def test_a_torch_export_program_runs_without_the_library(run: Path, tmp_path: Path) -> None:
-    file = exported(run, "format=torch_export", f"output={tmp_path / 'student.pt2'}")
+def test_a_torch_export_program_runs_without_the_library(run: Path, program: Path) -> None:
     clips = torch.randn(3, 4, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(
-            torch.export.load(file).module()(clips), load_student(run)(clips), atol=1e-5, rtol=1e-4
+            torch.export.load(program).module()(clips), load_student(run)(clips), atol=1e-5, rtol=1e-4
         )
 
 
-def test_a_program_is_loaded_by_those_who_trust_it_only(run: Path, tmp_path: Path) -> None:
-    file = exported(run, "format=torch_export", f"output={tmp_path / 'student.pt2'}")
+def test_a_program_is_loaded_by_those_who_trust_it_only(run: Path, program: Path, tmp_path: Path) -> None:
+    file = shutil.copytree(program.parent, tmp_path / "program") / program.name
     clip = next(run.parent.rglob("*.mp4"))
     arguments = [f"weights={file}", f"input={clip}", f"output={tmp_path / 'p.jsonl'}", "num_workers=0", "topk=1"]
     with pytest.raises(ValueError, match=r"can run what is hidden in it. .* --allow torch\.export\.load"):
@@ -94,11 +102,11 @@ def test_a_program_is_loaded_by_those_who_trust_it_only(run: Path, tmp_path: Pat
     told, wanted = (json.loads((tmp_path / name).read_text())["top"][0] for name in ("p.jsonl", "r.jsonl"))
     assert told["name"] == wanted["name"]
     assert told["score"] == pytest.approx(wanted["score"], abs=1e-5)
-    (tmp_path / "student.pt2").write_bytes(b"no program")
+    file.write_bytes(b"no program")
     with pytest.raises(ValueError, match=r"student\.pt2 is not the file that its card describes"):
         predict.run(composed("predict", *arguments, "allow=[torch.export.load]"))
     with pytest.raises(ValueError, match=r"student\.pt2 is no torch\.export program"):
-        load_program(tmp_path / "student.pt2")
+        load_program(file)
 
 
 def test_formats_stand_side_by_side_and_another_checkpoint_is_told(run: Path) -> None:
@@ -148,7 +156,7 @@ def test_files_of_ones_own_serve_where_the_data_is_not_at_hand(run: Path, tmp_pa
     (tmp_path / "videos").mkdir()
     for video in videos:
         (tmp_path / "videos" / video.name).write_bytes(video.read_bytes())
-    exported(run, f"output={tmp_path / 'student.onnx'}", f"input={tmp_path / 'videos'}")
+    exported(run, "format=safetensors", f"output={tmp_path / 'student.safetensors'}", f"input={tmp_path / 'videos'}")
     assert json.loads((tmp_path / "student.json").read_text())["exported"]["check"]["samples"] == 3
 
 
