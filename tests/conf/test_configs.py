@@ -1,4 +1,4 @@
-"""Every file under conf/ composes and what it describes is built; no file is left out."""
+"""Every file under conf/ composes, is admitted as an untrusted config, and builds what it describes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from lit_distill.callbacks import TeacherCache
 from lit_distill.runs.resume import differing
 from lit_distill.searching.space import axes_of
 from lit_distill.training.fit import build_module
+from lit_distill.untrusted.check import check_targets, read_config
 from lit_distill.training.stages import stages_of
 from lit_distill.untrusted.plain import resolved
 
@@ -44,8 +45,11 @@ def has_images(experiment: str) -> bool:
 
 
 def composed(*overrides: str, run_dir: Path) -> DictConfig:
+    """A config of `train`, all of which the allow-list of untrusted configs admits."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", open_data([*overrides, f"run_dir={run_dir}"]))
+        config = compose("train", open_data([*overrides, f"run_dir={run_dir}"]))
+    check_targets(OmegaConf.to_container(config, resolve=False), run_dir=run_dir)
+    return config
 
 
 def group(name: str) -> list[str]:
@@ -154,9 +158,9 @@ def test_trainer(name: str, tmp_path: Path) -> None:
     [*itertools.product(["callbacks"], group("callbacks")), *itertools.product(["logger"], group("logger"))],
 )
 def test_callbacks_and_loggers(kind: str, name: str, tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", f"{kind}={name}", run_dir=tmp_path)
     if name in ("wandb", "mlflow"):
         pytest.importorskip(name)
-    config = composed("experiment=baseline_pptsmv2", f"{kind}={name}", run_dir=tmp_path)
     for node in config[kind].values():
         assert instantiate(node) is not None
 
@@ -234,6 +238,8 @@ def test_experiment(name: str, tmp_path: Path) -> None:
     assert module.student == "Student"
     large = ["data.num_classes=1000"] if has_images(name) else ["data=kinetics400"]
     published = composed(f"experiment={name}", *large, run_dir=tmp_path)
+    OmegaConf.save(published, tmp_path / "config.yaml", resolve=False)  # as a run leaves it
+    assert read_config(tmp_path / "config.yaml", run_dir=tmp_path) == OmegaConf.to_container(published, resolve=True)
     assert {n: m._target_ for n, m in published.models.items()} == {n: m._target_ for n, m in config.models.items()}
 
 
