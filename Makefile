@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest --doctest-modules src
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # A part of the suite on the oldest versions that pyproject.toml admits; the first time installs some 5 GB.
 $(OLDEST)/.installed: pyproject.toml tests/oldest.py
