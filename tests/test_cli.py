@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from contextlib import suppress
 from importlib.util import find_spec
@@ -12,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+import processes
 from lit_distill import cli
 from lit_distill._command.arguments import OF_A_RUN, quote_paths
-from run_folders import environment
 
 PATHS = st.text(st.characters(min_codepoint=32, exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1)
 
@@ -45,10 +44,7 @@ def test_every_command_has_a_help(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 def test_a_command_ends_with_its_own_exit_code() -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "lit_distill.cli", "predict", "run=/nowhere", "input=a.mp4"],
-        env=environment(), capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    result = processes.run(["-m", "lit_distill.cli", "predict", "run=/nowhere", "input=a.mp4"])
     assert result.returncode == 1
     assert result.stderr.startswith("error: no run folder /nowhere")
 
@@ -67,10 +63,8 @@ def test_the_command_that_a_run_prints_at_its_end_is_taken() -> None:
     given = ["models.Teacher.pretrained=run (1)/best.ckpt#Teacher", "ckpt_path=a,b.ckpt", "+models.X.pretrained=x#y"]
     parsed = OverridesParser.create().parse_overrides(quote_paths(given))
     assert [str(override.value()) for override in parsed] == ["run (1)/best.ckpt#Teacher", "a,b.ckpt", "x#y"]
-    result = subprocess.run(
-        [sys.executable, "-m", "lit_distill.train", "experiment=kd_pptsmv2", given[0], "--cfg", "job"],
-        env=environment(), capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
+    result = processes.run(["-m", "lit_distill.train", "experiment=kd_pptsmv2", given[0], "--cfg", "job"])
+    assert result.returncode == 0, result.stderr
     assert "pretrained: run (1)/best.ckpt#Teacher" in result.stdout
 
 

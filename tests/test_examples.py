@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import runpy
 import socket
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import processes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
@@ -32,10 +32,7 @@ IN_A_PROCESS_OF_ITS_OWN = {"own_lightning_module", "several_processes"}
 
 def by_command(folder: Path, *arguments: str) -> str:
     """What a command prints, with the processes that it starts."""
-    result = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    result = processes.run(arguments, cwd=folder)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from rich.console import Console
 
+import processes
 from data.conftest import grey, moving_bars, write_images, write_lines
 from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir
@@ -154,21 +154,18 @@ def test_user_errors(root: Path) -> None:
 
 def test_the_command(root: Path, tmp_path: Path) -> None:
     (root / "a/0.mp4").write_bytes(b"")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}
 
     def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "lit_distill.index", *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        given = ["-m", "lit_distill.index", *arguments]
+        return processes.run(given, cwd=tmp_path, env={**os.environ, "COLUMNS": "160"})
 
-    given = ["data=video_list", f"data.root={root}", "data.num_classes=2", "workers=2"]
-    done = command(*given, "check=decode")
+    given = ["data=video_list", f"data.root={root}", "data.num_classes=2"]
+    done = command(*given, "check=decode", "workers=2")
     assert done.returncode == 1, done.stderr
     assert "3/3 videos" in done.stdout
     assert (tmp_path / "bad.txt").read_text().startswith("a/0.mp4\t")
     shutil.copy(root / "a/1.mp4", root / "a/0.mp4")
-    done = command(*given)
+    done = command(*given, "workers=0")
     assert done.returncode == 0, done.stderr
     assert "2 were known" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"root", "cache", "bad.txt"}, "nothing else is left"

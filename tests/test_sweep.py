@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+import processes
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 
@@ -22,11 +22,10 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     ],
 )
 def test_a_sweep_leaves_a_run_folder_a_job(launcher: list[str], tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIT_DISTILL_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(
-        [sys.executable, "-m", "lit_distill.train", "-m", *launcher, "experiment=baseline_pptsmv2", "trainer=cpu",
+    result = processes.run(
+        ["-m", "lit_distill.train", "-m", *launcher, "experiment=baseline_pptsmv2", "trainer=cpu",
          "data=moving_digits_tiny", "trainer.max_epochs=1", "seed=0,1"],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+        cwd=tmp_path, env={**os.environ, "LIT_DISTILL_CACHE": str(tmp_path / "cache")},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     (sweep,) = (tmp_path / "runs").iterdir()
@@ -39,10 +38,10 @@ def test_a_sweep_leaves_a_run_folder_a_job(launcher: list[str], tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_job_of_several_processes_is_refused(tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "lit_distill.train", "-m", "experiment=baseline_pptsmv2", "trainer=ddp", "seed=0,1",
+    result = processes.run(
+        ["-m", "lit_distill.train", "-m", "experiment=baseline_pptsmv2", "trainer=ddp", "seed=0,1",
          "trainer.accelerator=cpu", "trainer.devices=2", "data=moving_digits_tiny", "trainer.max_epochs=1"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+        cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 1
     assert "a job of this sweep trains in 2 processes" in result.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+import processes
 from image_folders import CLASSES as ANIMALS
 from image_folders import write_images
 from lit_distill import test as door
 from lit_distill.data import average_views
 from lit_distill.inference import test as command
 from lit_distill.runs.opened import load_run
-from run_folders import CLASSES, VIDEOS, composed, environment, video_overrides, video_root, write_run
+from run_folders import CLASSES, VIDEOS, composed, video_overrides, video_root, write_run
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,9 @@ def test_figures_are_those_of_a_loop_by_hand(folder: Path, model: str, views: st
 
 def test_two_processes_give_what_one_gives(folder: Path) -> None:
     alone = report_of(f"run={folder}")
-    result = subprocess.run(
-        [sys.executable, "-m", "lit_distill.test", f"run={folder}", "trainer=ddp", "trainer.accelerator=cpu",
-         "trainer.devices=2", f"output={folder}/two.json"],
-        env=environment(), cwd=folder.parent, capture_output=True, text=True, timeout=300, check=False,
+    result = processes.run(
+        ["-m", "lit_distill.test", f"run={folder}", "trainer=ddp", "trainer.accelerator=cpu",
+         "trainer.devices=2", f"output={folder}/two.json"], cwd=folder.parent,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("written") == 1

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+import processes
 from lit_distill._command.command import conf_dir
 from lit_distill.loggers import is_installed
 from lit_distill.models.identity import state_sha256
@@ -38,11 +38,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(cache: Path, folder: Path, *overrides: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "LIT_DISTILL_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "lit_distill.train", "data=moving_digits_tiny", "trainer=cpu",
-         f"hydra.run.dir={folder}", *overrides],
-        env=environment, cwd=cwd, capture_output=True, text=True, timeout=300, check=False,
+    return processes.run(
+        ["-m", "lit_distill.train", "data=moving_digits_tiny", "trainer=cpu", f"hydra.run.dir={folder}", *overrides],
+        env={**os.environ, "LIT_DISTILL_CACHE": str(cache)}, cwd=cwd,
     )  # fmt: skip
 
 

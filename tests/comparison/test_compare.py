@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from omegaconf import DictConfig
 
+import processes
 from comparison.fakes import TINY, FakePool, config, leave, quiet, text
 from lit_distill.compare import main
 from lit_distill.comparison import compare
@@ -349,12 +347,11 @@ def test_the_plots_are_pictures(tmp_path: Path, pool: Callable[..., FakePool]) -
 
 def test_a_real_comparison_trains_and_tests_its_runs(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "lit_distill.compare", "experiments=[baseline,self]", "seeds=1",
+        "-m", "lit_distill.compare", "experiments=[baseline,self]", "seeds=1",
         "data=moving_digits_tiny", "trainer=cpu", "trainer.max_epochs=1", "+trainer.limit_train_batches=2",
         "+trainer.limit_val_batches=1", f"folder={tmp_path}/runs", "teacher=null", "plots=false",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = processes.run(command, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
     record = json.loads((tmp_path / "runs/compare.json").read_text())
     assert record["strategies"]["self"]["unpaired"] == []
@@ -368,11 +365,10 @@ def test_a_real_comparison_trains_and_tests_its_runs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_real_comparison_of_two_strategies_and_two_seeds(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "lit_distill.compare", "experiments=[baseline,kd]", "seeds=2", "data=moving_digits_tiny",
+        "-m", "lit_distill.compare", "experiments=[baseline,kd]", "seeds=2", "data=moving_digits_tiny",
         "trainer=cpu", "trainer.max_epochs=1", f"folder={tmp_path}/runs", "teacher.epochs=2",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    first = processes.run(command, timeout=600)
     assert first.returncode == 0, first.stderr[-3000:] + first.stdout[-3000:]
     record = json.loads((tmp_path / "runs/compare.json").read_text())
     kd = record["strategies"]["kd"]
@@ -383,7 +379,7 @@ def test_a_real_comparison_of_two_strategies_and_two_seeds(tmp_path: Path) -> No
     assert all(run["peak_mib"] > 0 and run["seconds"] > 0 for run in kd["runs"])
     assert record["teacher"]["epochs"] == 2
     (tmp_path / "runs/kd/seed1/test.json").unlink()
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    second = processes.run(command, timeout=600)
     assert second.returncode == 0
     assert "4 done before" in second.stdout
     assert json.loads((tmp_path / "runs/compare.json").read_text())["strategies"] == record["strategies"]

@@ -149,10 +149,11 @@ def _fill(cache: ClipCache, clips: int = 30) -> None:
         read(cache, decode, [number], None)
 
 
-@pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")])
-def test_processes_fill_one_cache(context: Any) -> None:
+@pytest.mark.parametrize("other", ["fork", "spawn"])
+def test_processes_fill_one_cache(other: Any) -> None:
     cache = ClipCache.in_memory(MB)
-    processes = [context.Process(target=_fill, args=(cache,)) for _ in range(2)]
+    contexts: list[Any] = [multiprocessing.get_context(method) for method in ("fork", other)]
+    processes = [context.Process(target=_fill, args=(cache,)) for context in contexts]
     for process in processes:
         process.start()
     for process in processes:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import processes
+
 PROGRAM = Path(__file__).with_name("balance_program.py")
 
 
-def run(folder: Path, processes: int) -> list[dict[str, Any]]:
+def run(folder: Path, ranks: int) -> list[dict[str, Any]]:
     folder.mkdir()
-    result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), str(processes)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+    processes.run_ranks(ranks, [str(PROGRAM), str(folder), str(ranks)])
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
 @pytest.fixture(scope="module")

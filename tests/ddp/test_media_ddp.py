@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import processes
 
 PROGRAM = Path(__file__).with_name("media_program.py")
 
 
-def pictures(folder: Path, processes: int, *more: str) -> dict[str, bytes]:
+def pictures(folder: Path, ranks: int, *more: str) -> dict[str, bytes]:
     folder.mkdir()
-    result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), str(processes), *more],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    processes.run_ranks(ranks, [str(PROGRAM), str(folder), str(ranks), *more])
     files = (folder / "media").rglob("*.*")
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+import processes
 from ddp.mixin_program import main
 
 PROGRAM = Path(__file__).with_name("mixin_program.py")
@@ -18,11 +16,7 @@ def test_two_processes_equal_one_on_the_whole_batch(tmp_path: Path) -> None:
     for folder in ("1", "2"):
         (tmp_path / folder).mkdir()
     main(tmp_path / "1", 1)
-    result = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tmp_path / "2"), "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    processes.run_ranks(2, [PROGRAM, tmp_path / "2", "2"])
     one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1/rank0.pt", "2/rank0.pt", "2/rank1.pt"))
     for rank in two:
         assert (

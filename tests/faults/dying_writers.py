@@ -1,6 +1,7 @@
 """Writers that end in the middle: forked from one warm process, so that nothing is imported again.
 
-Run by test_checkpoints.py as `python dying_writers.py <folder> <number>`; prints the counts of each way to end as JSON.
+`python -m faults.dying_writers <folder> <number>`, run by test_checkpoints.py, prints the counts of each way to end as
+JSON.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
+import select
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import processes
 from lit_distill.checkpoints import read_checkpoint
 
 PROGRAM = Path(__file__).with_name("resume_program.py")
@@ -27,27 +28,33 @@ class Server:
     """Runs commands of resume_program.py in processes of its own."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        self._folder = tempfile.TemporaryDirectory()
+        pipes = [Path(self._folder.name, name) for name in ("commands", "answers")]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        self._process = processes.start([PROGRAM, *pipes])
+        # Each end is open for both directions, so that no end waits for the other.
+        self._commands, self._answers = (
+            os.fdopen(os.open(pipe, os.O_RDWR), mode) for pipe, mode in zip(pipes, "wr", strict=True)
+        )
 
     def run(self, folder: Path, scenario: str, *, workers: int = 0, resume: bool = True, **more: Any) -> dict[str, Any]:
         """One run from the last checkpoint, with what is to be sent to it; see :func:`resume_program.obey`."""
         folder.mkdir(parents=True, exist_ok=True)
         command = {"folder": str(folder), "scenario": scenario, "workers": workers, "resume": resume, **more}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        self._commands.write(json.dumps(command) + "\n")
+        self._commands.flush()
+        while not select.select([self._answers], [], [], 1.0)[0]:
+            assert self._process.poll() is None, f"the server has ended: {self._process.communicate(1)}"
+        answer: dict[str, Any] = json.loads(self._answers.readline())
         return answer
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._commands.close()
+        self._process.communicate(timeout=30)
+        self._answers.close()
+        self._folder.cleanup()
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Runs to be killed: small distillations of every kind, forked by a server that has imported everything once.
 
-As a program it reads a JSON command a line, runs it in one process a rank, sends the signal that the command asks for
-once the run has come to a place, and answers with the exit codes. A kill and a resume so take a fraction of a second.
+As a program it reads a JSON command a line from one named pipe, runs it in one process a rank, sends the signal that
+the command asks for once the run has reached a place, and answers in another pipe with the exit codes. A kill and a
+resume take a fraction of a second.
 """
 
 from __future__ import annotations
@@ -314,5 +315,6 @@ def obey(command: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for text in sys.stdin:
-        print(json.dumps(obey(json.loads(text))), flush=True)
+    with Path(sys.argv[1]).open() as commands, Path(sys.argv[2]).open("w") as answers:
+        for text in commands:
+            print(json.dumps(obey(json.loads(text))), file=answers, flush=True)

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+import processes
 from faults import tiny
 from faults.report import report
 from lit_distill import SafeCheckpointIO
@@ -48,13 +48,8 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def deaths(folder: Path, number: int) -> dict[str, dict[str, int]]:
-    tests = Path(__file__).parents[1]
-    paths = os.pathsep.join(filter(None, [str(tests), os.environ.get("PYTHONPATH")]))
-    ended = subprocess.run(
-        [sys.executable, Path(__file__).with_name("dying_writers.py"), folder, str(number)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=1200,
-        check=False,
-    )  # fmt: skip
+    given = ["-m", "faults.dying_writers", folder, str(number)]
+    ended = processes.run(given, cwd=Path(__file__).parents[1], timeout=1200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     counts: dict[str, dict[str, int]] = json.loads(ended.stdout.splitlines()[-1])
     return counts
@@ -229,7 +224,10 @@ def test_no_permission_leaves_the_last_checkpoint(tmp_path: Path) -> None:
                 "try: write_checkpoint({'state_dict': {}}, 'last.ckpt')\n"
                 "except PermissionError as error: print(error)\n"
             )
-            ended = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+            program = tmp_path / "nobody.py"
+            program.write_text(code)
+            ended = processes.run([program, folder])
+            assert ended.returncode == 0, ended.stderr
             assert "cannot write last.ckpt: Permission denied; the file that stood there is untouched" in ended.stdout
         assert equal(read_checkpoint(path), content(1))
         assert os.listdir(folder) == ["last.ckpt"]

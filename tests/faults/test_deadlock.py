@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import processes
 from faults.report import report
 
 LIMIT = 90  # seconds of the whole program, start included; a hang is killed then, and counted
@@ -38,25 +37,22 @@ QUICK = ("uneven batches", "unused on one rank", "raise 1 on_before_backward cau
 
 
 def run(scenario: str, folder: Path) -> tuple[int | None, str, list[int]]:
-    """Exit code (None for a hang), what was told, and the processes that stayed behind."""
-    with (folder / "told").open("w") as told:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "faults.deadlocks", scenario, str(folder)],
-            cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=told, stderr=told,
-            start_new_session=True,
-        )  # fmt: skip
-        code: int | None = None
-        end, left = time.monotonic() + LIMIT, [process.pid]
-        while left and time.monotonic() < end:
-            code = process.poll()
-            left = [pid for pid in pids(folder) if alive(pid)] if code is not None else [process.pid]
-            time.sleep(0.2)
-        hung = left or pids_alive(folder)
-        for pid in {*hung, *([process.pid] if code is None else [])}:
-            os.kill(pid, signal.SIGKILL)
-        if code is None:
-            process.wait()
-    return code, (folder / "told").read_text(), hung
+    """Exit code of rank 0 (None for a hang), what was told, and the processes that stayed behind."""
+    given, tests, end = (
+        ["-m", "faults.deadlocks", scenario, folder],
+        Path(__file__).parents[1],
+        time.monotonic() + LIMIT,
+    )
+    by_launcher = scenario.endswith("caught")  # Lightning starts the second rank; the others are two as torchrun's are
+    started = [processes.start(given, cwd=tests)] if by_launcher else processes.start_ranks(2, given, cwd=tests)
+    codes = [process.poll(max(0.0, end - time.monotonic())) for process in started]
+    while None not in codes and pids_alive(folder) and time.monotonic() < end:
+        time.sleep(0.2)
+    hung = sorted({*pids_alive(folder), *(process.pid for process in started if process.returncode is None)})
+    for pid in hung:
+        os.kill(pid, signal.SIGKILL)
+    told = "".join(text for process in started for text in process.communicate(10))
+    return codes[0], told, hung
 
 
 def pids(folder: Path) -> list[int]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import processes
 from lit_distill.checkpoints import read_checkpoint
 
 from .killing import _differing
@@ -27,10 +25,7 @@ def outcome(
 ) -> tuple[str, Path, dict[str, Any]]:
     """Scenario, folder and what the program told; its processes run one after the other."""
     folder = tmp_path_factory.mktemp("stages")
-    result = subprocess.run(
-        [sys.executable, str(PROGRAM), request.param, str(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
+    result = processes.run([PROGRAM, request.param, folder], timeout=500)
     assert result.returncode == 0, result.stderr[-3000:]
     return request.param, folder, json.loads(result.stdout)
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -21,6 +18,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import processes
 from faults import poison
 from faults.poison import BAD, At, Overflows, Points, States, fit, module
 from faults.report import report
@@ -299,12 +297,8 @@ def test_arguments_are_checked() -> None:
     ],
 )
 def test_ranks_agree_on_what_only_one_of_them_met(kind: str, policy: str, strategy: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", "faults.poison", str(tmp_path), kind, policy, strategy],
-        cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=90, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
+    given = ["-m", "faults.poison", tmp_path, kind, policy, strategy]
+    processes.run_ranks(2, given, cwd=Path(__file__).parents[1], timeout=90)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     survived = 0
     for rank in ranks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,28 +17,11 @@ from lit_distill.callbacks import Interrupted, LastCheckpoint, Preemption
 from lit_distill.callbacks.preemption import _requeue
 from lit_distill.checkpoints import read_checkpoint
 
-from .killing import Server, differences, samples_lost_and_repeated, serving
+from .killing import Server, differences, samples_lost_and_repeated
 from .report import report
 
 PLAIN, RANKS = "DML, Adam, dropout", "DML on two ranks"
 ACCUMULATED = "Mixup, gradients accumulated over 3 batches"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def references(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    class References(dict[str, Path]):
-        def __missing__(self, scenario: str) -> Path:
-            folder = self[scenario] = tmp_path_factory.mktemp("reference") / "run"
-            assert set(server.run(folder, scenario)["codes"]) == {0}, (folder / "log0.txt").read_text()
-            return folder
-
-    return References()
 
 
 @pytest.mark.parametrize(

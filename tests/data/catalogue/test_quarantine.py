@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from io import StringIO
 from itertools import chain
 from pathlib import Path
@@ -14,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import processes
 from lit_distill.callbacks import Quarantine
 from lit_distill.data import VideoDataModule, VideoError
 from lit_distill.data.catalogue.quarantine import (
@@ -250,11 +248,7 @@ def test_arguments_are_checked(broken: Path) -> None:
 
 def test_two_processes_agree(broken: Path, tmp_path: Path) -> None:
     """Each finds videos that the other never opened; both then have one list, order and file."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, str(PROGRAM), str(broken), str(tmp_path / "report")],
-        check=True, timeout=120, env=environment, cwd=tmp_path,
-    )  # fmt: skip
+    processes.run_ranks(2, [PROGRAM, broken, tmp_path / "report"], cwd=tmp_path)
     ranks = [json.loads((tmp_path / f"report.{rank}").read_text()) for rank in (0, 1)]
     assert ranks[0]["list"] == ranks[1]["list"] == ranks[0]["stored"] == ranks[1]["stored"]
     assert {entry["path"] for entry in ranks[0]["list"]} == set(BAD.values())
@@ -272,11 +266,9 @@ def test_two_processes_agree(broken: Path, tmp_path: Path) -> None:
 
 def test_two_processes_count_together(broken: Path, tmp_path: Path) -> None:
     """Neither knows of more than one before they compare; the run stops in both."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(broken), str(tmp_path / "report"), "1"],
-        check=False, timeout=120, env=environment, cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "2 videos can't be read, data.max_bad allows 1" in done.stderr
-    assert all(name in done.stderr for name in BAD.values())
+    ranks = processes.start_ranks(2, [PROGRAM, broken, tmp_path / "report", "1"], cwd=tmp_path)
+    for rank in ranks:
+        _, told = rank.communicate(120)
+        assert rank.returncode != 0
+        assert "2 videos can't be read, data.max_bad allows 1" in told
+        assert all(name in told for name in BAD.values())

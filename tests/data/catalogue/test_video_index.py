@@ -146,7 +146,7 @@ def _add(root: str, numbers: list[int], count: int) -> None:
 
 
 def test_processes_write_side_by_side(root: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     workers = [context.Process(target=_add, args=(str(root), [number], 200)) for number in range(3)]
     for worker in workers:
         worker.start()

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter, namedtuple
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+import processes
 from lit_distill.data import MovingDigits, read_list
 from lit_distill.data.moving_digits import making as _making
 from lit_distill.data.moving_digits.making import find_fault, load_sources, make, set_folder
@@ -240,12 +240,14 @@ def test_two_processes_at_once_agree(tmp_path: Path) -> None:
         "print(make(DigitsSpec(seed=0, clips=(4, 4, 4), digits=(3, 7), motions=('left', 'zoom_in'), frames=8, side=32),"
         "Path(sys.argv[1]), workers=1))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
-    said = [process.communicate()[0].strip() for process in both]
+    file = tmp_path / "make.py"
+    file.write_text(program)
+    folder = tmp_path / "made"
+    both = [processes.start([file, folder]) for _ in range(2)]
+    said = [process.communicate(300)[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said == [str(set_folder(BARE, tmp_path))] * 2
-    assert [p.name for p in tmp_path.iterdir()] == [Path(said[0]).name]
+    assert said == [str(set_folder(BARE, folder))] * 2
+    assert [p.name for p in folder.iterdir()] == [Path(said[0]).name]
     assert find_fault(Path(said[0]), BARE) is None
 
 
