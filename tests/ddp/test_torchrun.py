@@ -6,19 +6,19 @@ import csv
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import processes
+
 COMMAND = [
     "-m", "lit_distill.train", "experiment=dml_pptsmv2", "data=moving_digits_tiny", "data.batch_size=4", "seed=3",
     "trainer=ddp", "trainer.accelerator=cpu", "trainer.max_epochs=1", "trainer.log_every_n_steps=1",
 ]  # fmt: skip
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TORCHRUN = ["-m", "torch.distributed.run"]
 
 
 def free_port() -> int:
@@ -27,21 +27,15 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(command: list[str], folder: Path, cache: Path) -> subprocess.Popen[str]:
+def start(command: list[str], folder: Path, cache: Path) -> processes.Process:
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LIT_DISTILL_CACHE": str(cache), "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    environment = {**os.environ, "LIT_DISTILL_CACHE": str(cache), "PYTHONWARNINGS": "ignore"}
+    return processes.start(command, cwd=folder, env=environment)
 
 
-def finished(process: subprocess.Popen[str]) -> str:
-    try:
-        output, _ = process.communicate(timeout=240)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, _ = process.communicate()
-    assert process.returncode == 0, output[-3000:]
+def finished(process: processes.Process) -> str:
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
     return output
 
 
@@ -59,8 +53,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def by_lightning(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     folder = tmp_path_factory.mktemp("lightning")
-    finished(start([sys.executable, *COMMAND, "trainer.devices=2"], folder, cache))
+    output = finished(start([*COMMAND, "trainer.devices=2"], folder, cache))
+    assert output.count("trained 4 steps") == 1  # 32 clips, 2 processes of 4; printed by one of them
     return the_run(folder)
+
+
+def test_two_processes_train_and_leave_one_run_folder(by_lightning: Path) -> None:
+    assert json.loads((by_lightning / "results.json").read_text())["steps"] == 4
+    assert (by_lightning / "student.safetensors").is_file()
 
 
 def assert_equal_runs(run: Path, other: Path) -> None:
