@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import IO, Any, NoReturn
 
 # The rooms of the commands, not their doors: `-m` warns of a module that stands in sys.modules already.
 PRELOADED = (
@@ -136,7 +136,7 @@ def run_ranks(ranks: int, arguments: Sequence[str | Path], *, cwd: Path | None =
 
 
 @cache
-def _server() -> TextIO:
+def _server() -> IO[str]:
     """Where commands are written to; the server ends with the process that started it."""
     process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -192,9 +192,7 @@ def _become(arguments: list[str], cwd: str, env: dict[str, str], folder: str) ->
     except BaseException:
         traceback.print_exc()
         code = 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()  # type: ignore[attr-defined]  # it ends the pools of threads, which joining waits for in vain
     atexit._run_exitfuncs()
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)

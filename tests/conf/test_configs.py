@@ -23,8 +23,8 @@ from lit_distill.callbacks import TeacherCache
 from lit_distill.runs.resume import differing
 from lit_distill.searching.space import axes_of
 from lit_distill.training.fit import build_module
-from lit_distill.untrusted.check import check_targets, read_config
 from lit_distill.training.stages import stages_of
+from lit_distill.untrusted.check import check_targets, read_config
 from lit_distill.untrusted.plain import resolved
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))

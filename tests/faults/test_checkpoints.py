@@ -48,7 +48,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def deaths(folder: Path, number: int) -> dict[str, dict[str, int]]:
-    given = ["-m", "faults.dying_writers", folder, str(number)]
+    given = ["-m", "faults.dying_writers", str(folder), str(number)]
     ended = processes.run(given, cwd=Path(__file__).parents[1], timeout=1200)
     assert ended.returncode == 0, ended.stderr[-3000:]
     counts: dict[str, dict[str, int]] = json.loads(ended.stdout.splitlines()[-1])

@@ -38,11 +38,8 @@ QUICK = ("uneven batches", "unused on one rank", "raise 1 on_before_backward cau
 
 def run(scenario: str, folder: Path) -> tuple[int | None, str, list[int]]:
     """Exit code of rank 0 (None for a hang), what was told, and the processes that stayed behind."""
-    given, tests, end = (
-        ["-m", "faults.deadlocks", scenario, folder],
-        Path(__file__).parents[1],
-        time.monotonic() + LIMIT,
-    )
+    given = ["-m", "faults.deadlocks", scenario, str(folder)]
+    tests, end = Path(__file__).parents[1], time.monotonic() + LIMIT
     by_launcher = scenario.endswith("caught")  # Lightning starts the second rank; the others are two as torchrun's are
     started = [processes.start(given, cwd=tests)] if by_launcher else processes.start_ranks(2, given, cwd=tests)
     codes = [process.poll(max(0.0, end - time.monotonic())) for process in started]

@@ -297,7 +297,7 @@ def test_arguments_are_checked() -> None:
     ],
 )
 def test_ranks_agree_on_what_only_one_of_them_met(kind: str, policy: str, strategy: str, tmp_path: Path) -> None:
-    given = ["-m", "faults.poison", tmp_path, kind, policy, strategy]
+    given = ["-m", "faults.poison", str(tmp_path), kind, policy, strategy]
     processes.run_ranks(2, given, cwd=Path(__file__).parents[1], timeout=90)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     survived = 0
