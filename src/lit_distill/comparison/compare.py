@@ -28,11 +28,7 @@ from lit_distill.runs.processes import alone_in
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Train and test what is not yet, and write `compare.json`, `compare.md` and the plots.
-
-    Args:
-        config: the composed `compare.yaml`.
-        console: where progress and the table are shown; standard output by default.
+    """Train and test what a composed `compare.yaml` still lacks, and write `compare.json`, `compare.md` and the plots.
 
     Returns:
         the content of `compare.json`.

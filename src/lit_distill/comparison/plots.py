@@ -25,12 +25,7 @@ _COLOURS = {"better": GAIN, "worse": LOSS, "not shown": "soft"}
 
 
 def write_plots(record: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write the pictures, and return their names.
-
-    Args:
-        record: content of `compare.json`.
-        folder: where to.
-    """
+    """Write the pictures of a `compare.json` into a folder, and return their names."""
     for name, chart in ((GAINS_FILE, gains(record)), (CURVES_FILE, curves(record))):
         write_text(folder / name, svg_file([chart]))
     return [GAINS_FILE, CURVES_FILE]

@@ -14,12 +14,7 @@ HEAD = (
 
 
 def markdown(record: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
-    """The whole file.
-
-    Args:
-        record: content of `compare.json`.
-        plots: names of the pictures beside it.
-    """
+    """The whole file of a `compare.json`, with the names of the pictures beside it."""
     machine = record["machine"]
     gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())

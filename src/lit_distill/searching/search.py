@@ -20,11 +20,7 @@ _FAILURES = 3  # in a row end the search
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
-    """Train what trials are left, and write ``study.json``, ``study.md`` and the plot.
-
-    Args:
-        config: the composed ``search.yaml``.
-        console: where a line a trial is shown; standard output by default.
+    """Train what trials of a composed ``search.yaml`` are left, and write ``study.json``, ``study.md`` and the plot.
 
     Returns:
         the content of ``study.json``.
