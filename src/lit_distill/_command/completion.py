@@ -67,10 +67,6 @@ _PLACES = re.compile(r"(root|folder|dir|list|path)$")
 def candidates(words: Sequence[str], commands: Iterable[str]) -> list[str]:
     """What the last word of a line may become, without the program's name; a candidate that is whole ends in a space.
 
-    Args:
-        words: as far as they are typed.
-        commands: names that may stand first.
-
     Example:
         >>> candidates(["train", "experiment=kd_i"], ["train"])
         ['experiment=kd_image ']
@@ -119,12 +115,7 @@ def _paths(start: str) -> list[str]:
 
 
 class _Config:
-    """The keys and groups of a command's config, as far as a line chooses them.
-
-    Args:
-        names: of configs at the top of the config folder: the command's own, and that of the one it forwards to.
-        typed: the line's other arguments.
-    """
+    """The keys and groups of a command's configs as far as a line chooses them."""
 
     def __init__(self, names: Sequence[str], typed: Sequence[str]) -> None:
         self._chosen = dict(argument.lstrip("+").partition("=")[::2] for argument in typed if "=" in argument)

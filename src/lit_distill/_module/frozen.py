@@ -50,9 +50,7 @@ class FrozenRecord:
     def changed(self, models: Mapping[str, nn.Module], *, thorough: bool = False) -> list[str]:
         """Names of the models whose values are not what they were.
 
-        Args:
-            models: the frozen models by name.
-            thorough: read every byte, which also shows what was written past PyTorch's count.
+        A ``thorough`` look reads every byte, which also shows what was written past PyTorch's count.
         """
         names = []
         for name, model in models.items():

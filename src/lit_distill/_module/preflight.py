@@ -146,14 +146,7 @@ def try_example(module: LightningModule, build: Callable[[Any, int | None], None
 
 
 def check_classes(name: str, logits: Tensor, target: Tensor | None, num_classes: int | None) -> None:
-    """Raise ValueError if a classifier's outputs do not fit the classes of the data.
-
-    Args:
-        name: of the model.
-        logits: its output; only (B, C) is looked at.
-        target: class indices (B,) or probabilities (B, C).
-        num_classes: what the data module says, where it says it.
-    """
+    """Raise ValueError if outputs (B, C) of a classifier do not fit the classes of the data."""
     if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
         return
     classes, wanted = logits.shape[1], num_classes

@@ -110,11 +110,7 @@ class StepRecord:
         return replace(self, signals=None, inputs=None)
 
     def faults(self, sample_names: Callable[[Sequence[int]], list[str]]) -> list[str]:
-        """Lines that name each term and signal that is not finite, and its samples.
-
-        Args:
-            sample_names: the text of samples, given their positions in the data set.
-        """
+        """Lines that name each term and signal that is not finite, and its samples."""
         lines: list[str] = []
         captured = {} if self.signals is None else self.signals.captured()
         inputs_are_bad = isinstance(self.inputs, Tensor) and _is_bad(self.inputs)

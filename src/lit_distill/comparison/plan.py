@@ -25,15 +25,7 @@ ACCOUNT = ("+callbacks.account._target_=lit_distill.callbacks.Account", "+callba
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One training: what it is called, where it is, and the arguments of `train` that make it.
-
-    Attributes:
-        name: of its strategy.
-        seed: of all that is random in it.
-        folder: its run folder, absolute.
-        overrides: arguments of `train`.
-        config: composed of them.
-    """
+    """One training of a strategy: its absolute folder, and the arguments of `train` that make it."""
 
     name: str
     seed: int
@@ -49,15 +41,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Strategy:
-    """One line of the table.
-
-    Attributes:
-        name: as it was asked for.
-        experiment: the config's.
-        own: its own overrides.
-        teacher: who teaches, in words; empty where nobody does.
-        runs: a seed each.
-    """
+    """One line of the table: an experiment with its own overrides, and who teaches, in words."""
 
     name: str
     experiment: str
@@ -91,10 +75,7 @@ class Plan:
 
 
 def make_plan(config: DictConfig) -> Plan:
-    """Compose every run of a comparison and hold them against each other.
-
-    Args:
-        config: the composed `compare.yaml`.
+    """Compose every run of a composed `compare.yaml` and hold them against each other.
 
     Raises:
         ValueError: a setting is out of range, an experiment does not exist, a run would differ from the reference's in

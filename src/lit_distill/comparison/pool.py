@@ -21,13 +21,7 @@ from lit_distill.runs.resume import environment_of_other_run
 
 @dataclass(frozen=True)
 class Job:
-    """Some commands, one after another; the first that fails ends it.
-
-    Attributes:
-        name: for the user.
-        commands: arguments behind ``python -m``, each.
-        log: file that gets what they print; appended to.
-    """
+    """Commands behind ``python -m``, one after another; the first that fails ends it."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
@@ -57,11 +51,9 @@ class Pool:
     _ending: bool = field(default=False, init=False)
 
     def run(self, jobs: Sequence[Job], *, done: Callable[[Job, str], None]) -> None:
-        """Run them all.
+        """Run them all, begun in this order.
 
-        Args:
-            jobs: begun in this order.
-            done: called in this thread when a job has ended, with what went wrong or an empty text.
+        ``done`` is called in this thread when a job has ended, with what went wrong or an empty text.
 
         Raises:
             KeyboardInterrupt: a signal was received; all processes have ended.
@@ -133,10 +125,7 @@ class Pool:
 
 
 def places(jobs: int | None) -> tuple[int, int, int]:
-    """How many runs at a time, the threads of each, and how many GPUs there are.
-
-    Args:
-        jobs: as asked for; None for one a GPU or, without, one a core.
+    """How many runs at a time, the threads of each, and the GPUs; by default a run a GPU, else a core.
 
     Raises:
         ValueError: it is below 1.

@@ -51,17 +51,7 @@ def _tests_these_weights(folder: Path) -> bool:
 
 
 def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the table is made of.
-
-    Args:
-        plan: the comparison.
-        folder: of the comparison; those of the runs are relative to it.
-        faults: what went wrong, by run folder.
-        about: further entries, such as the command.
-
-    Returns:
-        plain data; accuracies and gains in percent (points), times in seconds, memory in MiB.
-    """
+    """All that the table is made of: percent (points), seconds, MiB; ``faults`` are by run folder."""
     strategies: dict[str, dict[str, Any]] = {
         strategy.name: {
             "experiment": strategy.experiment,

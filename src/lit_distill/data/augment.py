@@ -68,9 +68,6 @@ def torch_seeded(*parts: object) -> Iterator[None]:
     torchvision's transforms draw from the global generator and take no other. Inside, they give the same for the same
     parts, in any process, after any history; outside, nothing notices.
 
-    Args:
-        parts: as for :func:`lit_distill.data.samplers.seeded`.
-
     Example:
         >>> with torch_seeded("view", 0, 3, 17):
         ...     one = torch.rand(2)
@@ -86,16 +83,7 @@ def torch_seeded(*parts: object) -> Iterator[None]:
 
 
 def augmented(clip: Tensor, transform: Callable[[Tensor], Tensor] | None, *parts: object) -> Tensor:
-    """A clip after a transform whose draws are a function of ``parts``; the clip itself without one.
-
-    Args:
-        clip: bytes (T, 3, H, W).
-        transform: such as :func:`augmentation` gives; None for none.
-        parts: as for :func:`torch_seeded`.
-
-    Returns:
-        bytes (T, 3, H, W).
-    """
+    """A clip (T, 3, H, W) uint8 after a transform, if any, whose draws are a function of ``parts``."""
     if transform is None:
         return clip
     with torch_seeded(*parts):

@@ -45,16 +45,7 @@ _LARGEST: Final = 1 << 30  # bytes of an entry
 
 
 class CacheStats(NamedTuple):
-    """What a cache has done and holds, over all processes that share it.
-
-    Attributes:
-        hits: clips that came from it.
-        misses: clips that were decoded.
-        remade: entries that were damaged, and were decoded anew.
-        bytes: that it holds.
-        full: whether a clip found no room.
-        limit: bytes that it may hold.
-    """
+    """What a cache has done and holds, over all processes that share it; ``remade`` were damaged."""
 
     hits: int
     misses: int

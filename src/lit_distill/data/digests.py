@@ -29,13 +29,7 @@ def memory_order(tensor: Tensor) -> tuple[int, ...]:
 
 
 def row_digests(rows: Tensor) -> Tensor:
-    """A digest of each row of a batch: of its type, its shape, its order in memory and every byte.
-
-    Args:
-        rows: (B, ...), of any type.
-
-    Returns:
-        (B, 16), uint8: the first half of a SHA-256.
+    """A digest (B, 16) uint8 of each row: of its type, its shape, its order in memory and every byte.
 
     Example:
         >>> one, other = row_digests(torch.tensor([[1, 2], [1, 3]]))

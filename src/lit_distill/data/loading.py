@@ -232,9 +232,6 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
     def setup(self, stage: str | None = None) -> None:
         """Look for the files that ``stage`` needs.
 
-        Args:
-            stage: ``"fit"``, ``"validate"``, ``"test"``, ``"predict"``; None for all.
-
         Raises:
             FileNotFoundError: the root or something in it is missing.
             ValueError: what is found there is malformed.

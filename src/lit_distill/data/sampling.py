@@ -182,15 +182,7 @@ class FrameSampling:
 
 
 def linspace_frames(count: int, length: int, *, span: tuple[float, float] | None = None) -> list[int]:
-    """Evenly spaced frames, both ends included, cut to integers.
-
-    Args:
-        count: how many.
-        length: frames of the video.
-        span: first and last frame; none for those of the video. What lies outside the video is moved to its ends.
-
-    Returns:
-        0-based frames.
+    """Evenly spaced frames from 0, both ends included, cut to integers; ``span`` is cut to the video.
 
     Example:
         >>> linspace_frames(4, 50), linspace_frames(4, 50, span=(3, 40))
@@ -205,14 +197,6 @@ def wrap(numbers: Sequence[int], length: int, first: int = 0) -> list[int]:
     """Bring frame numbers past the end of a video back to its beginning.
 
     The published reader did so for videos in plain sampling only; elsewhere it failed on them, and took another sample.
-
-    Args:
-        numbers: as a :class:`FrameSampling` gives them.
-        length: frames of the video.
-        first: number of the first frame: 0, or 1 for the file names of images.
-
-    Returns:
-        numbers that exist.
 
     Example:
         >>> wrap([1, 3, 5], 3, 1)

@@ -82,13 +82,7 @@ class TermFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """A short validation.
-
-    Attributes:
-        samples: how many.
-        top1: by model.
-        chance: what guessing gives.
-    """
+    """Top-1 accuracy by model in a short validation, and what guessing gives."""
 
     samples: int
     top1: Mapping[str, float]
@@ -97,16 +91,7 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What :func:`diagnose` saw.
-
-    Attributes:
-        batch_size: samples of the batch that everything was tried on.
-        models: by name.
-        terms: by name.
-        accuracy: of the short validation; None where it was left out.
-        findings: what a user should look at, a sentence each; empty is good.
-        seconds: that the diagnosis took.
-    """
+    """What :func:`diagnose` saw; ``findings`` are what a user should look at, a sentence each."""
 
     batch_size: int
     models: Mapping[str, ModelFacts]

@@ -41,14 +41,7 @@ def multiply_adds(network: nn.Module, inputs: Tensor) -> int:
 
 
 def engine(name: Engine, network: nn.Module, example: Tensor, folder: Path, *, threads: int | None = None) -> Network:
-    """A network as one engine runs it.
-
-    Args:
-        name: which engine.
-        network: on the CPU, in eval mode; branches are fused for all but ``"eager"``, which runs it as it is.
-        example: an input of one sample.
-        folder: for the files of ONNX Runtime.
-        threads: for ONNX Runtime; torch's are set for the process.
+    """A network on the CPU as an engine runs it; branches are fused for all but ``"eager"``.
 
     Raises:
         ModuleNotFoundError: the engine needs the extra ``onnx``.

@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """How an exported file compares with the network that it came from.
+    """How many samples an exported file and its network were given, and how far they differ.
 
-    Attributes:
-        samples: how many real samples both were given.
-        difference: largest absolute difference of their logits, in units of the largest absolute logit.
-        agreement: share of the samples for which both name the same class.
+    The difference is the largest of their logits, in units of the largest logit; the agreement is the share of samples
+    for which both name the same class.
     """
 
     samples: int

@@ -20,12 +20,7 @@ _LABELS = re.compile(r"(?:[\s,]+\d+){1,2}$")  # behind a path: its label, or num
 
 
 class Inputs(NamedTuple):
-    """Files to classify.
-
-    Attributes:
-        paths: in their order.
-        passed_over: files of the folder that are neither videos nor images, as the network wants them.
-    """
+    """Files to classify, and how many of a folder are not what the network wants."""
 
     paths: list[str]
     passed_over: int = 0

@@ -19,14 +19,7 @@ LOADS_PROGRAMS = "torch.export.load"
 def open_classifier(
     opened: Run, preprocess: Preprocess, *, model: str | None, checkpoint: str, device: str
 ) -> Classifier:
-    """A classifier of a run's network, or of an exported file.
-
-    Args:
-        opened: the run, or the file with its card.
-        preprocess: of the run.
-        model: which of its models; None for its student.
-        checkpoint: as for :meth:`lit_distill.runs.opened.Run.model`.
-        device: where it runs; ``"auto"`` for CUDA where there is one. Exported files run on the CPU.
+    """A classifier of a run's network, by default its student, or of an exported file, on the CPU.
 
     Raises:
         ValueError: the file is none that can be run, or a torch.export program that ``opened.allow`` does not admit;

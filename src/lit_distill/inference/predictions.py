@@ -18,13 +18,7 @@ _MOST_WORKERS = 8
 
 
 class Top(NamedTuple):
-    """One of the most probable classes.
-
-    Attributes:
-        label: number of the class.
-        name: of the class; its number where names are not known.
-        score: its probability.
-    """
+    """One of the most probable classes; the name is the number where names are not known."""
 
     label: int
     name: str
@@ -32,13 +26,7 @@ class Top(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a file was taken for.
-
-    Attributes:
-        input: its path.
-        top: the most probable classes, most probable first; none for a file that can't be read.
-        error: why it can't be read; empty for one that was classified.
-    """
+    """The most probable classes of a file, most probable first, or why it can't be read."""
 
     input: str
     top: tuple[Top, ...] = ()

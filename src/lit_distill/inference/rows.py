@@ -22,13 +22,6 @@ class RowFile:
 
     The key is a hash of what makes the rows what they are, so that a part is only gone on from by an equal command.
 
-    Args:
-        path: a ``.jsonl`` or ``.csv`` file, replaced at the end.
-        inputs: the files that get a row each.
-        topk: classes of a row.
-        made_by: what the rows depend on besides.
-        resume: go on with a part, where there is one; otherwise it is begun anew.
-
     Raises:
         ValueError: another suffix, or a part that is not of these inputs.
     """

@@ -22,13 +22,7 @@ _BATCH = 8
 def labelled_batches(
     data: LightningDataModule, split: Literal["train", "val"], count: int | None, *, view: InputView | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (inputs, class indices) of a data module, unmixed.
-
-    Args:
-        data: the videos or images.
-        split: training samples come shuffled and augmented, validation samples as in evaluation.
-        count: most samples; None for all.
-        view: what the network sees of them; None for all.
+    """Batches (inputs, class indices) of a data module, unmixed, of at most ``count`` samples.
 
     Raises:
         FileNotFoundError: the data is not there.
@@ -50,12 +44,7 @@ def labelled_batches(
 
 
 def batches_of(source: str | os.PathLike[str], preprocess: Preprocess, count: int) -> Iterator[Tensor]:
-    """Batches of the files that ``source`` is or holds, as evaluation gives them.
-
-    Args:
-        source: a video or an image, or a folder with nothing else in it.
-        preprocess: of the network.
-        count: most files.
+    """Batches of the files that ``source`` is or holds, at most ``count``, as evaluation gives them.
 
     Raises:
         FileNotFoundError: there is no such file, or nothing in the folder.

@@ -30,13 +30,7 @@ _CLASSES_SHOWN = 40
 
 
 class Selection(NamedTuple):
-    """What :func:`run` made.
-
-    Attributes:
-        chosen: class by class, best first.
-        failed: how many files could not be read.
-        twins: how many were left out for their contents.
-    """
+    """What :func:`run` chose, class by class, best first; how many files were unreadable or copies."""
 
     chosen: list[Chosen]
     failed: int

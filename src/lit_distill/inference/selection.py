@@ -10,13 +10,7 @@ from typing import NamedTuple
 
 
 class Chosen(NamedTuple):
-    """A file that a class takes.
-
-    Attributes:
-        label: of the class.
-        score: its probability for the file.
-        path: of the file.
-    """
+    """A file that a class takes, and the probability of the class for it."""
 
     label: int
     score: float
@@ -73,12 +67,7 @@ class TopPerClass:
 
 
 class Twin(NamedTuple):
-    """A file that is left out, since another one has the same bytes.
-
-    Attributes:
-        path: of the file.
-        other: of the one that stays.
-    """
+    """A file that is left out, since another one, which stays, has the same bytes."""
 
     path: str
     other: str

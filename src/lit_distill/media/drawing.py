@@ -34,11 +34,9 @@ def shade(colour: Colour, share: float) -> Colour:
 
 
 def most_confused(cells: Mapping[tuple[int, int], int], classes: int) -> list[int]:
-    """The classes of a confusion matrix that are drawn: all, or those of the most frequent confusions, in order.
+    """The classes that are drawn of a confusion matrix, samples by (true class, predicted class).
 
-    Args:
-        cells: samples by (true class, predicted class).
-        classes: their number.
+    All, or those of the most frequent confusions, in order.
 
     Example:
         >>> most_confused({(0, 0): 9, (7, 3): 2, (5, 5): 1}, 4), most_confused({(7, 3): 2, (5, 5): 9}, 400)
@@ -60,11 +58,6 @@ def confusion_image(cells: Mapping[tuple[int, int], int], names: Sequence[str], 
     Of more than :data:`WRITTEN_OUT` classes the most confused are drawn, with a column for all the others, so that
     each row holds all samples of its class. Cells are :data:`CELL` pixels wide, the last ends :data:`MARGIN` before the
     right and the lower edge.
-
-    Args:
-        cells: samples by (true class, predicted class).
-        names: of all classes.
-        title: above it.
     """
     shown = most_confused(cells, len(names))
     place = {number: at for at, number in enumerate(shown)}

@@ -20,13 +20,10 @@ Normalisation = tuple[Sequence[float], Sequence[float]]
 
 @dataclass(frozen=True)
 class WrongClip:
-    """A sample that the student has wrong.
+    """A sample that the student has wrong, with its frames (T, 3, H, W), uint8.
 
-    Attributes:
-        place: its position in the data set; -1 where batches have no index.
-        target: its class.
-        said: by the models' names, the student first: the class it is taken for, and its probability.
-        frames: (T, 3, H, W), uint8.
+    The place is -1 where batches have no index. What is said is by the models' names, the student first: the class that
+    the sample is taken for, and its probability.
     """
 
     place: int

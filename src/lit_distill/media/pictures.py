@@ -26,15 +26,7 @@ _SECONDS = 2.0  # that a clip lasts, whatever its frames
 
 @dataclass(frozen=True)
 class Picture:
-    """An image, or a clip that moves, as a file.
-
-    Attributes:
-        name: a file name without its ending; loggers show it as ``val/<name>``.
-        caption: what it shows, where the logger has captions.
-        content: a PNG, or a GIF of a clip.
-        moves: whether it is a GIF.
-        size: (width, height) in pixels.
-    """
+    """An image as PNG, or a clip that moves as GIF; loggers show it as ``val/<name>``."""
 
     name: str
     caption: str

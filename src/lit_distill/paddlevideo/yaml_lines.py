@@ -24,13 +24,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to tell about one key of the document.
-
-    Attributes:
-        key: the dotted key.
-        line: where it stands, counted from 1.
-        text: what there is to tell.
-    """
+    """Something about one key of the document, and the line that it is on, counted from 1."""
 
     key: str
     line: int
@@ -45,9 +39,6 @@ class Source:
 
     Numbers and constants written as text, such as ``1e-4``, are what they look like. Lists of plain values are one
     value. Tags are refused: nothing is constructed but text, numbers, booleans and null.
-
-    Args:
-        path: the file.
 
     Raises:
         ConfigError: it is no YAML mapping, or holds tags, a key twice, or more than a config can.

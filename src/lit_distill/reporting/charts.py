@@ -36,15 +36,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 32
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart.
-
-    Attributes:
-        name: in the legend.
-        points: (x, y); it is broken where y is not finite.
-        colour: number of one of the page's colours, taken modulo :data:`COLOURS`.
-        dashed: or solid.
-        heavy: thick and in the colour of text, before all others.
-    """
+    """A line of a chart, broken where y is not finite; a heavy one is thick and before all others."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -61,15 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart that has been drawn.
-
-    Attributes:
-        title: plain text.
-        width: of its view box.
-        height: of its view box.
-        marks: SVG, untrusted text escaped by :func:`shown`.
-        legend: lines that are named below it.
-    """
+    """A chart that has been drawn: its marks are SVG, untrusted text escaped by :func:`shown`."""
 
     title: str
     width: int
@@ -91,15 +75,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of an :func:`interval_chart`.
-
-    Attributes:
-        name: beside it.
-        values: what the mean is of.
-        mean: the large dot.
-        interval: its ends; None where there is none.
-        colour: :data:`GAIN`, :data:`LOSS`, or ``soft``.
-    """
+    """A row of an :func:`interval_chart`: values, their mean, and its interval where there is one."""
 
     name: str
     values: Sequence[float]
@@ -145,14 +121,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def line_chart(lines: Sequence[Line], *, title: str, x_label: str = "step", legend: bool = False) -> Chart:
-    """Lines over a common x axis, with a legend where there are several.
-
-    Args:
-        lines: at least one; those without a finite point are in the legend alone.
-        title: of the figure.
-        x_label: under the axis.
-        legend: for a single line too.
-    """
+    """Lines, at least one, over a common x axis; one without a finite point is in the legend alone."""
     finite = [(x, y) for line in lines for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
         return Chart(title, _WIDTH, 20, '<text x="0" y="14">no finite value was logged</text>', tuple(lines))
@@ -173,14 +142,7 @@ def line_chart(lines: Sequence[Line], *, title: str, x_label: str = "step", lege
 
 
 def dot_chart(points: Sequence[tuple[float | str, float]], *, title: str, x_label: str, log: bool = False) -> Chart:
-    """Values over a setting: a number, on a logarithmic axis if wanted, or one of a few names.
-
-    Args:
-        points: (setting, value), at least one; a setting that is a text has a place of its own on the axis.
-        title: of the figure.
-        x_label: under the axis.
-        log: whether the axis is logarithmic; all settings are positive numbers then.
-    """
+    """Values over settings: numbers (positive on a logarithmic axis), or texts, each with a place."""
     names = list(dict.fromkeys(str(x) for x, _ in points if isinstance(x, str)))
     scaled = [
         (float(names.index(x)) if isinstance(x, str) else math.log10(x) if log else float(x), y) for x, y in points
@@ -256,13 +218,7 @@ def svg_file(charts: Sequence[Chart], *, scale: float = 2.0) -> str:
 
 
 def reliability_chart(bins: Sequence[dict[str, Any]], *, title: str, colour: int = 0) -> Chart:
-    """Accuracy over confidence: bars the share that is right, the dashed diagonal what it would be if calibrated.
-
-    Args:
-        bins: of :meth:`lit_distill.inference.evaluation.ClassificationReport.compute`.
-        title: of the figure.
-        colour: of the bars.
-    """
+    """Accuracy over confidence: bars the share that is right, the dashed diagonal what it would be if calibrated."""
     x_of, y_of = _scale(0, 1, _LEFT, _WIDTH - _RIGHT), _scale(0, 1, _HEIGHT - _BOTTOM, _TOP)
     marks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     parts = [_axes(_marked(marks), marks, x_of, y_of, "confidence")]

@@ -23,14 +23,8 @@ from lit_distill.runs.opened import Run
 class Judged:
     """One model of one run, and what it says of each sample.
 
-    Attributes:
-        run: label of the run.
-        model: its name there.
-        figures: what :meth:`lit_distill.inference.evaluation.ClassificationReport.compute` gives.
-        log_probabilities: (N, C), float32, by the samples of :attr:`RunEvidence.index`.
-        features: by layer, (n, k) of the first n samples; the logits' last.
-        parameters: their number.
-        seconds: of all forward passes.
+    The log-probabilities (N, C) are by the samples of :attr:`RunEvidence.index`. Features, by layer, are (n, k) of the
+    first n samples, the logits' last. The seconds are those of all forward passes.
     """
 
     run: str
@@ -88,17 +82,9 @@ class RunEvidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two models on the samples that both have seen; differences are those of ``b`` less ``a``.
+    """Two models on the M samples that both have seen; differences are those of ``b`` less ``a``.
 
-    Attributes:
-        a: what it is compared with.
-        b: what is compared.
-        index: (M,) positions of the samples.
-        target: (M,) their classes.
-        log_a: (M, C) log-probabilities of ``a``.
-        log_b: (M, C) those of ``b``.
-        within: whether both are of one run.
-        home: the run whose data shows the samples.
+    ``within`` one run, or of two; ``home`` is the run whose data shows the samples.
     """
 
     a: Judged
@@ -209,17 +195,10 @@ def gather(
     layers: Mapping[str, Sequence[str]] | None = None,
     cka_samples: int = 128,
 ) -> RunEvidence:
-    """Look at all models of a run.
+    """Look at all models of a run, by a trainer of one process.
 
-    Args:
-        run: opened by its folder.
-        label: of the run.
-        trainer: of one process.
-        split: ``val`` or ``test``.
-        checkpoint: ``best``, ``last``, or the path of one.
-        data: arguments of the data module to replace, as for :meth:`lit_distill.runs.opened.Run.data`.
-        layers: by the models' names, the layers whose CKA is looked at; the stages of those that are not named.
-        cka_samples: so many of the first samples are used for it; fewer than 4 for none.
+    ``data`` replaces arguments as for :meth:`lit_distill.runs.opened.Run.data`. CKA is of the ``layers`` given for a
+    model, else of its stages, on the first ``cka_samples``; below 4 there is none.
 
     Raises:
         ValueError: a model can't be built; several processes; data of other classes.
@@ -268,10 +247,9 @@ def gather(
 
 
 def pairs_of(evidence: Sequence[RunEvidence]) -> tuple[list[Pair], list[str]]:
-    """What is compared: every run's student with the first run's, then within each run with its teachers and peers.
+    """The pairs that are compared, and why others that one would look for are none.
 
-    Returns:
-        the pairs, and why others that one would look for are none.
+    Every run's student with the first run's, then within each run with its teachers and peers.
     """
     pairs: list[Pair] = []
     notes: list[str] = []

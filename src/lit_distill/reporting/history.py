@@ -19,12 +19,7 @@ MAX_COLUMNS = 2_000
 
 @dataclass(frozen=True)
 class History:
-    """What was logged.
-
-    Attributes:
-        label: of the run, or of its stage.
-        series: for each metric its points (step, value), finite or not, in the file's order.
-    """
+    """What was logged: for each metric its points (step, value), finite or not, in the file's order."""
 
     label: str
     series: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -35,11 +30,7 @@ class History:
 
 
 def read_history(file: str | os.PathLike[str], label: str) -> History:
-    """Read a ``metrics.csv``.
-
-    Args:
-        file: of an untrusted run folder: it is read as numbers and nothing else.
-        label: for the legend.
+    """Read the ``metrics.csv`` of an untrusted run folder, as numbers and nothing else.
 
     Raises:
         ValueError: it is too large, or is no table of numbers.

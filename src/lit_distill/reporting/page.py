@@ -45,13 +45,7 @@ svg,img{display:block;width:100%;max-width:100%;height:auto}img{image-rendering:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
-
-    Attributes:
-        name: of its anchor.
-        title: plain text.
-        body: HTML, untrusted text escaped by :func:`lit_distill.reporting.charts.shown`.
-    """
+    """A part of the page: HTML, untrusted text escaped by :func:`lit_distill.reporting.charts.shown`."""
 
     name: str
     title: str
@@ -93,15 +87,7 @@ def shaded(
     rows: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]], said: Sequence[Sequence[str]],
     *, corner: str = "",
 ) -> str:  # fmt: skip
-    """A matrix whose cells are the darker the nearer their share is to 1.
-
-    Args:
-        rows: their names.
-        columns: theirs.
-        shares: from 0 to 1; others are taken for the nearest of these, NaN for 0.
-        said: what the cells say.
-        corner: what the first column says of itself.
-    """
+    """A matrix of what cells say, the darker the nearer their share is to 1; NaN is taken for 0."""
     top = "".join(f'<th scope="col">{shown(name)}</th>' for name in (corner, *columns))
     lines = []
     for name, values, texts in zip(rows, shares, said, strict=True):

@@ -32,16 +32,7 @@ _GRADIENTS = ("grad/", "grad_cos/")
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """All that a report is made of.
-
-    Attributes:
-        runs: what was looked at.
-        logged: what the runs logged.
-        pairs: what is compared.
-        notes: what is not, and why.
-        costs: of a training step, by the runs' labels; a text where it could not be measured.
-        clips: most samples of a group that are shown.
-    """
+    """All that a report is made of; a cost that could not be measured is the reason."""
 
     runs: Sequence[RunEvidence]
     logged: Sequence[History]

@@ -17,12 +17,7 @@ _NAMED = (
 
 
 def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None) -> Cost:
-    """Time a few training steps of a run on this machine's CPU; nothing of the run changes.
-
-    Args:
-        run: opened by its folder.
-        steps: timed ones, after one to warm up.
-        data: arguments of the data module to replace, as for :meth:`lit_distill.runs.opened.Run.data`.
+    """Time training steps of a run on this CPU, after one to warm up; nothing of the run changes.
 
     Raises:
         ValueError: the config names what is not admitted, or something that cannot be trained.

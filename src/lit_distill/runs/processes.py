@@ -30,13 +30,10 @@ def start_process(
     environment: Mapping[str, str] | None = None,
     keep_open: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``python -m <command>`` as another run, in a session of its own: Ctrl-C reaches this process alone.
+    """Start ``python -m <command>`` as another run, in a session that Ctrl-C does not reach.
 
-    Args:
-        command: the module and its arguments.
-        log: gets what it prints.
-        environment: all of its variables; None for this process's, but for those of a run.
-        keep_open: descriptor that it inherits, such as that of :func:`alone_in`.
+    Its environment is by default this process's without the variables of a run. It inherits the descriptor
+    ``keep_open``, such as that of :func:`alone_in`.
     """
     return subprocess.Popen(
         [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -46,13 +43,7 @@ def start_process(
 
 
 def fault_of(log: Path, start: int, code: int) -> str:
-    """What a failed command says of itself: its line ``error: …``, or its last one, or its exit code.
-
-    Args:
-        log: what it printed.
-        start: where that begins, in bytes.
-        code: its exit code.
-    """
+    """What a failed command says of itself: its line ``error: …``, or its last one, or its exit code."""
     with log.open("rb") as file:
         file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

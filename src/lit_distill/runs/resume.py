@@ -38,15 +38,7 @@ MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where training begins.
-
-    Attributes:
-        folder: the run folder.
-        checkpoint: what to resume from; None to start from scratch.
-        finished: the run there is complete, so there is nothing to do.
-        message: what to print.
-        stage: how many stages are done, in a run of stages.
-    """
+    """Where training begins: the checkpoint to resume from, if any, and the stages that are done."""
 
     folder: Path
     checkpoint: Path | None
@@ -88,10 +80,6 @@ def resolve_environment(config: DictConfig, typed: Sequence[str]) -> None:
     """Write the values that overrides take from the environment into a config, such as a seed of the job's number.
 
     They are part of what is trained: another value is another run, and ``config.yaml`` has it.
-
-    Args:
-        config: as composed.
-        typed: the overrides that it was composed with.
     """
     for place, value in given_values(typed):
         _resolve(config, place, value)
@@ -115,11 +103,6 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
     In ``folder`` if a run has begun there, whose config must be the same. Otherwise, with ``siblings``, in the newest
     unfinished run beside it that has the same config; runs of other configs are not touched, the message names the
     newest. If there is none a new run begins in ``folder``.
-
-    Args:
-        config: as composed now.
-        folder: the run folder of this start.
-        siblings: whether runs beside it are looked at: those of the same experiment, in folders named by time.
 
     Raises:
         ValueError: a run in ``folder`` has another config; the differing keys are named.

@@ -79,13 +79,6 @@ def train_trial(
 ) -> tuple[str, float | None, str]:
     """Train one trial and report its validations; gives its end, its value and what went wrong.
 
-    Args:
-        trial: Optuna's.
-        arguments: of `train`, that the trial has drawn.
-        config: the composed ``search.yaml``.
-        folder: of the search.
-        keep_open: descriptor that the training inherits, such as a lock of the folder.
-
     Raises:
         KeyboardInterrupt: a signal was received; the training has ended with a checkpoint.
     """

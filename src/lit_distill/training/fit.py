@@ -36,12 +36,7 @@ from lit_distill.training.start_from import start_from
 
 @dataclass(frozen=True)
 class Fitted:
-    """What :func:`fit` has made.
-
-    Attributes:
-        module: the trained module, its trainer attached.
-        results: content of the folder's ``results.json``; empty on all ranks but the first.
-    """
+    """The trained module, its trainer attached, and ``results.json``, empty on ranks but the first."""
 
     module: DistillModule
     results: dict[str, Any]

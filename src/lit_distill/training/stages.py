@@ -22,13 +22,7 @@ _BEST = "@best"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run.
-
-    Attributes:
-        number: its place, from 1.
-        name: as the config names it.
-        config: of an ordinary run in the stage's own folder.
-    """
+    """One stage of a run: its place from 1, and the config of a run in the stage's own folder."""
 
     number: int
     name: str
