@@ -22,10 +22,10 @@ from lit_distill._command.command import conf_dir
 from lit_distill.convert import main
 from lit_distill.data.sources import FrameFolders
 from lit_distill.models import PPTSMResNet, PPTSMv2, WeightsError, load_weights
-from lit_distill.models.paddle_keys import published_shapes
 from lit_distill.paddlevideo.config import ConfigError, Conversion, convert_config
 from lit_distill.paddlevideo.convert import convert_weights
 from lit_distill.training import train
+from published_shapes import published_shapes
 
 # Weights
 

@@ -7,8 +7,8 @@ from lit_distill.models.paddle_keys import (
     is_fused_branch,
     pptsm_resnet_to_native,
     pptsm_v2_to_native,
-    published_shapes,
 )
+from published_shapes import published_shapes
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_distill.models import LoadReport, PPTSMResNet, PPTSMv2, WeightsError, load_weights, read_state
-from lit_distill.models.paddle_keys import is_fused_branch, published_shapes
+from lit_distill.models.paddle_keys import is_fused_branch
+from published_shapes import published_shapes
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 CLASSES, FRAMES = 6, 8

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from lit_distill.models import PPTSMResNet, PPTSMv2
-from lit_distill.models.paddle_keys import is_fused_branch, published_shapes
+from lit_distill.models.paddle_keys import is_fused_branch
+from published_shapes import published_shapes
 
 Array = npt.NDArray[Any]
 

@@ -7,9 +7,7 @@ PP-TSM ResNet the names of blocks and layers. A Linear weight is [in, out] in Pa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
+from collections.abc import Mapping
 
 RESNET_DEPTHS: Mapping[int, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -109,29 +107,6 @@ def pptsm_resnet_to_published(key: str, *, depth: int) -> str | None:
     else:
         return None
     return _statistics_to_published(published.replace(".conv.", "._conv.").replace(".bn.", "._batch_norm."))
-
-
-def published_shapes(
-    state: Mapping[str, Tensor], to_published: Callable[[str], str | None]
-) -> dict[str, tuple[int, ...]]:
-    """Names and Paddle shapes that the published network of the state dict ``state`` saves, in its own order.
-
-    Linear weights are [in, out] there. A block with parallel branches also saves the fused depthwise convolution that
-    they will become, whether or not it was fused.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for key, tensor in state.items():
-        published = to_published(key)
-        if published is None:
-            continue
-        shape = tuple(tensor.shape)
-        fused = re.match(r"(stages\.\d+\.\d+)\.(?!dw_conv_list)", key)
-        branch = state.get(f"{fused[1]}.dw_conv_list.0.conv.weight") if fused else None
-        if fused and branch is not None:
-            shapes.setdefault(f"{fused[1]}.dw_conv.weight", tuple(branch.shape))
-            shapes.setdefault(f"{fused[1]}.dw_conv.bias", (branch.shape[0],))
-        shapes[published] = shape[::-1] if len(shape) == 2 else shape
-    return shapes
 
 
 def _block_place(name: str, depth: int) -> tuple[int, int] | None:

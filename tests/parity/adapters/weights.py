@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lit_distill.models import PPTSMResNet, PPTSMv2, load_weights
 from lit_distill.models.paddle import NAME_TABLE, read_pdparams
-from lit_distill.models.paddle_keys import RESNET_DEPTHS, is_fused_branch, pptsm_resnet_to_native, published_shapes
+from lit_distill.models.paddle_keys import RESNET_DEPTHS, is_fused_branch, pptsm_resnet_to_native
 from parity.harness import Case, CaseAdapter
 from parity.rules import Array, build_network, rule_weight
+from published_shapes import published_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 
