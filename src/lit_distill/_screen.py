@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import OverflowMethod
 from rich.table import Column
+
+
+def few(texts: Iterable[str], most: int = 5) -> str:
+    """The first of some texts, and how many more there are.
+
+    Example:
+        >>> few("abc"), few("abc", 2)
+        ('a, b, c', 'a, b and 1 more')
+    """
+    listed = list(texts)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def percent(share: float) -> str:

@@ -254,7 +254,7 @@ def test_a_missing_list_says_path_override_and_layout(videos: Path) -> None:
 def test_missing_videos_are_counted_and_named(videos: Path) -> None:
     write_lines(videos / "gone.txt", ["run/0.mp4 1", *(f"run/gone{i}.mp4 1" for i in range(7))])
     with pytest.raises(
-        FileNotFoundError, match=r"7 of the 8 entries of .*gone\.txt are missing: .*run/gone0\.mp4.*, …;"
+        FileNotFoundError, match=r"7 of the 8 entries of .*gone\.txt are missing: .*run/gone0\.mp4.* and 2 more;"
     ):
         make(videos, val_list="gone.txt", max_missing=6).setup("validate")
     data = make(videos, val_list="gone.txt", max_missing=7)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lit_distill._screen import few
 from lit_distill.models.identity import loaded_from, state_sha256
-
-_SHOWN = 5
 
 
 class FrozenRecord:
@@ -111,7 +110,7 @@ def check_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         and tensor.shape != found[key].shape
     ]
     faults = [
-        f"{label} {len(keys)}: {_few(keys)}"
+        f"{label} {len(keys)}: {few(keys)}"
         for label, keys in {
             "missing": [key for key in expected if key not in found],
             "unexpected": [key for key in found if key not in expected],
@@ -132,8 +131,3 @@ def _source(record: Mapping[str, Any]) -> str:
     if "loaded_from" in record:
         return f"{record['loaded_from']} (file {str(record.get('loaded_sha256', ''))[:12]})"
     return "no file"
-
-
-def _few(keys: Iterable[str]) -> str:
-    keys = list(keys)
-    return ", ".join(keys[:_SHOWN]) + (f", … ({len(keys) - _SHOWN} more)" if len(keys) > _SHOWN else "")

@@ -11,6 +11,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from lit_distill._screen import few
 from lit_distill.composer import ComposedLoss, LossComposer
 from lit_distill.signals import SignalCapture
 
@@ -136,7 +137,7 @@ class StepRecord:
                         "to average over"
                     )
         if lines and self.index is not None:
-            lines.append(f"samples of the batch: {_few(sample_names(self.index.tolist()), 2 * _SHOWN)}")
+            lines.append(f"samples of the batch: {few(sample_names(self.index.tolist()), 2 * _SHOWN)}")
         return lines
 
     def _rows(self, tensor: Tensor, sample_names: Callable[[Sequence[int]], list[str]]) -> str:
@@ -147,8 +148,8 @@ class StepRecord:
         rows = (~tensor.isfinite()).flatten(1).any(dim=1) if tensor.ndim > 1 else ~tensor.isfinite()
         numbers = rows.nonzero().flatten().tolist()
         if self.index is None:
-            return f", row {_few(list(map(str, numbers)))} of the batch"
-        return f", sample {_few(sample_names(self.index[rows].tolist()))}"
+            return f", row {few(map(str, numbers), _SHOWN)} of the batch"
+        return f", sample {few(sample_names(self.index[rows].tolist()), _SHOWN)}"
 
 
 def _holds(tensor: Tensor, *, verb: str = "holds ") -> str:
@@ -161,8 +162,3 @@ def _is_bad(tensor: Tensor) -> bool:
 
 def _finite(value: float) -> bool:
     return value - value == 0
-
-
-def _few(texts: Sequence[str], shown: int = _SHOWN) -> str:
-    more = f" and {len(texts) - shown} more" if len(texts) > shown else ""
-    return ", ".join(texts[:shown]) + more

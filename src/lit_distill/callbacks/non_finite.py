@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lit_distill._lightning import batches_begun, gradient_scaler, has_communication_hook
 from lit_distill._module.step import StepRecord
+from lit_distill._screen import few
 from lit_distill.losses._numerics import values_unchecked
 
 Policy: TypeAlias = Literal["raise", "skip"]
@@ -327,7 +328,6 @@ def _gradients(pl_module: LightningModule, optimizer: Optimizer, ranks: int) -> 
     names = {id(p): name for name, p in pl_module.named_parameters()}
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     bad = [names.get(id(p), "?") for p in params if not bool(p.grad.isfinite().all())]
-    shown = ", ".join(bad[:12]) + (f" and {len(bad) - 12} more" if len(bad) > 12 else "")
     of = "" if ranks == 1 else ", averaged over the ranks,"
-    counted = f"{len(bad)} of {len(params)} parameters: {shown or 'none of this rank'}"
+    counted = f"{len(bad)} of {len(params)} parameters: {few(bad, 12) or 'none of this rank'}"
     return [f"the losses are finite, but the gradient{of} is not in {counted}"]

@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lit_distill._screen import few
 from lit_distill.callbacks.non_finite import step_was_dropped
 
 _LONGEST = 4000  # characters of an error's text
@@ -112,10 +113,9 @@ class RankGuard(Callback):
         ignored = wrapped.parameters_to_ignore
         names = [n for n, p in pl_module.named_parameters() if p.requires_grad and p.grad is None and n not in ignored]
         if names:
-            shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
             raise ValueError(
-                f"no gradient reached {shown}, so DDP's ranks would wait for each other for ever: no loss term depends "
-                "on them; leave them out, freeze them by requires_grad_(False), or train with "
+                f"no gradient reached {few(names, 12)}, so DDP's ranks would wait for each other for ever: no loss "
+                "term depends on them; leave them out, freeze them by requires_grad_(False), or train with "
                 "strategy=ddp_find_unused_parameters_true"
             )
 

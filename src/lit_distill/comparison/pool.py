@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lit_distill._cores import available_cores
 from lit_distill.runs.processes import fault_of, start_process, terminated_as_interrupted
 from lit_distill.runs.resume import environment_of_other_run
 
@@ -130,7 +130,7 @@ def places(jobs: int | None) -> tuple[int, int, int]:
     Raises:
         ValueError: it is below 1.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     devices = torch.cuda.device_count()
     if jobs is not None and (isinstance(jobs, bool) or jobs < 1):
         raise ValueError(f"jobs is how many runs at a time, at least 1, got {jobs}")

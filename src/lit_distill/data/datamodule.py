@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from lit_distill._files import cache_folder
+from lit_distill._screen import few
 from lit_distill._views import ViewsBatch
 from lit_distill.data.augment import Augment, augmentation
 from lit_distill.data.cache import ClipCache
@@ -282,7 +283,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         if not missing:
             return samples
         file = self._in_root(listed)
-        named = ", ".join(sorted(sample.path for sample in missing)[:5]) + (", …" if len(missing) > 5 else "")
+        named = few(sorted(sample.path for sample in missing))
         said = f"{len(missing)} of the {len(samples)} entries of {file} are missing: {named}"
         if len(missing) > self.max_missing or len(missing) == len(samples):
             raise FileNotFoundError(

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from lit_distill._cores import available_cores
 from lit_distill._files import write_text
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.catalogue.samples import Sample
@@ -66,7 +67,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> Findings:
         else:
             jobs.append(Job(sample, source, stamp, config.check))
     findings.known = len(findings.layouts)
-    workers = _cores() if config.workers is None else config.workers
+    workers = available_cores() if config.workers is None else config.workers
     with counting(len(jobs), console, f"checking {config.check}", "videos") as advance:
         for result in check_all(jobs, workers=min(workers, len(jobs))):
             if result.reason:
@@ -124,10 +125,6 @@ def _kinds(counted: Mapping[str, int]) -> str:
         return most[0][0]
     others = f", {len(counted) - _KINDS} others" if len(counted) > _KINDS else ""
     return ", ".join(f"{kind} ({count:,})" for kind, count in most) + others
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def main(config: DictConfig) -> None:

@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_distill._cores import available_cores
 from lit_distill.data.catalogue.lists import shown
 from lit_distill.data.catalogue.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.catalogue.samples import Sample
@@ -377,9 +378,8 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
         return loader
 
     def _default_workers(self) -> int:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = 1 if self.trainer is None else self.trainer.num_devices
-        return min(8, cores // processes)
+        return min(8, available_cores() // processes)
 
 
 class _Loader(ResumableLoader[Item]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -144,10 +144,6 @@ class Preprocess:
         if self.sampling is not None:
             read = (self.sampling.num_frames * self.sampling.segment_length, *read)
         return read if self.view is None else self.view.shape(read)
-
-    def with_views(self, views: Views) -> Preprocess:
-        """The same with other views."""
-        return replace(self, views=views)
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """The bytes of a file as data of the run, not yet normalised; :meth:`normalize` gives what the network sees.

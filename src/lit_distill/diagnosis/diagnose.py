@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_distill._module.preflight import example_batch, size_of
+from lit_distill._screen import few
 from lit_distill._views import ViewsBatch
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.gradients import gradients_of, norm_of
@@ -157,7 +158,7 @@ def diagnose(
         models, terms = _one_step(tried, inputs, target, index)
         findings += _of_terms(terms)
         findings += [
-            f"no term's gradient reaches {len(facts.unreached)} parameters of {name}: {_some(facts.unreached)}; "
+            f"no term's gradient reaches {len(facts.unreached)} parameters of {name}: {few(facts.unreached, 4)}; "
             "they stay as they are, and DDP needs strategy=ddp_find_unused_parameters_true"
             for name, facts in models.items()
             if facts.unreached
@@ -229,7 +230,7 @@ def _of_terms(terms: Mapping[str, TermFacts]) -> Iterator[str]:
         if not math.isfinite(facts.value) or not all(math.isfinite(norm) for norm in norms.values()):
             yield f"term {name!r} is not finite on the first batch: {facts.value:g}, gradients {dict(norms)}"
         elif facts.dead:
-            yield f"term {name!r} gives no gradient to {_some(facts.dead)}: its captures are dead ends"
+            yield f"term {name!r} gives no gradient to {few(facts.dead, 4)}: its captures are dead ends"
         elif facts.weight and not any(norms.values()):
             yield f"term {name!r} gives no model a gradient: it teaches nothing"
     for model in {model for facts in terms.values() for model in facts.gradient_norms}:
@@ -356,11 +357,6 @@ def _batch_size(inputs: Any) -> int:
 
 def _is_zero(gradient: Tensor | None) -> bool:
     return gradient is None or not bool(gradient.any())
-
-
-def _some(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @contextmanager

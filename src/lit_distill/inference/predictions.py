@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lit_distill._cores import available_cores
 from lit_distill.data import VideoError
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.classifiers import Classifier
@@ -86,8 +86,7 @@ def predict_files(
 
 def default_workers(files: int) -> int:
     """Decoding processes where none are asked for: one a core, at most 8; none for a single file."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 0 if files == 1 else min(_MOST_WORKERS, cores, files)
+    return 0 if files == 1 else min(_MOST_WORKERS, available_cores(), files)
 
 
 class _Files(Dataset[tuple[Tensor | None, str]]):

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from lit_distill._screen import few
 from lit_distill.data.catalogue.samples import Sample
 
 OnBad: TypeAlias = Literal["raise", "quarantine"]
@@ -229,5 +230,4 @@ def from_json(state: Mapping[str, Any]) -> list[Quarantined]:
 
 
 def _named(videos: Iterable[tuple[str, str]]) -> str:
-    named = [f"{path} ({reason})" for path, reason in videos]
-    return ", ".join(named[:_NAMED]) + (f", and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
+    return few((f"{path} ({reason})" for path, reason in videos), _NAMED)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from lit_distill._cores import available_cores
 from lit_distill._files import CACHE_VARIABLE
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.moving_digits import rendering as _rendering
@@ -70,7 +71,7 @@ def make(spec: DigitsSpec, root: Path, *, workers: int | None = None, console: C
         temporary = root / f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}"
         temporary.mkdir()
         try:
-            _fill(temporary, spec, workers or _available_cpus(), console)
+            _fill(temporary, spec, workers or available_cores(), console)
             _publish(temporary, folder, spec)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -118,10 +119,6 @@ def _spec_fields(spec: DigitsSpec) -> dict[str, Any]:
 
 def _spec_hash(spec: DigitsSpec) -> str:
     return hashlib.sha256(json.dumps(_spec_fields(spec), sort_keys=True).encode()).hexdigest()
-
-
-def _available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fill(folder: Path, spec: DigitsSpec, workers: int, console: Console) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension
 
+from lit_distill._screen import few
 from lit_distill.data.catalogue.lists import read_list, shown
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
 
@@ -100,9 +101,9 @@ class ImageFolders:
         for folder, classes in found.items():
             first, wanted = next(iter(found.items()))
             if classes != wanted:
-                differing = [f"lacks {_few(set(wanted) - set(classes))}"] if set(wanted) - set(classes) else []
+                differing = [f"lacks {few(sorted(set(wanted) - set(classes)))}"] if set(wanted) - set(classes) else []
                 if set(classes) - set(wanted):
-                    differing.append(f"has {_few(set(classes) - set(wanted))} besides")
+                    differing.append(f"has {few(sorted(set(classes) - set(wanted)))} besides")
                 raise ValueError(
                     f"{folder} must hold the classes of {first}, since labels number the folders' names in order: "
                     f"it {' and '.join(differing)}"
@@ -110,7 +111,7 @@ class ImageFolders:
             if len(classes) != self.num_classes:
                 raise ValueError(
                     f"data.num_classes is {self.num_classes}, but {folder} holds {len(classes)} classes "
-                    f"({_few(classes)}): set data.num_classes={len(classes)}"
+                    f"({few(classes)}): set data.num_classes={len(classes)}"
                 )
         return next(iter(found.values()), None)
 
@@ -122,8 +123,3 @@ class ImageFolders:
             return tuple(find_classes(folder)[0])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no class folders in {shown(folder)}; the root must hold {self.layout}") from error
-
-
-def _few(names: Iterable[str], most: int = 5) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:most]) + (", …" if len(ordered) > most else "")
