@@ -87,7 +87,8 @@ def append_text(path: str | os.PathLike[str], content: str) -> None:
         OSError: they cannot be written; the file is as it was.
     """
     path = Path(path)
-    with _named(path), path.open("ab", buffering=0) as file:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    with _named(path), os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         data = content.encode()
         try:

@@ -18,12 +18,16 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_distill._files import archive_damage, atomic_file
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.showing import printable
 
 _Path: TypeAlias = "str | os.PathLike[str]"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written or read, and why."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class SafeCheckpointIO(CheckpointIO):

@@ -11,9 +11,9 @@ from typing import Any
 from lightning import LightningModule
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from torch import nn
 
+from lit_distill._screen import Screen
 from lit_distill.runs.metrics_csv import append_row, ordered, read_rows, write_rows
 from lit_distill.runs.names import METRICS_FILE, MLFLOW, MLFLOW_FILE, TENSORBOARD
 
@@ -241,7 +241,7 @@ def _require(package: str) -> None:
 
 @rank_zero_only
 def _tell(text: str) -> None:
-    Console().print(text, highlight=False, soft_wrap=True, markup=False)
+    Screen().print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _text(value: float) -> str:

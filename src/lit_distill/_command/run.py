@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_distill._command.command import Command, command_config, conf_dir
 from lit_distill._command.launch import share_start
+from lit_distill.untrusted.showing import printable_lines
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -71,7 +72,8 @@ def exit_with(error: Exception, config_name: str) -> NoReturn:
     text = user_error_text(error)
     if text is None:
         raise error
-    print(f"error: {closest_key(text, config_name)} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
+    said = printable_lines(closest_key(text, config_name))
+    print(f"error: {said} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
     sys.exit(1)
 
 

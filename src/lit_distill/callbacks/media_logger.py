@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 from rich.text import Text
 
 from lit_distill._lightning import batches_begun, logged_step, steps_within, validation_interval
-from lit_distill._screen import percent, printable
+from lit_distill._screen import Screen, percent
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.media.drawing import RIGHT, WRONG, Bar, bars_image, clip_images, confusion_image, drawable
 from lit_distill.media.findings import Findings, Normalisation, WrongClip, class_gains, three_numbers
 from lit_distill.media.pictures import Picture, taker_of
 from lit_distill.module import DistillModule
+from lit_distill.untrusted.showing import printable
 
 _T = TypeVar("_T")
 _INK = (25, 28, 33)
@@ -166,7 +166,7 @@ class MediaLogger(Callback):
         if (once or text) not in self._told:
             self._told.add(once or text)
             bar = trainer.progress_bar_callback
-            say = bar.print if bar is not None else Console().print
+            say = bar.print if bar is not None else Screen().print
             say(Text(f"media: {text}"))
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from lit_distill._screen import Screen
+
 _SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -26,7 +28,7 @@ class Progress(ProgressBar):
 
     def __init__(self, *, console: Console | None = None) -> None:
         super().__init__()
-        self._console = console or Console()
+        self._console = console or Screen()
         self._enabled = True
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
@@ -131,8 +133,8 @@ class Progress(ProgressBar):
         if not self.is_live:
             return
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False),
         )  # fmt: skip
         self._bar = RichProgress(*columns, console=self._console, transient=True)
         self._bar.start()

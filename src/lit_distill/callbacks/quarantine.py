@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from lit_distill._lightning import shorten_epoch
+from lit_distill._screen import Screen
 from lit_distill.data.catalogue.quarantine import Quarantined, QuarantineError, QuarantineList, from_json
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import QUARANTINE_FILE
@@ -146,7 +147,7 @@ class Quarantine(Callback):
         if not new or not trainer.is_global_zero:
             return
         bar = trainer.progress_bar_callback
-        say = self._console.print if self._console is not None else bar.print if bar is not None else Console().print
+        say = self._console.print if self._console is not None else bar.print if bar is not None else Screen().print
         splits = trainer.datamodule.admissions.items()  # type: ignore[attr-defined]
         shares = ", ".join(f"{admission.left_out()} of {split}" for split, admission in splits)
         count = len(self._list.agreed)

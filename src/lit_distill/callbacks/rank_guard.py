@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from lit_distill._screen import few
 from lit_distill.callbacks.non_finite import step_was_dropped
+from lit_distill.untrusted.showing import printable
 
 _LONGEST = 4000  # characters of an error's text
 
@@ -165,7 +166,7 @@ class _Watch:
         if not errors:
             return
         self._ask(lambda: self._store.add("heard", 1))
-        print(f"rank {self._rank} stops, because {'; '.join(errors)}", file=sys.stderr, flush=True)
+        print(f"rank {self._rank} stops, because {printable('; '.join(errors))}", file=sys.stderr, flush=True)
         if not self._stopped.wait(self._patience):
             print(f"rank {self._rank} was still waiting and is ended", file=sys.stderr, flush=True)
             os._exit(1)  # the main thread is within a collective, where no exception reaches it

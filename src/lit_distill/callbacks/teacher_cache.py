@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_distill._files import cache_folder
+from lit_distill._screen import Screen
 from lit_distill._version import versions
 from lit_distill.data.digests import InputKeys, batch_keys, memory_order
 from lit_distill.models.identity import state_sha256
@@ -376,7 +377,7 @@ class TeacherCache(Callback):
         return list({id(opened.store): opened.store for opened in self._opened.values() if opened is not None}.values())
 
     def _say(self, text: str) -> None:
-        (self._console or Console()).print(text, highlight=False, soft_wrap=True)
+        (self._console or Screen()).print(text, highlight=False, soft_wrap=True)
 
 
 def _repeats(datamodule: Any) -> bool:

@@ -11,12 +11,11 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lit_distill._command.arguments import literal
 from lit_distill._files import write_text
-from lit_distill._screen import printable
+from lit_distill._screen import Screen
 from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
 from lit_distill.comparison.plots import write_plots
 from lit_distill.comparison.pool import Job, Pool, places
@@ -37,7 +36,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
         ValueError: the runs could not be compared, or the folder holds others. No run has begun then.
         KeyboardInterrupt: a signal was received; the runs are saved and what is done is written.
     """
-    console = console or Console()
+    console = console or Screen()
     jobs, threads, devices = places(config.jobs)
     plan = make_plan(config)
     folder = Path(config.folder).expanduser().absolute()
@@ -80,11 +79,12 @@ def _train(console: Console, pool: Pool, runs: Sequence[PlannedRun], folder: Pat
         planned = jobs[job]
         if fault:
             faults[planned.folder] = f"{fault} (all of it: {job.log})"
-            outcome = f"[red]failed[/red]: {escape(printable(fault))}; {escape(str(job.log))} has all of it"
+            outcome = f"failed: {fault}; {job.log} has all of it"
         else:
             record = run_record(planned, folder)
             outcome = f"{record['top1']:.2f} % in {record['seconds'] / 60:.1f} min"
-        console.print(f"{count}/{len(jobs)}  {escape(job.name)}: {outcome}", soft_wrap=True, highlight=False)
+        style = "red" if fault else ""
+        console.print(f"{count}/{len(jobs)}  {job.name}: {outcome}", style=style, soft_wrap=True, highlight=False)
 
     pool.run(list(jobs), done=done)
 
@@ -111,12 +111,12 @@ def _write(console: Console, record: dict[str, Any], output: Path, *, plots: boo
     write_text(output / COMPARE_TABLE, markdown(record, pictures))
     shown = Table()
     for name in HEAD:
-        shown.add_column(escape(name), overflow="fold", justify="left" if name in ("strategy", "teacher") else "right")
+        shown.add_column(name, overflow="fold", justify="left" if name in ("strategy", "teacher") else "right")
     for row in rows(record):
-        shown.add_row(*(escape(cell.replace("**", "")) for cell in row))
+        shown.add_row(*(cell.replace("**", "") for cell in row))
     console.print(shown)
     for note in notes(record):
-        console.print(escape(printable(note.replace("**", ""))), highlight=False, soft_wrap=True)
+        console.print(note.replace("**", ""), highlight=False, soft_wrap=True)
     console.print(f"written to {output / COMPARE_TABLE}", highlight=False, soft_wrap=True)
 
 

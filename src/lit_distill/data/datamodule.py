@@ -26,6 +26,7 @@ from lit_distill.data.sources import Format, Source, source_of
 from lit_distill.data.sources.shards import ShardOrder
 from lit_distill.data.transforms import Aspect, ClipTransform
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.showing import printable
 
 
 class VideoDataModule(SampleDataModule[VideoDataset]):
@@ -289,7 +290,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             raise FileNotFoundError(
                 f"{said}; set data.root=<folder that they are in>, or data.max_missing to leave them out"
             )
-        warnings.warn(f"{said}; they are left out", stacklevel=3)
+        warnings.warn(printable(f"{said}; they are left out"), stacklevel=3)
         return [sample for sample in samples if sample not in missing]
 
     def _read_class_names(self) -> tuple[str, ...] | None:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lit_distill._cores import available_cores
 from lit_distill._files import write_text
+from lit_distill._screen import Screen
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.catalogue.video_index import VideoIndex
@@ -48,7 +49,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> Findings:
         ValueError: the data are no videos, a list is malformed, or ``check`` is unknown.
         FileNotFoundError: the root or a list is missing.
     """
-    console = console or Console()
+    console = console or Screen()
     if config.check not in ("headers", "decode"):
         raise ValueError(f"check is 'headers' or 'decode', came {config.check!r}")
     data = instantiate(config.data, _convert_="all")
@@ -129,7 +130,7 @@ def _kinds(counted: Mapping[str, int]) -> str:
 
 def main(config: DictConfig) -> None:
     """Check and index a data set; exit code 1 where videos are bad."""
-    console = Console()
+    console = Screen()
     findings = run(config, console=console)
     show(console, findings, Path(config.bad_list))
     if findings.bad:

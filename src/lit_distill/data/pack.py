@@ -12,11 +12,10 @@ from typing import Any, BinaryIO, cast
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 
 from lit_distill._files import atomic_file, write_text
+from lit_distill._screen import Screen
 from lit_distill.data import Sample, VideoDataModule
 from lit_distill.data.sources import VideoFiles
 from lit_distill.data.sources.shards import VIDEO_ENDINGS
@@ -81,7 +80,7 @@ def run(config: DictConfig) -> dict[str, list[str]]:
     Raises:
         ValueError: the data are no listed videos, or there are shards in the output already.
     """
-    console = Console()
+    console = Screen()
     if not config.shard_mb > 0:
         raise ValueError(f"shard_mb must be above 0, came {config.shard_mb}")
     data = instantiate(config.data, _convert_="all")
@@ -103,7 +102,7 @@ def run(config: DictConfig) -> dict[str, list[str]]:
         packed[split] = pack(shown, output, split, shard_bytes=int(config.shard_mb * 1e6), root=data.root)
         write_text(output / f"{split}.txt", "".join(f"{name}\n" for name in packed[split]))
         said = f"{split}: {len(samples)} videos in {len(packed[split])} shards, {output / split}.txt"
-        console.print(escape(said), highlight=False, soft_wrap=True)
+        console.print(said, highlight=False, soft_wrap=True)
     return packed
 
 

@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_distill._screen import numeric
+from lit_distill._screen import Screen, numeric
 from lit_distill._version import versions
 from lit_distill.inference.exported import fused
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
@@ -159,7 +159,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     }
     file = Path(config.output or source.folder / "benchmark.json")
     write_json(file, result)
-    show(Console(), result)
+    show(Screen(), result)
     return result
 
 

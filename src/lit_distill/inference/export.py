@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lit_distill._files import atomic_file
+from lit_distill._screen import Screen
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.exported import compare, fused, load_program, top1
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
@@ -24,6 +25,7 @@ from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import EXPORT, STUDENT_FILE, card_of
 from lit_distill.runs.opened import Run, open_run
+from lit_distill.untrusted.naming import file_name, inside
 from lit_distill.untrusted.plain import read_plain
 
 Format = Literal["onnx", "torch_export", "safetensors"]
@@ -57,11 +59,12 @@ def run(config: DictConfig) -> Path:
     if not checked_on:
         raise ValueError("an export needs real samples to be checked on, came none")
     ending = ".int8.onnx" if config.int8 else _ENDING[config.format]
-    path = Path(config.output or source.folder / EXPORT / f"{name.lower()}{ending}")
+    at_home = inside(source.folder, EXPORT, f"{file_name(name).lower()}{ending}")
+    path = Path(config.output) if config.output else at_home
     if path.suffix != _SUFFIX[config.format]:
         raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, came {path}")
     _refuse_other_card(path)
-    console = Console()
+    console = Screen()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"float{_SUFFIX[config.format]}"
         exported = _write(config.format, network, checked_on[0], file)
@@ -174,7 +177,8 @@ def _quantise(
 def _refuse_other_card(path: Path) -> None:
     """Raise where the card would take the place of another file's, such as that of student.safetensors."""
     card = card_of(path)
-    if card.is_file() and read_plain(card).get("weights") != path.name:
+    there = read_plain(card) if card.is_file() else None
+    if there is not None and (not isinstance(there, dict) or there.get("weights") != path.name):
         raise ValueError(f"{card} is the card of another file: choose another name by output=…")
 
 

@@ -7,18 +7,17 @@ import time
 from collections.abc import Sequence
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from lit_distill._screen import numeric, percent, printable
+from lit_distill._screen import Screen, numeric, percent
 from lit_distill.inference.inputs import find_inputs
 from lit_distill.inference.opened import open_classifier
 from lit_distill.inference.predictions import Prediction, predict_files
 from lit_distill.inference.rows import RowFile
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.opened import open_run
+from lit_distill.untrusted.showing import printable
 
 SOME_FAILED = 3
 """Exit code where some files could not be read."""
@@ -91,13 +90,13 @@ class _Screen:
     """Rows on the standard output; with an output file a bar instead, and the errors."""
 
     def __init__(self, total: int, *, bar: bool) -> None:
-        self._out, self._err = Console(highlight=False), Console(stderr=True, highlight=False)
+        self._out, self._err = Screen(), Screen(stderr=True)
         self._single = total == 1 and not bar
         self._rows = not bar
         self._errors = 0
         columns = (
             TextColumn("predict"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
         )  # fmt: skip
         self._bar = Progress(*columns, console=self._err, transient=True, disable=not (bar and self._err.is_terminal))
         self._task = self._bar.add_task("", total=total, status="")
@@ -111,7 +110,7 @@ class _Screen:
 
     def say(self, text: str) -> None:
         """A line beside the rows."""
-        self._err.print(printable(text), soft_wrap=True, markup=False)
+        self._err.print(text, soft_wrap=True)
 
     def show(self, batch: Sequence[Prediction]) -> None:
         """Show a batch."""
@@ -120,7 +119,7 @@ class _Screen:
                 self.say(prediction.input)
                 self._out.print(_table(prediction))
             elif self._rows:
-                self._out.print(_line(prediction), soft_wrap=True, markup=False)
+                self._out.print(_line(prediction), soft_wrap=True)
             elif prediction.error:
                 self._errors += 1
                 if self._errors <= _SHOWN_ERRORS:
@@ -140,7 +139,7 @@ def _line(prediction: Prediction) -> str:
 def _table(prediction: Prediction) -> Table:
     table = Table("class", *numeric("score"))
     for top in prediction.top:
-        table.add_row(escape(printable(top.name)), percent(top.score))
+        table.add_row(top.name, percent(top.score))
     return table
 
 

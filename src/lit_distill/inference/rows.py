@@ -13,6 +13,7 @@ from typing import Any
 
 from lit_distill._files import append_text
 from lit_distill.inference.predictions import Prediction
+from lit_distill.untrusted.showing import cell
 
 SUFFIXES = (".jsonl", ".csv")
 
@@ -84,8 +85,8 @@ class RowFile:
             return "".join(f"{json.dumps(as_json(p))}\n" for p in predictions)
         empty = ["", "", ""]
         return self._lines(
-            [as_utf8(p.input), p.error]
-            + [value for top in p.top for value in (top.label, top.name, rounded(top.score))]
+            [as_utf8(p.input), as_utf8(p.error)]
+            + [value for top in p.top for value in (top.label, as_utf8(top.name), rounded(top.score))]
             + empty * (self._topk - len(p.top))
             for p in predictions
         )
@@ -97,8 +98,8 @@ class RowFile:
 
 
 def as_utf8(text: str) -> str:
-    """A text, such as a path, as UTF-8 can hold it."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """A text, such as a path, as a CSV file in UTF-8 can hold it."""
+    return cell(text.encode("utf-8", "backslashreplace").decode())
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:

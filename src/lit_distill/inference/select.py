@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lit_distill._files import write_text
-from lit_distill._screen import numeric, printable
+from lit_distill._screen import Screen, numeric
 from lit_distill.data import ImageFolderDataModule, Sample, VideoDataModule
 from lit_distill.data.preprocess import Preprocess, count_images
 from lit_distill.inference.inputs import find_inputs
@@ -44,7 +43,7 @@ def run(config: DictConfig, console: Console | None = None) -> Selection:
         ValueError: the config asks for what there is not, or nothing is left to choose from.
         FileNotFoundError: the run, its weights, its data or the pool are not there.
     """
-    console = console or Console(highlight=False)
+    console = console or Screen()
     if config.per_file < 1:
         raise ValueError(f"per_file, the classes of a file, must be at least 1, came {config.per_file}")
     best = TopPerClass(k=config.k, min_score=config.min_score)
@@ -158,7 +157,7 @@ def _show(
     table = Table("class", *numeric("candidates", "selected", "lowest score"))
     for label, name in list(enumerate(names))[:_CLASSES_SHOWN]:
         score = f"{lowest[label]:.4f}" if label in lowest else ""
-        table.add_row(escape(printable(name)), str(best.candidates[label]), str(counts[label]), score)
+        table.add_row(name, str(best.candidates[label]), str(counts[label]), score)
     console.print(table)
     if len(names) > _CLASSES_SHOWN:
         console.print(f"… and {len(names) - _CLASSES_SHOWN} classes more")
@@ -168,7 +167,7 @@ def _show(
     told += [f"{result.twins} left out for their contents"] if result.twins else []
     told += [f"{result.failed} can't be read"] if result.failed else []
     told += [f"written {output}, what was left out {left_out}"]
-    console.print(printable("; ".join(told)), soft_wrap=True, markup=False)
+    console.print("; ".join(told), soft_wrap=True)
 
 
 def main(config: DictConfig) -> None:

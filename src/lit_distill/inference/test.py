@@ -13,11 +13,10 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from lit_distill._files import write_text
-from lit_distill._screen import numeric, percent, printable
+from lit_distill._screen import Screen, numeric, percent
 from lit_distill._version import versions
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.inference.evaluation import Evaluation, class_rows
@@ -25,6 +24,8 @@ from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import BEST, CONFUSION_FILE, TEST_FILE
 from lit_distill.runs.opened import Run, open_run
+from lit_distill.untrusted.naming import file_name, inside
+from lit_distill.untrusted.showing import cell
 
 _SHOWN_CLASSES = 20
 
@@ -59,7 +60,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     figures = dict(evaluation.figures)
     confusion = figures.pop("confusion")
     views = getattr(data, "views", "center")
-    file = Path(config.output) if config.output else opened.folder / _file_name(opened, config, model)
+    file = Path(config.output) if config.output else inside(opened.folder, _file_name(opened, config, model))
     weights = opened.weights_file(model, config.checkpoint)
     listed = len(data.datasets[config.split])  # type: ignore[attr-defined]
     report = {
@@ -82,7 +83,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     }
     write_text(_confusion_file(file), confusion_csv(confusion, names))
     write_json(file, report)
-    show(Console(), report, file)
+    show(Screen(), report, file)
     return report
 
 
@@ -95,7 +96,7 @@ def confusion_csv(confusion: Sequence[Sequence[int]], class_names: Sequence[str]
         run,3,1
         jump,0,2
     """
-    names = list(class_names) or [str(number) for number in range(len(confusion))]
+    names = [cell(name) for name in class_names] or [str(number) for number in range(len(confusion))]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["true\\predicted", *names])
@@ -106,7 +107,7 @@ def confusion_csv(confusion: Sequence[Sequence[int]], class_names: Sequence[str]
 def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     """Print the figures, the classes (the worst where there are many), and where they were written."""
     title = f"{report['model']} on {report['samples']} {report['split']} samples, {report['views']} views"
-    table = Table(*numeric("top-1", "top-5", "loss", "ECE"), title=escape(title))
+    table = Table(*numeric("top-1", "top-5", "loss", "ECE"), title=title)
     table.add_row(
         percent(report["top1"]), percent(report["top5"]), f"{report['loss']:.6g}",
         percent(report["calibration"]["ece"]),
@@ -118,8 +119,8 @@ def show(console: Console, report: Mapping[str, Any], file: Path) -> None:
     heading = None if few else f"the {_SHOWN_CLASSES} worst of {len(rows)} classes"
     classes = Table("class", *numeric("samples", "top-1"), "most often taken for", title=heading)
     for row in worst:
-        other = f"{printable(row['confused_with'])} ({row['confused']}x)" if row["confused"] else ""
-        classes.add_row(escape(printable(row["name"])), str(row["samples"]), percent(row["top1"]), escape(other))
+        other = f"{row['confused_with']} ({row['confused']}x)" if row["confused"] else ""
+        classes.add_row(row["name"], str(row["samples"]), percent(row["top1"]), other)
     console.print(classes)
     if report["left_out"]:
         console.print(f"{report['left_out']} samples that can't be read are left out of these figures", soft_wrap=True)
@@ -143,7 +144,7 @@ def _file_name(opened: Run, config: DictConfig, model: str) -> str:
     plain = Path(TEST_FILE)
     checkpoint = "" if config.checkpoint == BEST else Path(config.checkpoint).stem
     split = config.split if config.split != "test" else ""
-    parts = [plain.stem, model if model != opened.student else "", checkpoint, split, config.views]
+    parts = [plain.stem, file_name(model) if model != opened.student else "", checkpoint, split, config.views]
     return "_".join(filter(None, parts)) + plain.suffix
 
 

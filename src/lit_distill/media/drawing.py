@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lit_distill._screen import printable
+from lit_distill.untrusted.showing import printable
 
 Colour = tuple[int, int, int]
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_distill.models.state_files import require_plain
+
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
     """The sha256 over names, dtypes, shapes and bytes of a state dict, in the order of its names."""
@@ -24,13 +26,14 @@ def state_of(checkpoint: Mapping[str, Any], model: str) -> dict[str, Tensor]:
     """The state of one named model in a checkpoint, under the model's own keys.
 
     Raises:
-        ValueError: the checkpoint holds no such model.
+        ValueError: the checkpoint holds no such model, or what a network cannot simply copy.
     """
     prefix = f"models.{model}."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     if not state:
         names = sorted({key.split(".")[1] for key in checkpoint["state_dict"] if key.startswith("models.")})
         raise ValueError(f"the checkpoint holds no model {model!r}; it holds {names}")
+    require_plain(state, "the checkpoint")
     return state
 
 

@@ -18,9 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_distill.untrusted.showing import printable
+
 
 class WeightsError(ValueError):
     """A weights file that cannot be read, or that does not fit the network."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 _CODES = ("b1", "u1", "i1", "i2", "i4", "i8", "u2", "f2", "f4", "f8", "c8", "c16")

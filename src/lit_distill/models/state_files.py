@@ -24,6 +24,13 @@ ORIGIN = "origin"
 """Key in a ``.safetensors`` header: what the tensors come from. Published networks may lack the video parts."""
 PUBLISHED = "published"
 
+_DTYPES = frozenset(
+    {
+        torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
+        torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32,
+        torch.uint64, torch.complex64, torch.complex128,
+    }
+)  # fmt: skip
 _SHOWN = 3
 _MAX_NESTING = 16
 _MAX_ENTRIES = 1_000_000
@@ -98,7 +105,26 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file} is refused: it has more than {_MAX_ENTRIES:,} entries in containers that nest")
     if not tensors:
         raise WeightsError(f"{file} holds no tensor")
+    require_plain(tensors, file)
     return tensors
+
+
+def require_plain(tensors: Mapping[str, object], source: object) -> None:
+    """Refuse tensors that a network cannot simply copy: copying one of them fails half way through the others.
+
+    Raises:
+        WeightsError: one is sparse, quantized, nested, on the meta device, of an odd type, or no tensor.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            odd = f"a {type(tensor).__name__}"
+        elif tensor.is_nested or tensor.layout != torch.strided:
+            odd = "nested" if tensor.is_nested else f"of the layout {tensor.layout}"
+        elif tensor.device.type == "meta" or tensor.is_quantized or tensor.dtype not in _DTYPES:
+            odd = "without values (meta)" if tensor.device.type == "meta" else f"of {tensor.dtype}"
+        else:
+            continue
+        raise WeightsError(f"{source} is refused: expected plain dense tensors, got {name}, which is {odd}")
 
 
 def _flatten(node: object, path: tuple[str, ...], tensors: dict[str, Tensor], visits: Iterator[int]) -> None:

@@ -31,6 +31,7 @@ from lit_distill.models.state_files import (
 )
 from lit_distill.models.weights import LoadReport, is_counter, leftovers
 from lit_distill.paddlevideo.config import convert_config
+from lit_distill.untrusted.showing import printable, printable_lines
 
 
 class _Network(NamedTuple):
@@ -137,12 +138,12 @@ def run(source: str, target: str, model: str | None) -> int:
     """
     try:
         if model is None:
-            print(convert_config(source, target))
+            print(printable_lines(str(convert_config(source, target))))
             return 0
         report = convert_weights(source, target, model=model)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
-    print(report)
+    print(printable_lines(str(report)))
     print(f"written {target}; use it as models.<Name>.pretrained={target}")
     return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from lit_distill._screen import printable
+from lit_distill.untrusted.showing import printable
 
 COLOURS = 6
 LIGHT: Mapping[str, str] = {

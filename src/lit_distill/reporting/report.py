@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lit_distill._files import write_text
+from lit_distill._screen import Screen
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.data.decoding.decode import VideoError
 from lit_distill.diagnosis.cost import Cost
@@ -23,6 +24,7 @@ from lit_distill.reporting.sections import Material, sections
 from lit_distill.reporting.training_cost import training_cost
 from lit_distill.runs.names import REPORT_FILE
 from lit_distill.runs.opened import Run, load_run
+from lit_distill.untrusted.naming import inside
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of older runs without microseconds
 
@@ -39,7 +41,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
         ValueError: the config asks for what there is not.
         FileNotFoundError: a run, its student or its data are not there.
     """
-    console = console or Console()
+    console = console or Screen()
     opened = _opened(config)
     overrides: dict[str, Any] = OmegaConf.to_container(config.data, resolve=True)  # type: ignore[assignment]
     layers: dict[str, Any] = {} if config.layers is None else OmegaConf.to_container(config.layers)  # type: ignore[assignment]
@@ -129,4 +131,4 @@ def _cost(one: Run, steps: int, data: dict[str, Any]) -> Cost | str:
 def _file(config: DictConfig, opened: dict[str, Run]) -> Path:
     if config.output:
         return Path(config.output).expanduser()
-    return next(iter(opened.values())).folder / REPORT_FILE if len(opened) == 1 else Path(REPORT_FILE)
+    return inside(next(iter(opened.values())).folder, REPORT_FILE) if len(opened) == 1 else Path(REPORT_FILE)

@@ -16,11 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
 
 from lit_distill._command.launch import STARTED
 from lit_distill._command.overrides import arguments_of, given_values
 from lit_distill._files import write_text
+from lit_distill._screen import Screen
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.runs.artifacts import is_finished, stage_folders
 from lit_distill.runs.names import CONFIG_FILE, LAST_CHECKPOINT, STAGES
@@ -183,7 +183,7 @@ def wait_for_first_process() -> None:
 @rank_zero_only
 def print_on_rank_zero(text: str) -> None:
     """Print a line, in the first process of the job alone."""
-    Console().print(text, highlight=False, soft_wrap=True)
+    Screen().print(text, highlight=False, soft_wrap=True)
 
 
 def _point(folder: Path) -> ResumePoint:

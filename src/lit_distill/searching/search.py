@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lit_distill._files import write_text
+from lit_distill._screen import Screen
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import STUDY_FILE, STUDY_PLOT, STUDY_TABLE
 from lit_distill.runs.processes import alone_in
@@ -30,7 +31,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
         ValueError: the space or a setting is malformed, a key is none of the experiment's, or trials fail.
         KeyboardInterrupt: a signal was received; the trial under way is saved, and the same command resumes.
     """
-    console = console or Console()
+    console = console or Screen()
     axes = axes_of(config)
     study = open_study(config)
     import optuna

@@ -12,11 +12,11 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, seed_everything
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from lit_distill._command.overrides import typed_overrides
-from lit_distill._screen import numeric
+from lit_distill._screen import Screen, numeric
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.diagnosis.diagnose import Diagnosis, diagnose
 from lit_distill.training.fit import build_module
@@ -53,7 +53,7 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
     if config.as_json:
         print(json.dumps({**diagnosis.as_dict(), "cost": None if cost is None else asdict(cost)}, indent=2))
     else:
-        show(Console(), diagnosis, cost)
+        show(Screen(), diagnosis, cost)
     return diagnosis, cost
 
 
@@ -73,7 +73,7 @@ def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> No
     texts = (Column(header, overflow="fold") for header in ("term", "loss", "on"))
     table = Table(*texts, *numeric("value", "weight", "gradient norm"), title="terms, at the start of training")
     for name, term in diagnosis.terms.items():
-        on = "\n".join(f"{escape(text)} {_shape(shape)}" for text, shape in term.shapes.items())
+        on = "\n".join(f"{text} {_shape(shape)}" for text, shape in term.shapes.items())
         norms = "\n".join(f"{model} {norm:.3g}" for model, norm in term.gradient_norms.items() if norm)
         table.add_row(name, term.loss, on, f"{term.value:.4g}", f"{term.weight:g}", norms)
     console.print(table)
@@ -88,7 +88,7 @@ def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> No
     if not diagnosis.findings:
         console.print("nothing found that needs a look")
     for finding in diagnosis.findings:
-        console.print(f"[yellow]look:[/yellow] {finding}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("look:", "yellow"), f" {finding}"), soft_wrap=True, highlight=False)
 
 
 def _show_cost(console: Console, cost: Cost) -> None:

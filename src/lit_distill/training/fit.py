@@ -16,10 +16,11 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.text import Text
 from torch import Tensor, nn
 
 from lit_distill._lightning import starts_command_again
+from lit_distill._screen import Screen
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
@@ -118,9 +119,9 @@ def _refuse_processes_in_a_sweep(trainer: Trainer) -> None:
 def _look_first(module: DistillModule, datamodule: LightningDataModule) -> None:
     """Print what a quick diagnosis finds; it costs a few samples of each model, and nothing of the training changes."""
     diagnosis = diagnose(module, datamodule, samples=4, validation_samples=16)
-    console = Console()
+    console = Screen()
     for finding in diagnosis.findings:
-        console.print(f"[yellow]look:[/yellow] {finding}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("look:", "yellow"), f" {finding}"), soft_wrap=True, highlight=False)
     if diagnosis.findings:
         console.print("(python -m lit_distill.doctor with the same arguments says more; doctor=false leaves this out)")
 
@@ -178,7 +179,7 @@ def build_module(
         for part, report in load_reports(models[str(name)]).items():
             of = f"{name}.{part}".rstrip(".")
             if expected is None:
-                Console().print(f"{of}: {report}", highlight=False, soft_wrap=True)
+                Screen().print(f"{of}: {report}", highlight=False, soft_wrap=True)
             if name in config["frozen"] and not report.complete:
                 raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
     return DistillModule(

@@ -10,10 +10,10 @@ from typing import Any
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
-from rich.console import Console
 from torch import Tensor
 
 from lit_distill._files import write_bytes
+from lit_distill._screen import Screen
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
 from lit_distill.callbacks.preemption import end_behind
@@ -98,7 +98,7 @@ def run_stages(config: DictConfig, stages: Sequence[Stage], point: ResumePoint) 
     _write_metrics(folder, stages, done)
     _copy_student(chosen, folder)
     artifacts.write_results(folder, results)  # the last file: it says that the run is finished
-    show_stages(Console(), results, folder)
+    show_stages(Screen(), results, folder)
     return results
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 
 from lit_distill._command.overrides import typed_overrides
+from lit_distill._screen import Screen
 from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.resume import clear_run_environment, locate_run, resolve_environment
 from lit_distill.training.fit import build_module, fit
@@ -44,7 +44,7 @@ def _run(config: DictConfig) -> dict[str, Any]:
         return run_stages(config, stages, point)
     fitted = fit(config)
     if fitted.results:
-        show_summary(Console(), fitted.module, fitted.results, Path(config.run_dir))
+        show_summary(Screen(), fitted.module, fitted.results, Path(config.run_dir))
     return fitted.results
 
 
@@ -54,7 +54,7 @@ def main(config: DictConfig) -> float | None:
     config.run_dir = hydra.runtime.output_dir
     resolve_environment(config, typed)
     for term, weight in set_preset_weights(config, typed).items():
-        Console().print(f"weight of {term}, from the data's preset: {describe_weight(weight)}", highlight=False)
+        Screen().print(f"weight of {term}, from the data's preset: {describe_weight(weight)}", highlight=False)
     results = run(config)
     value = results.get("best", {}).get(f"val/{config.student}/top1")
     return None if value is None else float(value)

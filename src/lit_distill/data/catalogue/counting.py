@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES: Final = 5.0
 def counting(total: int, console: Console, what: str, things: str) -> Iterator[Callable[[], None]]:
     """A callback for each finished thing: it moves a bar or, outside a terminal, prints a line at times."""
     if console.is_terminal:
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("", total=total)
             yield lambda: bar.advance(task)

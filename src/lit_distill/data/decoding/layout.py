@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, TypeAlias
 
+from lit_distill.untrusted.showing import printable_lines
+
 VideoSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | io.IOBase
 """Where a video is: the path of a regular file, its bytes, or a seekable binary file object, such as ``io.BytesIO``.
 
@@ -29,7 +31,7 @@ class VideoError(Exception):
 
     def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
         self.path, self.reason = os.fspath(path), reason
-        super().__init__(f"{self.path}: {reason}" if reason else self.path)
+        super().__init__(printable_lines(f"{self.path}: {reason}" if reason else self.path))
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, self.reason)

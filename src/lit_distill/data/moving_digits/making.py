@@ -21,6 +21,7 @@ from rich.console import Console
 
 from lit_distill._cores import available_cores
 from lit_distill._files import CACHE_VARIABLE
+from lit_distill._screen import Screen
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.moving_digits import rendering as _rendering
 from lit_distill.data.moving_digits.rendering import RENDERING, SPLITS, DigitsSpec, Sources, choose_codec
@@ -56,7 +57,7 @@ def make(spec: DigitsSpec, root: Path, *, workers: int | None = None, console: C
         OSError: when the folder cannot be written or its disk is full.
         ModuleNotFoundError: when scikit-learn, which ships the digits, is missing.
     """
-    console = console or Console(stderr=True)
+    console = console or Screen(stderr=True)
     folder = set_folder(spec, root)
     fault = find_fault(folder, spec)
     if fault is None:
