@@ -24,6 +24,7 @@ from lit_distill.comparison.table import HEAD, markdown, notes, rows
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import COMPARE_FILE, COMPARE_TABLE
 from lit_distill.runs.processes import alone_in
+from lit_distill.runs.secrets import redacted_text
 
 
 def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     plan = make_plan(config)
     folder = Path(config.folder).expanduser().absolute()
     output = folder if config.output is None else Path(config.output).expanduser().absolute()
-    about = {"command": str(config.command), "date": str(date.today())}
+    about = {"command": redacted_text(str(config.command)), "date": str(date.today())}
     faults: dict[Path, str] = {}
     with alone_in(folder) as lock:
         pool = Pool(jobs, threads, devices, lock)

@@ -19,6 +19,7 @@ from lit_distill.runs.artifacts import is_finished, read_json, read_results
 from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import ACCOUNT_FILE, CARD_FILE, CONFIG_FILE, METRICS_FILE, TEST_FILE
 from lit_distill.runs.resume import differing_keys
+from lit_distill.runs.secrets import redacted_text
 
 FORMAT = 1
 
@@ -55,7 +56,7 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
     strategies: dict[str, dict[str, Any]] = {
         strategy.name: {
             "experiment": strategy.experiment,
-            "overrides": list(strategy.own),
+            "overrides": [redacted_text(override) for override in strategy.own],
             "teacher": strategy.teacher,
             "weights": _weights(strategy.runs[0].config),
             "runs": [run_record(run, folder, faults.get(run.folder, "")) for run in strategy.runs],
@@ -189,7 +190,7 @@ def _teacher(plan: Plan, folder: Path, faults: Mapping[Path, str]) -> dict[str, 
     return {
         "network": network_name(config, student_of(config)),
         "epochs_planned": config.trainer.max_epochs,
-        "overrides": list(plan.teacher.overrides),
+        "overrides": [redacted_text(override) for override in plan.teacher.overrides],
         **run_record(plan.teacher, folder, faults.get(plan.teacher.folder, "")),
     }
 

@@ -15,23 +15,29 @@ from lit_distill._files import write_bytes, write_text
 from lit_distill.models.identity import loaded_from, state_sha256
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.names import CONFIG_FILE, RESULTS_FILE, STAGES, STUDENT_FILE, card_of
+from lit_distill.runs.secrets import redacted
+from lit_distill.untrusted.plain import read_plain
+
+_MAX_BYTES = 100_000_000
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old one or the whole new one."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
+    """Write a JSON file, without secrets, so that a reader sees the old one or the whole new one."""
+    write_text(path, json.dumps(redacted(dict(content)), indent=2, default=str) + "\n")
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The content of a JSON file that a run of this user has written; empty where there is none.
+    """The content of a JSON file that a run has written; empty where there is none.
 
     Raises:
-        ValueError: it is not JSON.
+        ValueError: it is no JSON object, or has more than 100 MB.
     """
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text())
+        content = read_plain(path, limit=_MAX_BYTES)
     except FileNotFoundError:
         return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is refused: expected a JSON object, got {type(content).__name__}")
     return content
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,6 +23,8 @@ from lit_distill._screen import Screen
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.runs.artifacts import is_finished, stage_folders
 from lit_distill.runs.names import CONFIG_FILE, LAST_CHECKPOINT, STAGES
+from lit_distill.runs.secrets import is_secret, redacted, takes_secret
+from lit_distill.untrusted.plain import parse_yaml, read_plain
 
 RUN_VARIABLE = "LIT_DISTILL_RUN"
 _PATIENCE = 30.0  # seconds
@@ -79,17 +80,20 @@ def locate_run(config: DictConfig) -> ResumePoint:
 def resolve_environment(config: DictConfig, typed: Sequence[str]) -> None:
     """Write the values that overrides take from the environment into a config, such as a seed of the job's number.
 
-    They are part of what is trained: another value is another run, and ``config.yaml`` has it.
+    They are part of what is trained: another value is another run, and ``config.yaml`` has it. Secrets are not, by the
+    names of :func:`lit_distill.runs.secrets.is_secret`.
     """
     for place, value in given_values(typed):
-        _resolve(config, place, value)
+        if not is_secret(place):
+            _resolve(config, place, value)
 
 
 def _resolve(config: DictConfig, place: str, given: Any) -> None:
     if isinstance(given, Mapping):
         for name, part in given.items():
-            _resolve(config, f"{place}.{name}", part)
-    elif "${oc.env:" in str(given):
+            if not is_secret(str(name)):
+                _resolve(config, f"{place}.{name}", part)
+    elif "${oc.env:" in str(given) and not takes_secret(str(given)):
         value = OmegaConf.select(config, place)
         if isinstance(value, ListConfig):
             value = OmegaConf.to_container(value, resolve=True)
@@ -102,7 +106,8 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
 
     In ``folder`` if a run has begun there, whose config must be the same. Otherwise, with ``siblings``, in the newest
     unfinished run beside it that has the same config; runs of other configs are not touched, the message names the
-    newest. If there is none a new run begins in ``folder``.
+    newest. If there is none a new run begins in ``folder``. Runs beside it that another user has put there, and those
+    that cannot be read, are passed over.
 
     Raises:
         ValueError: a run in ``folder`` has another config; the differing keys are named.
@@ -120,7 +125,10 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
     for run in _unfinished(folder.parent) if siblings else ():
         if run == folder:
             continue
-        keys = differing_keys(run, config)
+        try:
+            keys = differing_keys(run, config)
+        except ValueError:
+            keys = [CONFIG_FILE]
         if not keys:
             return _point(run)
         other = other or f" (the newest unfinished one, {run.name}, differs in {', '.join(keys[:5])})"
@@ -129,14 +137,20 @@ def find_resume_point(config: DictConfig, folder: str | os.PathLike[str], *, sib
 
 
 def write_config(folder: Path, config: DictConfig) -> None:
-    """Write ``config.yaml`` as it was composed, its interpolations as they stand: what a later start is compared to."""
-    write_text(folder / CONFIG_FILE, OmegaConf.to_yaml(config, resolve=False))
+    """Write ``config.yaml`` as it was composed, its interpolations as they stand: what a later start is compared to.
+
+    Secrets are left out of it.
+    """
+    write_text(folder / CONFIG_FILE, _as_written(config))
+
+
+def _as_written(config: DictConfig) -> str:
+    return OmegaConf.to_yaml(OmegaConf.create(redacted(OmegaConf.to_container(config, resolve=False))), resolve=False)
 
 
 def differing_keys(run: Path, config: DictConfig) -> list[str]:
     """The keys in which a run folder's config differs from one composed now, by their dotted names."""
-    there = yaml.safe_load((run / CONFIG_FILE).read_text())
-    here = yaml.safe_load(OmegaConf.to_yaml(config, resolve=False))
+    there, here = read_plain(run / CONFIG_FILE), parse_yaml(_as_written(config))
     begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST_CHECKPOINT).is_file()}
     return [
         key
@@ -206,8 +220,20 @@ def _unfinished(folder: Path) -> Iterator[Path]:
     """Run folders with a checkpoint and without a result, newest first; named by time, so by name."""
     runs = [path.parent for path in folder.glob(f"*/{CONFIG_FILE}")] if folder.is_dir() else []
     for run in sorted(runs, reverse=True):
-        if not is_finished(run) and any((place / LAST_CHECKPOINT).is_file() for place in (run, *stage_folders(run))):
-            yield run
+        checkpoints = [place / LAST_CHECKPOINT for place in (run, *stage_folders(run))]
+        found = [file for file in checkpoints if file.is_file()]
+        if not found or not all(_is_ours(path, folder) for path in (run, run / CONFIG_FILE, *found)):
+            continue
+        with suppress(ValueError):
+            if not is_finished(run):
+                yield run
+
+
+def _is_ours(path: Path, among: Path) -> bool:
+    """Whether it is of this user, or of whoever owns the folder of all runs, and nothing that only points elsewhere."""
+    if not hasattr(os, "getuid"):
+        return not path.is_symlink()
+    return not path.is_symlink() and path.stat().st_uid in (os.getuid(), among.stat().st_uid)
 
 
 def differing(one: Any, other: Any, place: str = "") -> set[str]:

@@ -18,6 +18,7 @@ from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import METRICS_FILE, RESULTS_FILE, STUDY_JOURNAL, TRIALS
 from lit_distill.runs.processes import fault_of, start_process, terminated_as_interrupted
+from lit_distill.runs.secrets import redacted_text
 
 POLL = 0.5  # seconds between two looks at a trial's metrics
 
@@ -48,7 +49,7 @@ def open_study(config: DictConfig) -> Any:
     )  # fmt: skip
     what = {
         "space": OmegaConf.to_container(config.space, resolve=True),
-        "train": [str(override) for override in config.train],
+        "train": [redacted_text(str(override)) for override in config.train],
         "metric": config.metric,
         "direction": config.direction,
     }

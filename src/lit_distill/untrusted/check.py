@@ -136,7 +136,8 @@ def check_allow(allow: Collection[str]) -> None:
 
 
 def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os.PathLike[str] | None) -> Iterator[str]:
-    if isinstance(value, str) and is_address(value):
+    is_name = len(path) > 1 and path[-2] == "class_names"  # of a list of them: nobody opens it
+    if isinstance(value, str) and is_address(value) and not is_name:
         yield f"{dotted(path)}: {_shown(value)} is an address; files are local"
     if not isinstance(value, Mapping) or _TARGET not in value:
         return

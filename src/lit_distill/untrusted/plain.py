@@ -32,20 +32,24 @@ _NUMBER = re.compile(
 )
 
 
-def read_plain(path: str | os.PathLike[str]) -> Any:
+def read_plain(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
     """The content of a YAML or JSON file as dicts, lists and plain values, interpolations unresolved.
+
+    Args:
+        path: the file.
+        limit: most bytes that it may have.
 
     Raises:
         ValueError: it is too large or too deep, or has tags, anchors, aliases, duplicate keys or several documents.
     """
     file = Path(path)
     with file.open("rb") as stream:
-        content = stream.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{file} is refused: a config has at most {MAX_BYTES:,} bytes")
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{file} is refused: a config has at most {limit:,} bytes")
     try:
         text = content.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_object) if file.suffix == ".json" else _yaml(text)
+        return json.loads(text, object_pairs_hook=_object) if file.suffix == ".json" else parse_yaml(text)
     except (UnicodeDecodeError, RecursionError, yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{file} is refused: {said}") from error
@@ -60,7 +64,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _yaml(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """One document of plain values. Events are read and not nodes, so that nothing nests before its depth is known."""
     document: list[Any] = []
     containers: list[Any] = [document]

@@ -1,0 +1,142 @@
+"""Keys and passwords stay out of what a run leaves; planted runs are not resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lit_distill._command.command import conf_dir
+from lit_distill.runs import resume
+from lit_distill.runs.artifacts import read_json, write_json
+from lit_distill.runs.resume import differing_keys, find_resume_point, resolve_environment, write_config
+from lit_distill.runs.secrets import is_secret, redacted, redacted_text
+
+SECRET = "xyzzy-8f14e45f"
+
+
+def composed(*typed: str) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("train", ["experiment=baseline_pptsmv2", "run_dir=/runs/x", *typed])
+    resolve_environment(config, typed)
+    return config
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "+logger.wandb.api_key=${oc.env:WANDB_API_KEY}", f"+logger.wandb.api_key={SECRET}",
+        "+logger.wandb={api_key: ${oc.env:WANDB_API_KEY}}", f"+logger.wandb={{settings: {{api_key: {SECRET}}}}}",
+        "+logger.x.note=${oc.env:WANDB_API_KEY}", "+logger.x.note=a-${oc.env:WANDB_API_KEY}",
+        f"+logger.x.password={SECRET}", f"+logger.x.Token={SECRET}", f"+logger.x.aws_secret={SECRET}",
+        f"+data.root_url='s3://me:{SECRET}@bucket/x'", f"+logger.x.secrets=[{SECRET}]",
+    ],
+)  # fmt: skip
+def test_a_secret_is_in_no_file_of_the_run(typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    config = composed(typed)
+    write_config(tmp_path, config)
+    assert SECRET not in (tmp_path / "config.yaml").read_text()
+    assert differing_keys(tmp_path, config) == [], "the same command resumes the run"
+    assert SECRET in OmegaConf.to_yaml(config, resolve=True), "what is built has it"
+
+
+def test_what_is_no_secret_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOB_SEED", "7")
+    config = composed("seed=${oc.env:JOB_SEED}")
+    write_config(tmp_path, config)
+    assert OmegaConf.load(tmp_path / "config.yaml") == config
+    assert str(config.seed) == "7"
+    assert "JOB_SEED" not in (tmp_path / "config.yaml").read_text()
+
+
+def test_cards_and_records_hold_none(tmp_path: Path) -> None:
+    card: dict[str, Any] = {
+        "data": {"root": f"s3://me:{SECRET}@bucket", "storage": [{"access_key": SECRET}]}, "final": {"a": 0.5}
+    }  # fmt: skip
+    write_json(tmp_path / "card.json", card)
+    text = (tmp_path / "card.json").read_text()
+    assert SECRET not in text
+    assert json.loads(text)["final"] == {"a": 0.5}
+    assert SECRET not in redacted_text(f"train +logger.wandb.api_key={SECRET} '+x={{token: {SECRET}}}' seed=1")
+
+
+def test_names_of_secrets() -> None:
+    for name in (
+        "WANDB_API_KEY",
+        "api_key",
+        "apikey",
+        "token",
+        "HF_TOKEN",
+        "db.password",
+        "passwd",
+        "AWS_SECRET_ACCESS_KEY",
+    ):
+        assert is_secret(name), name
+    for name in ("key", "index_key", "tokens_per_clip", "root", "class_token_count", "monitor", "author"):
+        assert not is_secret(name), name
+    assert redacted({"token": "", "class_token": True}) == {"token": "", "class_token": True}
+
+
+def begun(folder: Path, config: DictConfig) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    write_config(folder, config)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"x")
+    return folder
+
+
+def found(folder: Path, config: DictConfig) -> str:
+    return find_resume_point(config, folder / "2026-01-01", siblings=True).message
+
+
+def test_a_planted_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = composed()
+    planted = begun(tmp_path / "2026-12-01", config)
+    with pytest.raises(ValueError, match=r"last\.ckpt"):
+        found(tmp_path, config)  # it would be read
+    monkeypatch.setattr(resume, "_is_ours", lambda path, among: path != planted / "checkpoints" / "last.ckpt")
+    assert "no unfinished run" in found(tmp_path, config)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("part", [".", "config.yaml", "checkpoints/last.ckpt"])
+def test_a_run_of_another_user_is_not_resumed(part: str, tmp_path: Path) -> None:
+    config = composed()
+    os.chown(begun(tmp_path / "2026-12-01", config) / part, 12345, 12345)
+    assert "no unfinished run" in found(tmp_path, config)
+
+
+@pytest.mark.parametrize("part", [".", "config.yaml", "checkpoints/last.ckpt"])
+def test_a_run_that_is_a_link_is_not_resumed(part: str, tmp_path: Path) -> None:
+    config = composed()
+    run = begun(tmp_path / "2026-12-01", config)
+    target = tmp_path / "elsewhere" / "x"
+    target.parent.mkdir()
+    (run / part).resolve().rename(target)
+    (run / part if part != "." else run).symlink_to(target)
+    assert "no unfinished run" in found(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.yaml", "a: &a [x]\nb: *a\n"), ("config.yaml", "[" * 99_999),
+     ("config.yaml", "\x00"), ("config.yaml", "[]"), ("results.json", "{" * 9_999), ("results.json", "[1]"),
+     ("results.json", '{"a": 1, "a": 2}')],
+)  # fmt: skip
+def test_a_run_that_cannot_be_read_stops_no_other(name: str, text: str, tmp_path: Path) -> None:
+    config = composed()
+    (begun(tmp_path / "2026-12-01", config) / name).write_text(text)
+    assert "no unfinished run" in found(tmp_path, config)
+
+
+def test_a_json_file_is_an_object(tmp_path: Path) -> None:
+    assert read_json(tmp_path / "none.json") == {}
+    for text in ("[1]", '{"a": 1, "a": 2}', "[" * 99_999, "nul", '"x"'):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ValueError, match="refused"):
+            read_json(tmp_path / "a.json")
