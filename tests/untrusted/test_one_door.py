@@ -100,7 +100,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("data.sources.shards", "_label"): "at most a megabyte, and only a number or text is taken of it",
     ("data.sources.shards", "scan_shard"): "by Archives",
     ("data.sources.shards", "shard_names"): "by Archives",
-    ("diagnosis.doctor", "run"): OWN_CONFIG,
+    ("training.doctor", "run"): OWN_CONFIG,
     ("inference.export", "_write"): OWN_OUTPUT,
     ("inference.export", "run"): OWN_OUTPUT,
     ("inference.exported", "load_program"): "only with --allow torch.export.load, or what this process has written",
