@@ -154,12 +154,7 @@ class AFDLoss(SizedLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's maps (N, C, H, W), one or a list.
-            teacher: the teacher's, one or a list.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         self._channels_of(student, teacher)
         ours, theirs = tensors_of(student), tensors_of(teacher)

@@ -73,10 +73,5 @@ class AttentionTransferLoss(Loss):
     mode: Mode = "code"
 
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's maps (N, C, H, W), one or a list.
-            teacher: the teacher's maps (N, C', H', W'), as many.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         return attention_transfer_loss(student, teacher, **self.hyperparameters)

@@ -97,10 +97,5 @@ class DistanceLoss(Loss):
         self.teaches_both = self.mutual
 
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's signal, or a list of them.
-            teacher: the teacher's, of the same shapes.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         return distance_loss(student, teacher, mode=self.mode, activation=self.activation, delta=self.delta)

@@ -133,12 +133,7 @@ class FactorTransferLoss(PairedMapsLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's map (N, C, H, W).
-            teacher: the teacher's map (N, C', H', W').
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         ((s, t),) = self._pairs(student, teacher)
         factor = apply_layer(self.encoder, t)

@@ -113,12 +113,7 @@ class FitNetLoss(PairedMapsLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's maps (N, C, H, W), one or a list.
-            teacher: the teacher's maps (N, C', H', W'), as many.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         if self.regressor is None:
             return fitnet_loss(student, teacher)

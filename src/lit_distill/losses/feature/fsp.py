@@ -84,10 +84,5 @@ class FSPLoss(Loss):
     reduction: Reduction = "mean"
 
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's maps, a list from bottom to top.
-            teacher: the teacher's maps, as many.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         return fsp_loss(student, teacher, **self.hyperparameters)

@@ -104,12 +104,7 @@ class MGDLoss(PairedMapsLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's feature map (N, C, H, W).
-            teacher: the teacher's feature map (N, C', H, W).
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         ((student, teacher),) = self._pairs(student, teacher)
         aligned = student if self.align is None else apply_layer(self.align, student)

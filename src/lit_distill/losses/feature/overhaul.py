@@ -217,12 +217,7 @@ class OverhaulLoss(PairedMapsLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's maps before the activation (N, C, H, W), one or a list.
-            teacher: the teacher's (N, C', H, W), as many.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         pairs = self._pairs(student, teacher)
         if self.training and any(norm.weight.requires_grad for norm in self._norms):

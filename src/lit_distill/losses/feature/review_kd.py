@@ -146,12 +146,7 @@ class ReviewKDLoss(PairedMapsLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's levels, shallow to deep.
-            teacher: the teacher's levels, as many.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         pairs = self._pairs(student, teacher)
         dtype = next(self.fusions.parameters()).dtype

@@ -119,12 +119,7 @@ class SimKD(SizedLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's projected map.
-            teacher: the teacher's map.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             raise ValueError("SimKD compares one layer with one layer: give one reference each")
         return simkd_loss(student, teacher)

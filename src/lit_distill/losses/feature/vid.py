@@ -111,12 +111,7 @@ class VIDLoss(PairedMapsLoss):
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
-        """The loss of one batch.
-
-        Args:
-            student: the student's maps (N, C, H, W), one or a list.
-            teacher: the teacher's maps (N, C', H', W'), as many.
-        """
+        """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         losses = []
         pairs = self._pairs(student, teacher)
