@@ -308,15 +308,7 @@ def build_composers(
     """As :meth:`LossComposer.build`, for several composers on one capture, so that every model runs once.
 
     Models run a second time only where a tap turns out to be changed in place, or a loss gives a model new parts.
-
-    Args:
-        composers: such as those of training and of validation.
-        models: the named models.
-        target: the example's ground truth.
-        index: the example's sample indices.
-        dataset_size: number of training samples, for memory banks.
-        run: runs the models, given the open capture.
-        check: looks at the captured signals before any loss is sized.
+    ``run`` runs them, given the open capture; ``check`` looks at the captured signals before any loss is sized.
     """
     used = [models[name] for name in frozenset().union(*(composer.model_names for composer in composers))]
     modes = [(part, part.training) for module in (*used, *composers) for part in module.modules()]

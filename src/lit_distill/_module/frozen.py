@@ -76,10 +76,7 @@ class FrozenRecord:
     def compare(self, stored: Mapping[str, Mapping[str, Any]], replaced: Collection[str], *, admit: str) -> None:
         """Compare with what a checkpoint recorded of the models that it was trained with.
 
-        Args:
-            stored: what it recorded, by name.
-            replaced: names of models that may be others.
-            admit: for the message: the argument that admits another model, with ``{}`` for its name.
+        ``admit`` is the argument that admits another model, with ``{}`` for its name, for the message.
 
         Raises:
             ValueError: a model is another one, and its name is not in ``replaced``.

@@ -80,12 +80,7 @@ class Agreement(Callback):
 def agreement_and_kl(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Share of the rows with the same highest logit, and the mean :math:`KL(teacher \| student)` in nats.
 
-    Args:
-        student: logits (B, C), or log-probabilities.
-        teacher: the same of the teacher.
-
-    Returns:
-        (2,), float32 at least.
+    Of logits or log-probabilities (B, C); float32 at least.
 
     Example:
         >>> logits = torch.tensor([[1.0, 3.0], [2.0, 0.0]])

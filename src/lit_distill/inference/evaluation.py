@@ -145,13 +145,7 @@ def class_rows(confusion: Sequence[Sequence[int]], class_names: Sequence[str] = 
 
 
 class Evaluation(LightningModule):
-    """Runs one network over a data module's validation or test batches; ``figures`` are then those of all processes.
-
-    Args:
-        network: gives logits.
-        num_classes: C.
-        view: what the network sees of the data's clips; None for all.
-    """
+    """Runs one network over a data module's validation or test batches; ``figures`` are then those of all processes."""
 
     def __init__(self, network: nn.Module, *, num_classes: int, view: InputView | None = None) -> None:
         super().__init__()

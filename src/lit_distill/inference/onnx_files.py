@@ -24,9 +24,7 @@ INPUT, OUTPUT = "clips", "logits"
 class OnnxNetwork:
     """An ONNX file as a callable: a float batch (B, ...) to logits (B, C), both on the CPU.
 
-    Args:
-        path: a file with one input and one output whose first dimension is the batch.
-        threads: for one network run; none for ONNX Runtime's choice, all cores.
+    The file has one input and one output whose first dimension is the batch. By default ONNX Runtime uses all cores.
 
     Raises:
         ModuleNotFoundError: ONNX Runtime is not installed.

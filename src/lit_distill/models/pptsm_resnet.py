@@ -25,14 +25,9 @@ EXPANSION = 4
 
 
 class Shortcut(ConvBN):
-    """A 1x1 ConvBN without activation, pooled before where a bottleneck downsamples.
+    """A 1x1 ConvBN without activation.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        stride: 1 or 2.
-        pooled: average 2x2 (fewer at odd borders) and convolve at stride 1, instead of striding the convolution.
-        batch_norm: which running variance.
+    A ``pooled`` one takes averages of 2x2 (fewer at odd borders) instead of striding the convolution.
     """
 
     def __init__(
@@ -50,16 +45,8 @@ class Shortcut(ConvBN):
 class ResidualBlock(nn.Module):
     """A residual block whose branch sees shifted frames: basic (two 3x3) or bottleneck (1x1, 3x3 with the stride, 1x1).
 
-    The shortcut sees the frames unshifted. ``act`` is the last activation: ``act:input`` is the sum before it.
-
-    Args:
-        in_channels: channels of the input.
-        channels: channels inside; the output has as many, or ``EXPANSION`` times as many from a bottleneck.
-        stride: 1 or 2.
-        bottleneck: which of the two.
-        project: whether the shortcut is a convolution.
-        num_frames: T.
-        batch_norm: which running variance.
+    The shortcut sees the frames unshifted. ``act`` is the last activation: ``act:input`` is the sum before it. A
+    bottleneck gives ``EXPANSION`` times its ``channels``.
     """
 
     def __init__(

@@ -9,15 +9,7 @@ from torch.nn import functional as F
 
 
 def frames_of(video: Tensor, num_frames: int, *, name: str) -> Tensor:
-    """Check a batch of clips and lay its frames out as a batch of images.
-
-    Args:
-        video: clips (B, T, 3, H, W), floating point.
-        num_frames: T.
-        name: the network's name, for the error.
-
-    Returns:
-        Frames (B*T, 3, H, W), clip by clip.
+    """Lay clips (B, T, 3, H, W) of floats out as images (B*T, 3, H, W), clip by clip.
 
     Raises:
         ValueError: another number of dimensions, frames or channels, or integer pixels.

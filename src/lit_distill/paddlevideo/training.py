@@ -16,16 +16,7 @@ CLASSES = "number of classes"
 
 @dataclass
 class Draft:
-    """An experiment file in the making.
-
-    Attributes:
-        source: the config that it is made from.
-        models: the names of its networks.
-        defaults: entries of its defaults list.
-        overrides: those that replace a group of the main config; Hydra wants them last.
-        body: all else, by section.
-        different: what was carried over but means something else here.
-    """
+    """An experiment file in the making; Hydra wants the overrides of groups last."""
 
     source: Source
     models: list[str] = field(default_factory=list)

@@ -16,16 +16,7 @@ OWN_KEYS = ("hydra.run.dir", "run_dir", "resume", "ckpt_path")
 
 @dataclass(frozen=True)
 class Axis:
-    """One setting that is searched.
-
-    Attributes:
-        key: of train's config.
-        choices: as Hydra writes them; empty for a range.
-        low: of a range, included.
-        high: of a range, included.
-        log: whether it is drawn on a logarithmic scale.
-        step: between two values, None for all.
-    """
+    """One setting that is searched: choices as Hydra writes them, or a range with both ends."""
 
     key: str
     choices: tuple[str, ...] = ()

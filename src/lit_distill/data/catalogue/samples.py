@@ -15,13 +15,7 @@ UNLABELLED = -1
 
 
 class Member(NamedTuple):
-    """A file inside an archive that stores it as it is.
-
-    Attributes:
-        name: of the file, as the archive has it.
-        offset: of its first byte in the archive.
-        size: in bytes.
-    """
+    """A file inside an archive that stores it as it is: its name there, its first byte and its size."""
 
     name: str
     offset: int
@@ -65,9 +59,6 @@ class SampleTable(Sequence[Sample]):
 
     Reading an object writes its reference count: a list of samples that worker processes share at first is copied
     into each of them, page by page, over an epoch. Arrays stay shared.
-
-    Args:
-        samples: in their order.
 
     Example:
         >>> table = SampleTable([Sample("a.mp4", 0), Sample("b.tar", 2, member=Member("c.mp4", 512, 9))])

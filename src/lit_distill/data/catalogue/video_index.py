@@ -65,11 +65,7 @@ class VideoIndex:
         self._writable = True
 
     def load(self) -> int:
-        """Read what was added to the file since the last time.
-
-        Returns:
-            how many videos are known.
-        """
+        """Read what was added to the file since the last time; how many videos are known now."""
         try:
             with open(self.file, "rb") as file:
                 file.seek(self._read_to)

@@ -410,8 +410,7 @@ def choose_codec() -> str:
 def work(folder: Path, worker: int, workers: int) -> Iterator[tuple[str, int, str]]:
     """Make every ``workers``-th clip in a folder that holds ``job.json`` and ``sources.npz``.
 
-    Yields:
-        the relative path, the size in bytes and the SHA-256 of each file.
+    Yields the relative path, the size in bytes and the SHA-256 of each file.
     """
     job = json.loads((folder / "job.json").read_text())
     spec, codec = DigitsSpec.from_json(job["spec"]), job["codec"]
