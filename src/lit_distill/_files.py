@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import glob
+import io
 import os
 import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,11 +22,13 @@ except ModuleNotFoundError:  # Windows: leftovers of killed writers stay there
 
 CACHE_VARIABLE = "LIT_DISTILL_CACHE"
 _TEMPORARY = ".tmp"
+# neither through a link nor for the other end of a pipe that somebody put there
+_NO_LINK_NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _ARCHIVE_START = b"PK\x03\x04"
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write whose bytes take ``path``'s place when the block ends, all at once and on disk.
 
     The bytes go to a temporary file in the same folder, which is synchronised and renamed; then the folder is
@@ -33,6 +37,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to write; its folder is made if it is missing.
+        private: whether this user alone may read and write it, whatever the umask is.
 
     Raises:
         OSError: the file cannot be written (no space, no permission, an input/output error); what stood at ``path``
@@ -51,7 +56,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_TEMPORARY}")
-        opened = temporary.open("xb")  # not by tempfile: its files are readable by their owner alone
+        opened = io.BufferedWriter(create_file(temporary, private=private))
     try:
         with _named(path), opened as file:
             if fcntl is not None:
@@ -69,15 +74,15 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _synchronise(path.parent)
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes, *, private: bool = False) -> None:
     """Write a file by :func:`atomic_file`."""
-    with atomic_file(path) as file:
+    with atomic_file(path, private=private) as file:
         file.write(content)
 
 
-def write_text(path: str | os.PathLike[str], content: str) -> None:
+def write_text(path: str | os.PathLike[str], content: str, *, private: bool = False) -> None:
     """Write a file in UTF-8 by :func:`atomic_file`."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), private=private)
 
 
 def append_text(path: str | os.PathLike[str], content: str) -> None:
@@ -87,8 +92,7 @@ def append_text(path: str | os.PathLike[str], content: str) -> None:
         OSError: they cannot be written; the file is as it was.
     """
     path = Path(path)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    with _named(path), os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as file:
+    with _named(path), open_log(path) as file:
         size = file.seek(0, os.SEEK_END)
         data = content.encode()
         try:
@@ -99,34 +103,56 @@ def append_text(path: str | os.PathLike[str], content: str) -> None:
             raise
 
 
-def is_archive(path: Path) -> bool:
+def create_file(path: Path, *, private: bool) -> io.FileIO:
+    """Make a file to write that is not there yet; a ``private`` one is for this user alone, whatever the umask is.
+
+    Raises:
+        FileExistsError: there is one, or a link.
+        OSError: it cannot be made.
+    """
+    mode = 0o600 if private else 0o666
+    return open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, mode))
+
+
+def open_log(path: Path) -> io.FileIO:
+    """Open a file to add to its end, without waiting; it is made where it is missing.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    file = open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | _NO_LINK_NO_WAIT, 0o666))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "expected a regular file, got another kind: remove it", str(path))
+    return file
+
+
+def is_archive(file: BinaryIO) -> bool:
     """Whether a file is a zip archive or begins as one."""
-    with path.open("rb") as file:
-        return file.read(4) == _ARCHIVE_START or zipfile.is_zipfile(path)
+    file.seek(0)
+    return file.read(4) == _ARCHIVE_START or zipfile.is_zipfile(file)
 
 
-def archive_damage(path: Path) -> str:
+def archive_damage(file: BinaryIO) -> str:
     """What is wrong with a zip archive such as ``torch.save`` writes, empty for nothing; every record's CRC-32 is read.
 
     PyTorch's own reader does not look at the checksums that its writer stores.
 
     Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "a.ckpt"
-        >>> path.touch()
-        >>> archive_damage(path)
+        >>> import io
+        >>> archive_damage(io.BytesIO())
         'it is empty'
     """
-    size = path.stat().st_size
+    size = file.seek(0, os.SEEK_END)
     if not size:
         return "it is empty"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             bad = archive.testzip()
     except zipfile.BadZipFile as error:
-        if zipfile.is_zipfile(path):
+        if zipfile.is_zipfile(file):
             return f"it is no checkpoint archive: {error}"
-        return f"its end is missing, {size} bytes are left" if is_archive(path) else "it is no checkpoint archive"
+        return f"its end is missing, {size} bytes are left" if is_archive(file) else "it is no checkpoint archive"
     # What zipfile raises where a flipped bit asks for a compression (NotImplementedError), a version or a password
     # (RuntimeError) that no checkpoint has.
     except (zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -168,9 +194,13 @@ def _remove_leftovers(path: Path) -> None:
     if fcntl is None:
         return
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????{_TEMPORARY}"):
-        with suppress(OSError), leftover.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY | _NO_LINK_NO_WAIT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
 
 
 def cache_root() -> Path:

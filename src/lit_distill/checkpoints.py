@@ -17,7 +17,9 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_distill._files import archive_damage, atomic_file
+from lit_distill.untrusted.budgets import WEIGHTS_BYTES
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 from lit_distill.untrusted.showing import printable
 
 _Path: TypeAlias = "str | os.PathLike[str]"
@@ -147,7 +149,7 @@ def read_checkpoint(path: _Path, *, map_location: Any | None = "cpu") -> dict[st
         {'bias': tensor([1., 1.])}
     """
     path = _local(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}{_offer(path)}")
     fault, checkpoint = _read(path, map_location)
     if fault:
@@ -166,9 +168,13 @@ def readable_checkpoints(folder: _Path) -> Iterator[Path]:
 def _read(path: Path, map_location: Any | None) -> tuple[str, dict[str, Any]]:
     """What is wrong with a checkpoint, as the end of a sentence, or its content."""
     try:
-        if damage := archive_damage(path):
-            return f"is damaged: {damage}", {}
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        with open_untrusted(path, what="a checkpoint", limit=WEIGHTS_BYTES) as file:
+            if damage := archive_damage(file):
+                return f"is damaged: {damage}", {}
+            file.seek(0)
+            content = torch.load(file, map_location=map_location, weights_only=True)
+    except UntrustedFileError as error:
+        return f"is refused: {error.reason}", {}
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it names {found[1]}" if found else "it is no plain data"

@@ -26,6 +26,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from faults import tiny
+from lit_distill import _files
 from lit_distill._command.command import conf_dir
 from lit_distill.checkpoints import read_checkpoint, readable_checkpoints, write_checkpoint
 
@@ -114,11 +115,8 @@ def bytes_written(folder: Path, number: int) -> dict[str, Any]:
     offsets = sorted(random.Random(0).sample(range(size), number))
     survived, killed = 0, 0
 
-    def opened(self: Path, mode: str) -> Any:
-        return io.BufferedWriter(DyingFile(self, mode.replace("b", "")), buffer_size=1)
-
     def work() -> None:
-        Path.open = opened  # type: ignore[assignment, method-assign]
+        vars(_files)["create_file"] = lambda path, *, private: DyingFile(path, "x")
         write_checkpoint(after, path)
 
     for offset in offsets:

@@ -115,10 +115,10 @@ def test_processes_together_keep_to_the_limit(tmp_path: Path) -> None:
 
 
 def test_ranks_describe_a_store_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def locked(path: Path, content: str) -> None:
+    def locked(path: Path, content: str, *, private: bool) -> None:
         with (tmp_path / "lock").open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        write_text(path, content)
+        write_text(path, content, private=private)
 
     monkeypatch.setattr("lit_distill.teacher_cache.store.write_text", locked)
     assert (store(tmp_path).folder / MANIFEST).is_file(), "atomic_file takes another writer's file for a leftover"

@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 from lit_distill._cores import available_cores
+from lit_distill._files import open_log
 from lit_distill.runs.processes import fault_of, start_process, terminated_as_interrupted
 from lit_distill.runs.resume import environment_of_other_run
+from lit_distill.untrusted.opening import UntrustedFileError
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Pool:
         try:
             job.log.parent.mkdir(parents=True, exist_ok=True)
             for command in job.commands:
-                with job.log.open("ab") as log:
+                with open_log(job.log) as log:
                     start = log.tell()
                     with self._guard:
                         if self._ending:
@@ -92,7 +94,7 @@ class Pool:
                         self._running.discard(process)
                 if code:
                     return fault_of(job.log, start, code)
-        except OSError as error:
+        except (OSError, UntrustedFileError) as error:
             return str(error)
         finally:
             free.put(place)

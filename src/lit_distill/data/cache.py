@@ -22,8 +22,15 @@ import av
 import numpy as np
 import PIL
 
+from lit_distill._files import create_file, open_log
 from lit_distill.data.decoding.frames import Frames
 from lit_distill.data.decoding.layout import VideoError
+from lit_distill.untrusted.opening import (
+    UntrustedFileError,
+    open_descriptor,
+    open_untrusted,
+    private_folder,
+)
 
 try:
     import fcntl
@@ -40,6 +47,7 @@ _HITS, _MISSES, _REMADE, _BYTES, _FULL = range(5)
 _ENDING: Final = ".clip"
 _PREFIX: Final = "lit_distill-clips-"
 _LOCK: Final = "owner"
+_SHARED: Final = Path("/dev/shm")
 _AT_ONCE: Final = 128  # frames
 _LARGEST: Final = 1 << 30  # bytes of an entry
 
@@ -95,7 +103,7 @@ class ClipCache:
         if limit < 1:
             raise ValueError(f"a cache of clips needs a limit of at least 1 byte, came {limit}: set data.cache_gb")
         self.folder, self.limit, self.check = Path(folder), limit, check
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         with self._ledger() as numbers:
             numbers[_BYTES] = sum(file.stat().st_size for file in self.folder.glob(f"??/*{_ENDING}"))
             numbers[_FULL] = 0
@@ -104,11 +112,10 @@ class ClipCache:
     @classmethod
     def in_memory(cls, limit: int) -> ClipCache:
         """A cache in shared memory, or in a temporary folder where there is none; it goes when this process ends."""
-        shared = Path("/dev/shm")
-        parent = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+        parent = _SHARED if _SHARED.is_dir() and os.access(_SHARED, os.W_OK) else Path(tempfile.gettempdir())
         _remove_abandoned(parent)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        lock = (folder / _LOCK).open("wb")
+        lock = open_log(folder / _LOCK)
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
         cache = cls(folder, limit=limit, check=False)
@@ -178,7 +185,7 @@ class ClipCache:
     @contextmanager
     def _ledger(self) -> Iterator[list[int]]:
         """The numbers that all processes share, to be changed by one at a time."""
-        descriptor = os.open(self.folder / "ledger", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_descriptor(self.folder / "ledger", os.O_RDWR | os.O_CREAT, what="a ledger", own=True)
         try:
             if fcntl is not None:
                 with suppress(OSError):  # some network file systems have no locks: counts may then be off, clips not
@@ -226,8 +233,8 @@ class ClipCache:
         """
         temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         try:
-            file.parent.mkdir(exist_ok=True)
-            with temporary.open("wb", buffering=0) as output:
+            file.parent.mkdir(mode=0o700, exist_ok=True)
+            with create_file(temporary, private=True) as output:
                 _write_entry(output, frames)
             if file.exists():
                 return False
@@ -289,7 +296,7 @@ def _read_entry(file: Path, rows: Sequence[int], *, check: bool) -> Frames:
         FileNotFoundError: there is none.
         _DamagedError: it is not what was written.
     """
-    with file.open("rb", buffering=0) as entry:
+    with _opened(file) as entry:
         head = entry.read(_HEAD.size)
         if len(head) != _HEAD.size or not head.startswith(_MAGIC):
             raise _DamagedError
@@ -308,6 +315,13 @@ def _read_entry(file: Path, rows: Sequence[int], *, check: bool) -> Frames:
             if check and zlib.crc32(frame) != struct.unpack_from("<I", sums, 4 * row)[0]:
                 raise _DamagedError
     return frames
+
+
+def _opened(file: Path) -> io.FileIO:
+    try:
+        return open_untrusted(file, what="an entry", own=True, buffering=0)
+    except UntrustedFileError as error:  # somebody else's, or a link: not what was written
+        raise _DamagedError from error
 
 
 def _decode_in_parts(decode: Decode, numbers: Sequence[int], height: int, width: int) -> Frames:
@@ -331,10 +345,10 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove the folders of processes that were killed: nobody holds their locks."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
-            with (folder / _LOCK).open("rb") as lock:
-                if fcntl is None:
+            with open_untrusted(folder / _LOCK, what="a lock", own=True) as lock:
+                if fcntl is None or folder.lstat().st_uid != os.geteuid():
                     continue
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # in use, not ours, or just being made
+        except (OSError, UntrustedFileError):  # in use, not ours, or just being made
             continue
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from lit_distill.data.preprocess import Preprocess
+from lit_distill.untrusted.budgets import lines_of
+from lit_distill.untrusted.images import SUFFIXES
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
@@ -43,14 +43,14 @@ def find_inputs(path: str | os.PathLike[str], preprocess: Preprocess) -> Inputs:
     path = Path(path).expanduser()
     if path.is_dir():
         return _of_folder(path, preprocess)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}, set input=<a file, a folder or a list>")
     return _of_list(path) if path.suffix.lower() in LIST_SUFFIXES else Inputs([str(path)])
 
 
 def _of_folder(folder: Path, preprocess: Preprocess) -> Inputs:
     images, custom = preprocess.sampling is None, preprocess.source is not None
-    suffixes = tuple(Image.registered_extensions()) if images else VIDEO_SUFFIXES
+    suffixes = SUFFIXES if images else VIDEO_SUFFIXES
     first = preprocess.suffix.format(1)
     paths: list[str] = []
     passed_over = 0
@@ -72,13 +72,12 @@ def _of_folder(folder: Path, preprocess: Preprocess) -> Inputs:
 
 def _of_list(file: Path) -> Inputs:
     paths = []
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for line in lines:
-            text = line.strip()
-            if not text:
-                continue
-            whole = os.path.join(file.parent, text)
-            paths.append(whole if os.path.exists(whole) else os.path.join(file.parent, _LABELS.sub("", text)))
+    for line in lines_of(file, what="a list of inputs", errors="surrogateescape"):
+        text = line.strip()
+        if not text:
+            continue
+        whole = os.path.join(file.parent, text)
+        paths.append(whole if os.path.exists(whole) else os.path.join(file.parent, _LABELS.sub("", text)))
     if not paths:
         raise ValueError(f"{file} is an empty list, expected a path a line")
     return Inputs(paths)

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.opening import read_untrusted
+
 INPUT, OUTPUT = "clips", "logits"
 
 
@@ -45,7 +48,9 @@ class OnnxNetwork:
         try:
             # Bytes, not a path: external data, which could name any file of the machine, is then refused.
             self._session = runtime.InferenceSession(
-                self.path.read_bytes(), options, providers=["CPUExecutionProvider"]
+                read_untrusted(self.path, what="an ONNX file", limit=WEIGHTS_BYTES),
+                options,
+                providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # ONNX Runtime's errors have no common class of their own
             reason = str(error).splitlines()[0]

@@ -13,6 +13,8 @@ from typing import Any
 
 from lit_distill._files import append_text
 from lit_distill.inference.predictions import Prediction
+from lit_distill.untrusted.budgets import TABLE_BYTES
+from lit_distill.untrusted.opening import read_untrusted
 from lit_distill.untrusted.showing import cell
 
 SUFFIXES = (".jsonl", ".csv")
@@ -61,7 +63,7 @@ class RowFile:
 
     def _resumed(self, inputs: Sequence[str]) -> tuple[int, int]:
         """How many rows the part holds, and how many of them are errors; a torn last line is cut off."""
-        content = self.part.read_bytes()
+        content = read_untrusted(self.part, what="the part of a table", limit=TABLE_BYTES)
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.part, len(whole))

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from lit_distill.untrusted.opening import open_untrusted
+
 
 class Chosen(NamedTuple):
     """A file that a class takes, and the probability of the class for it."""
@@ -139,6 +141,6 @@ def _digest(path: str) -> str:
     for file in _files(path):
         if file != path:
             digest.update(f"{os.path.basename(file)}\0{os.path.getsize(file)}\0".encode("utf-8", "surrogateescape"))
-        with open(file, "rb") as stream:
+        with open_untrusted(file, what="a video or image") as stream:
             hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()

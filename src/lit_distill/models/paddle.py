@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
 from lit_distill.models.pickle_machine import Array, ArrayState, Dtype, Machine, Name, WeightsError, shown
+from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.opening import read_untrusted
 
 __all__ = ["NAME_TABLE", "SLICE_TABLE", "WeightsError", "read_pdparams"]
 
@@ -113,7 +114,7 @@ def read_pdparams(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ...     read_pdparams(path)
         {'fc.bias': tensor([0., 0.])}
     """
-    data = Path(path).read_bytes()
+    data = read_untrusted(path, what="a weights file", limit=WEIGHTS_BYTES)
     try:
         for start, meaning in _LOOKALIKES.items():
             if data.startswith(start):

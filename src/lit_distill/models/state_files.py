@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from lit_distill._files import archive_damage, is_archive
 from lit_distill.models.paddle import WeightsError, read_pdparams
+from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 PADDLE_SUFFIXES = (".pdparams",)
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
@@ -67,30 +69,48 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def read_contents(file: Path) -> Contents:
     """The tensors of a file and under whose conventions they stand; raises WeightsError as :func:`read_state` does."""
-    if not file.is_file():
+    if not file.exists():
         raise WeightsError(f"no weights file at {file}")
     suffix = file.suffix.lower()
-    if suffix in PADDLE_SUFFIXES:
-        return Contents(read_pdparams(file), paddle=True, published=True)
-    if suffix in SAFETENSORS_SUFFIXES:
-        try:
-            with safe_open(file, framework="pt") as stored:
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
-                origin = (stored.metadata() or {}).get(ORIGIN)
-        except SafetensorError as error:
-            raise WeightsError(f"{file} is no readable .safetensors file: {_line(error)}") from error
-        return Contents(tensors, published=origin == PUBLISHED)
-    if suffix in TORCH_SUFFIXES:
-        return Contents(_read_torch(file))
+    try:
+        if suffix in PADDLE_SUFFIXES:
+            return Contents(read_pdparams(file), paddle=True, published=True)
+        if suffix in SAFETENSORS_SUFFIXES:
+            tensors, metadata = read_safetensors(file)
+            return Contents(tensors, published=metadata.get(ORIGIN) == PUBLISHED)
+        if suffix in TORCH_SUFFIXES:
+            return Contents(_read_torch(file))
+    except UntrustedFileError as error:
+        raise WeightsError(str(error)) from error
     known = " ".join((*PADDLE_SUFFIXES, *SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES))
     raise WeightsError(f"{file}: weights are read from {known}, not from {suffix or 'a file without suffix'}")
 
 
+def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a ``.safetensors`` file, and its metadata.
+
+    Raises:
+        WeightsError: it cannot be read.
+        UntrustedFileError: it is no regular file, or is too large.
+    """
+    with open_untrusted(file, what="a weights file", limit=WEIGHTS_BYTES):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+                return tensors, stored.metadata() or {}
+        except Exception as error:  # of its header, or of a type that torch does not have
+            raise WeightsError(f"{file} is no readable .safetensors file: {_line(error)}") from error
+
+
 def _read_torch(file: Path) -> dict[str, Tensor]:
-    if is_archive(file) and (damage := archive_damage(file)):
-        raise WeightsError(f"{file} is damaged: {damage}")
     try:
-        root = torch.load(file, map_location="cpu", weights_only=True)
+        with open_untrusted(file, what="a weights file", limit=WEIGHTS_BYTES) as opened:
+            if is_archive(opened) and (damage := archive_damage(opened)):
+                raise WeightsError(f"{file} is damaged: {damage}")
+            opened.seek(0)
+            root = torch.load(opened, map_location="cpu", weights_only=True)
+    except (OSError, WeightsError, UntrustedFileError):
+        raise
     except Exception as error:  # a broken archive raises nearly anything
         raise WeightsError(
             f"{file} is refused: only tensors in plain containers are read (weights_only), so save the state_dict of "
@@ -155,7 +175,7 @@ def split_name(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as stream:
+    with open_untrusted(path, what="a file to hash") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

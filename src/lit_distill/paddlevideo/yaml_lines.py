@@ -10,6 +10,9 @@ from typing import TypeAlias
 
 import yaml
 
+from lit_distill.untrusted.budgets import TEXT_BYTES
+from lit_distill.untrusted.opening import read_untrusted
+
 Key: TypeAlias = "tuple[str | int, ...]"
 Value: TypeAlias = "str | int | float | bool | list[Value] | None"
 
@@ -51,7 +54,7 @@ class Source:
         self._lines: dict[Key, int] = {}
         self._taken: set[Key] = set()
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_untrusted(path, what="a config of PaddleVideo", limit=TEXT_BYTES).decode()
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None

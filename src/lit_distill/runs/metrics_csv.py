@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lit_distill._files import append_text, write_text
+from lit_distill.untrusted.budgets import TABLE_BYTES
+from lit_distill.untrusted.opening import open_untrusted
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
@@ -31,9 +33,10 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
         >>> list(read_rows(file))
         [{'step': '10', 'epoch': '0', 'train/loss': '1.5'}, {'step': '20', 'epoch': '0', 'train/loss': ''}]
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         return
-    with open(path, encoding="utf-8", newline="") as stream:
+    with open_untrusted(path, what="a table of metrics", limit=TABLE_BYTES) as file:
+        stream = io.TextIOWrapper(file, "utf-8", newline="")
         try:
             rows = csv.reader(line for line in stream if line.endswith("\n"))
             columns = next(rows, ["step"])

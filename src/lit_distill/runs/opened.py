@@ -11,14 +11,13 @@ from typing import Any, TypeVar
 
 from lightning import LightningDataModule
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data.preprocess import Preprocess, Views
 from lit_distill.models.identity import state_of, state_sha256
-from lit_distill.models.state_files import file_sha256
+from lit_distill.models.state_files import file_sha256, read_safetensors
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.runs.artifacts import stage_folders
 from lit_distill.runs.names import (
@@ -154,7 +153,7 @@ class Run:
         node = self.config["models"][name]
         network = self._built("models", name, _without_weights(node), nn.Module)
         if file.suffix == ".safetensors":
-            state = load_file(self.verified(file))
+            state = read_safetensors(self.verified(file))[0]
         elif file.suffix != CHECKPOINT_SUFFIX:
             raise ValueError(f"a network's weights are read from .safetensors and {CHECKPOINT_SUFFIX}, got {file}")
         else:

@@ -12,8 +12,11 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from lit_distill._files import open_log
 from lit_distill.runs.names import LOCK_FILE
 from lit_distill.runs.resume import environment_of_other_run
+from lit_distill.untrusted.budgets import TEXT_BYTES
+from lit_distill.untrusted.opening import open_untrusted
 
 try:
     import fcntl
@@ -44,9 +47,9 @@ def start_process(
 
 def fault_of(log: Path, start: int, code: int) -> str:
     """What a failed command says of itself: its line ``error: …``, or its last one, or its exit code."""
-    with log.open("rb") as file:
+    with open_untrusted(log, what="a log") as file:
         file.seek(start)
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in file.read(TEXT_BYTES).decode(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"exit code {code}"])[-1][:_SHOWN]
 
@@ -62,7 +65,7 @@ def alone_in(folder: Path) -> Iterator[int | None]:
     if fcntl is None:
         yield None
         return
-    with (folder / LOCK_FILE).open("w") as file:
+    with open_log(folder / LOCK_FILE) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,6 +13,7 @@ from typing import IO, Any
 from omegaconf import DictConfig, OmegaConf
 
 from lit_distill._command.arguments import literal
+from lit_distill._files import open_log
 from lit_distill.reporting.charts import Line, dot_chart, line_chart, svg_file
 from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.metrics_csv import read_metric
@@ -88,7 +89,7 @@ def train_trial(
     log.parent.mkdir(parents=True, exist_ok=True)
     given = [str(override) for override in config.train]
     words = ["doctor=false", *given, *arguments, f"hydra.run.dir={literal(str(place))}", "resume=auto"]
-    with log.open("ab") as file:
+    with open_log(log) as file:
         start = file.tell()
         with terminated_as_interrupted() as received, _running(["lit_distill.train", *words], file, keep_open) as job:
             while job.poll() is None:

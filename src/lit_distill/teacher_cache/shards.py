@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lit_distill._files import atomic_file
 from lit_distill.data.digests import DIGEST_BYTES
 from lit_distill.teacher_cache.codec import Rows
+from lit_distill.untrusted.opening import open_descriptor, open_untrusted
 
 try:
     import fcntl
@@ -51,7 +52,7 @@ def write_shard(path: Path, keys: list[bytes], rows: Rows) -> None:
     """
     sums = np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in rows], "<u4").tobytes()
     named = b"".join(keys)
-    with atomic_file(path) as file:
+    with atomic_file(path, private=True) as file:
         file.write(_HEAD.pack(_MAGIC, len(rows), rows.shape[1], zlib.crc32(named + sums)))
         file.write(named + sums)
         file.write(np.ascontiguousarray(rows).data)
@@ -70,6 +71,7 @@ class Shard:
 
     Raises:
         DamagedShardError: the file is not what was written.
+        UntrustedFileError: it is another user's, or no regular file.
         OSError: it cannot be read.
 
     Example:
@@ -82,7 +84,7 @@ class Shard:
 
     def __init__(self, path: Path, row_bytes: int) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with open_untrusted(path, what="a shard", own=True) as file:
             head = file.read(_HEAD.size)
             if len(head) != _HEAD.size or not head.startswith(_MAGIC):
                 raise DamagedShardError("it does not begin as one")
@@ -91,11 +93,11 @@ class Shard:
             if stored_bytes != row_bytes or not count or size != shard_size(count, row_bytes):
                 raise DamagedShardError(f"it has {size} bytes")
             named = file.read(count * (DIGEST_BYTES + 4))
+            self._rows: Rows = np.memmap(file, np.uint8, "r", _HEAD.size + len(named), (count, row_bytes))
         if zlib.crc32(named) != checksum:
             raise DamagedShardError("the checksum of its keys is wrong")
         self.keys: NDArray[np.uint64] = np.frombuffer(named, "<u8", 2 * count).reshape(count, 2)
         self._sums = np.frombuffer(named, "<u4", count, DIGEST_BYTES * count)
-        self._rows: Rows = np.memmap(path, np.uint8, "r", _HEAD.size + len(named), (count, row_bytes))
 
     def row(self, number: int) -> Rows:
         """One row.
@@ -130,7 +132,7 @@ class Budget:
         Raises:
             OSError: the folder is not there or cannot be written.
         """
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = open_descriptor(self.root / "lock", os.O_RDWR | os.O_CREAT, what="a lock", own=True)
         try:
             if fcntl is not None:
                 with suppress(OSError):  # some network file systems have no locks

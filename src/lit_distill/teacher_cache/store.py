@@ -28,6 +28,7 @@ from lit_distill.teacher_cache.shards import (
     rows_within,
     write_shard,
 )
+from lit_distill.untrusted.opening import UntrustedFileError, private_folder
 
 MANIFEST: Final = "store.json"
 _SHARD_BYTES: Final = 32 << 20  # that wait in memory at most
@@ -69,11 +70,12 @@ class SignalStore:
         self._pending: dict[bytes, Rows] = {}
         self.refresh()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(root)
+            private_folder(self.folder)
             if not (self.folder / MANIFEST).is_file():
                 with self.budget.room():  # one at a time: ranks come here together
-                    write_text(self.folder / MANIFEST, text + "\n")
-        except OSError as error:
+                    write_text(self.folder / MANIFEST, text + "\n", private=True)
+        except (OSError, UntrustedFileError) as error:
             self._tell_unwritable(error)
         else:
             remove_abandoned(self.folder)
@@ -96,7 +98,7 @@ class SignalStore:
                 continue
             except DamagedShardError as error:
                 self._discard(path, error)
-            except OSError as error:
+            except (OSError, UntrustedFileError) as error:
                 self._left_out.add(path.name)
                 warnings.warn(f"the teacher cache's {path} cannot be read ({error}): it is left out", stacklevel=2)
         if new:
@@ -160,7 +162,7 @@ class SignalStore:
                 fitting = dict(islice(pending.items(), rows_within(room, self.row_bytes)))
                 if fitting:
                     write_shard(path, list(fitting), np.stack(list(fitting.values())))
-        except OSError as error:  # no room on the disk, no permission: training goes on without
+        except (OSError, UntrustedFileError) as error:  # no room on the disk, no permission: training goes on without
             self._tell_unwritable(error)
             return
         self.refresh()
@@ -185,7 +187,7 @@ class SignalStore:
             path.unlink()
         warnings.warn(f"the teacher cache's {path} is damaged ({error}): it is made anew", stacklevel=3)
 
-    def _tell_unwritable(self, error: OSError) -> None:
+    def _tell_unwritable(self, error: OSError | UntrustedFileError) -> None:
         self._tell_full(
             str(error), "Make room and the folder writable, or give another as teacher_cache.folder=<folder>"
         )

@@ -32,6 +32,8 @@ from lit_distill.runs.resume import ResumePoint, print_on_rank_zero, write_confi
 from lit_distill.training.fit import build_module, fit
 from lit_distill.training.stages import Stage
 from lit_distill.training.summary import show_stages
+from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.opening import read_untrusted
 
 _OF_STAGE = ("student", "final", "best", "epochs", "steps", "seconds", "seed")
 
@@ -195,5 +197,6 @@ def _write_metrics(folder: Path, stages: Sequence[Stage], done: Mapping[str, Map
 
 def _copy_student(stage: Stage, folder: Path) -> None:
     card = artifacts.read_json(stage.folder / CARD_FILE)
-    write_bytes(folder / STUDENT_FILE, (stage.folder / STUDENT_FILE).read_bytes())
+    student = read_untrusted(stage.folder / STUDENT_FILE, what="the weights of a student", limit=WEIGHTS_BYTES)
+    write_bytes(folder / STUDENT_FILE, student)
     artifacts.write_json(folder / CARD_FILE, {**card, "stage": stage.name})

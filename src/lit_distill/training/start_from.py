@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_distill._module.frozen import check_keys
@@ -14,7 +13,7 @@ from lit_distill._module.patterns import names
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.models.identity import state_of
 from lit_distill.models.simkd import SimKDStudent
-from lit_distill.models.state_files import file_sha256, split_name
+from lit_distill.models.state_files import file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import LoadReport, is_counter
 
 
@@ -49,10 +48,10 @@ def start_from(
     file, there = split_name(os.path.normpath(Path(folder) / source))
     if expected is not None:
         state = dict(expected)
-    elif not file.is_file():
+    elif not file.exists():
         raise FileNotFoundError(f"{name} begins as an earlier stage left it, but there is no {file}")
     else:
-        state = load_file(file) if file.suffix == ".safetensors" else state_of(read_checkpoint(file), there)
+        state = read_safetensors(file)[0] if file.suffix == ".safetensors" else state_of(read_checkpoint(file), there)
     if isinstance(model, SimKDStudent):
         model.size_like(state)
     own = model.state_dict()

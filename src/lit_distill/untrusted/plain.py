@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from lit_distill.untrusted.opening import read_untrusted
+
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
 MAX_DEPTH = 32
@@ -43,10 +45,7 @@ def read_plain(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> Any:
         ValueError: it is too large or too deep, or has tags, anchors, aliases, duplicate keys or several documents.
     """
     file = Path(path)
-    with file.open("rb") as stream:
-        content = stream.read(limit + 1)
-    if len(content) > limit:
-        raise ValueError(f"{file} is refused: a config has at most {limit:,} bytes")
+    content = read_untrusted(file, what="a config", limit=limit)
     try:
         text = content.decode("utf-8")
         return json.loads(text, object_pairs_hook=_object) if file.suffix == ".json" else parse_yaml(text)

@@ -224,7 +224,7 @@ def test_a_folder_is_read_by_pattern_and_only_what_is_wanted(tmp_path: Path) -> 
 def test_limits_of_images(tmp_path: Path) -> None:
     write_images(tmp_path, [np.zeros((40, 50, 3), np.uint8)])
     for limits, reason in (
-        (Limits(pixels=1999), r"img_00001\.jpg: 50 x 40 is more than 1999 pixels a frame, the limit"),
+        (Limits(pixels=1999), r"img_00001\.jpg: 50 x 40 is more than 1999 pixels, the limit"),
         (Limits(seconds=1e-9), r"reading it took more than 1e-09 s, the limit"),
     ):
         with pytest.raises(VideoError, match=reason):

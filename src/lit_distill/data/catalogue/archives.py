@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 from typing import Any, BinaryIO, Final, cast
 
 from lit_distill.data.catalogue.samples import Sample
 from lit_distill.data.decoding.layout import VideoError
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 _AT_ONCE: Final = 64 << 20  # bytes of a member up to which it is read in one request
 
@@ -49,9 +49,8 @@ class Archives:
             FileNotFoundError: there is no such file.
         """
         if not self.remote:
-            status = os.stat(path)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(f"{path} is not a regular file")
+            with open_untrusted(path, what="an archive", buffering=0) as file:
+                status = os.fstat(file.fileno())
             return status.st_size, status.st_mtime_ns
         files, inside = self._files(path)
         files.invalidate_cache()
@@ -61,14 +60,14 @@ class Archives:
     def open(self, path: str) -> BinaryIO:
         """A seekable binary file."""
         if not self.remote:
-            return open(path, "rb")
+            return open_untrusted(path, what="an archive")
         files, inside = self._files(path)
         return cast("BinaryIO", files.open(inside, "rb"))
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """A range of bytes, in one request; shorter where the file ends before."""
         if not self.remote:
-            with open(path, "rb", buffering=0) as file:
+            with open_untrusted(path, what="an archive", buffering=0) as file:
                 file.seek(offset)
                 return file.read(size) or b""
         files, inside = self._files(path)
@@ -160,5 +159,5 @@ class MemberFile(io.RawIOBase):
             else:
                 content = self._archives.read(self._path, self._member.offset, self._member.size)
                 self._file = io.BytesIO(content)
-        except OSError as error:
+        except (OSError, UntrustedFileError) as error:
             raise VideoError(self.name, " ".join(str(error).split()) or type(error).__name__) from error

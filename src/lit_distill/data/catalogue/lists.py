@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
+from lit_distill.untrusted.budgets import lines_of
 
 # Names that FFmpeg would take for a protocol. They are refused for what they mean to be: the reader opens regular files
 # only, by "file:" and an absolute path.
@@ -109,37 +110,36 @@ def read_list(
     base = os.path.normpath(root)
     folder_labels = {name: index for index, name in enumerate(class_names)}
     samples, numbers_of = [], []
-    with open(file, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{os.fspath(file)}:{number}"
-            path, numbers = _fields(_SCORE.sub("", line.strip()), 2 if counted else 1)
-            if not labelled:
-                label = UNLABELLED
-                if counted and not numbers:
-                    path, numbers = _fields(line.strip(), 1)
-                if counted and not numbers:
-                    raise ValueError(f"{where}: expected 'dir frames', got {line.strip()!r}")
-            elif not counted and not numbers:
-                label = folder_labels.get(Path(path).parent.name, UNLABELLED)
-                if label == UNLABELLED:
-                    raise ValueError(f"{where}: expected 'path label', got {line.strip()!r}")
-            else:
-                if len(numbers) != (2 if counted else 1):
-                    raise ValueError(f"{where}: expected 'dir frames label', got {line.strip()!r}")
-                label = numbers[-1] - first_label
-            if labelled and not 0 <= label < num_classes:
-                raise ValueError(
-                    f"{where}: label {label + first_label} is out of range: num_classes={num_classes} and "
-                    f"first_label={first_label} allow {first_label} to {num_classes - 1 + first_label}; "
-                    "set data.num_classes, or data.first_label=1 if the list counts from one"
-                )
-            frames = numbers[0] if counted else None
-            if frames is not None and frames < 1:
-                raise ValueError(f"{where}: a folder needs at least 1 frame, got {frames}")
-            samples.append(Sample(_inside(path, base, roots, where), label, frames))
-            numbers_of.append(number)
+    for number, line in enumerate(lines_of(file, what="a list of samples"), 1):
+        if not line.strip():
+            continue
+        where = f"{os.fspath(file)}:{number}"
+        path, numbers = _fields(_SCORE.sub("", line.strip()), 2 if counted else 1)
+        if not labelled:
+            label = UNLABELLED
+            if counted and not numbers:
+                path, numbers = _fields(line.strip(), 1)
+            if counted and not numbers:
+                raise ValueError(f"{where}: expected 'dir frames', got {line.strip()!r}")
+        elif not counted and not numbers:
+            label = folder_labels.get(Path(path).parent.name, UNLABELLED)
+            if label == UNLABELLED:
+                raise ValueError(f"{where}: expected 'path label', got {line.strip()!r}")
+        else:
+            if len(numbers) != (2 if counted else 1):
+                raise ValueError(f"{where}: expected 'dir frames label', got {line.strip()!r}")
+            label = numbers[-1] - first_label
+        if labelled and not 0 <= label < num_classes:
+            raise ValueError(
+                f"{where}: label {label + first_label} is out of range: num_classes={num_classes} and "
+                f"first_label={first_label} allow {first_label} to {num_classes - 1 + first_label}; "
+                "set data.num_classes, or data.first_label=1 if the list counts from one"
+            )
+        frames = numbers[0] if counted else None
+        if frames is not None and frames < 1:
+            raise ValueError(f"{where}: a folder needs at least 1 frame, got {frames}")
+        samples.append(Sample(_inside(path, base, roots, where), label, frames))
+        numbers_of.append(number)
     if not samples:
         line = "path label" if labelled else "path"
         raise ValueError(f"{os.fspath(file)}: the list is empty, expected a line {line!r} for each video")
@@ -175,7 +175,7 @@ def read_class_names(file: str | os.PathLike[str], num_classes: int) -> tuple[st
         ...     read_class_names(f"{folder}/names.txt", 2)
         ('Archery', 'Bowling')
     """
-    names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in lines_of(file, what="a list of class names") if line.strip()]
     heads = [name.replace(",", " ").split(maxsplit=1) for name in names]
     if all(len(head) == 2 and head[0].isdigit() for head in heads):
         first = int(heads[0][0])
@@ -186,7 +186,7 @@ def read_class_names(file: str | os.PathLike[str], num_classes: int) -> tuple[st
             f"{os.fspath(file)}: expected num_classes={num_classes} names, one a line, came {len(names)}; "
             "set data.num_classes or data.class_names"
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"{os.fspath(file)}: each class needs a name of its own, these come twice: {twice}")
     return tuple(names)

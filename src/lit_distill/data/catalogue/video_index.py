@@ -13,12 +13,15 @@ import av
 from lit_distill._files import CACHE_VARIABLE, cache_folder
 from lit_distill.data.decoding.decode import scan
 from lit_distill.data.decoding.layout import Limits, VideoLayout, VideoSource
+from lit_distill.untrusted.budgets import INDEX_BYTES
+from lit_distill.untrusted.opening import UntrustedFileError, open_descriptor, open_untrusted, private_folder
 
 Check: TypeAlias = Literal["headers", "decode"]
 Stamp: TypeAlias = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds: another one is another video."""
 
 _FORMAT: Final = 1
+_WHAT: Final = "an index of videos"
 _LIMITS: Final = Limits()
 
 
@@ -67,12 +70,12 @@ class VideoIndex:
     def load(self) -> int:
         """Read what was added to the file since the last time; how many videos are known now."""
         try:
-            with open(self.file, "rb") as file:
+            with open_untrusted(self.file, what=_WHAT, limit=INDEX_BYTES, own=True) as file:
                 file.seek(self._read_to)
                 added = file.read()
         except FileNotFoundError:
             return len(self._lines)
-        except OSError as error:
+        except (OSError, UntrustedFileError) as error:
             self._give_up(error)
             return len(self._lines)
         whole = added.rfind(b"\n") + 1  # a line that another process is writing comes next time
@@ -102,7 +105,7 @@ class VideoIndex:
         if self._writable:
             try:
                 self._append(line)
-            except OSError as error:
+            except (OSError, UntrustedFileError) as error:
                 self._give_up(error)
 
     def layout(
@@ -152,10 +155,10 @@ class VideoIndex:
     def _append(self, line: bytes) -> None:
         """One write of one line: on a local file system no other process's line comes between."""
         try:
-            file = os.open(self.file, os.O_WRONLY | os.O_APPEND)
+            file = open_descriptor(self.file, os.O_WRONLY | os.O_APPEND, what=_WHAT, own=True)
         except FileNotFoundError:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            private_folder(self.file.parent)
+            file = open_descriptor(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, what=_WHAT, own=True)
             head = {"lit_distill": "video index", "format": _FORMAT, "root": self.root}
             line = json.dumps(head).encode() + b"\n" + line
         try:
@@ -164,10 +167,11 @@ class VideoIndex:
         finally:
             os.close(file)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: OSError | UntrustedFileError) -> None:
         self._writable = False
+        reason = error.reason if isinstance(error, UntrustedFileError) else error.strerror or error
         warnings.warn(
-            f"the video index {self.file} can't be used ({error.strerror or error}): headers are read in every epoch; "
+            f"the video index {self.file} can't be used ({reason}): headers are read in every epoch; "
             f"set {CACHE_VARIABLE} to a writable folder",
             stacklevel=3,
         )
@@ -186,7 +190,7 @@ def _path_of(line: bytes) -> str | None:
     """The path that a line is about; None for one that is not a video's."""
     try:
         record: Any = json.loads(line)
-    except ValueError:  # also for bytes that are not UTF-8
+    except (ValueError, RecursionError):  # also for bytes that are not UTF-8
         return None
     of_a_video = (
         isinstance(record, list) and len(record) == 5 and [type(part) for part in record] == [str, int, int, str, dict]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import av.video.codeccontext
 import av.video.stream
 
 from lit_distill.data.decoding.layout import Limits, VideoError, VideoSource, name_of
+from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 Packet: TypeAlias = Any  # av.Packet is generic in its stubs and not at run time
 
@@ -113,21 +113,10 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
                 reason = f"its index has {len(stream.index_entries)} frames, the limit is {limits.frames}"
                 raise VideoError(name, reason)
             yield video
+    except UntrustedFileError as error:
+        raise VideoError(name, error.reason) from error
     except (OSError, av.FFmpegError) as error:  # FFmpeg's errors are not all OSErrors
         raise VideoError(name, one_line(error)) from error
-
-
-def require_regular(path: str | os.PathLike[str]) -> int:
-    """The size of a regular file.
-
-    Raises:
-        VideoError: it is none.
-        OSError: there is none.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoError(path, "not a regular file")
-    return status.st_size
 
 
 def one_line(error: BaseException) -> str:
@@ -139,9 +128,8 @@ def one_line(error: BaseException) -> str:
 def _resolved(source: VideoSource) -> tuple[Any, int, bytes]:
     """What FFmpeg is to open, its size in bytes, and its first bytes."""
     if isinstance(source, (str, os.PathLike)):
-        size = require_regular(source)
-        with open(source, "rb", buffering=0) as opened_file:
-            head = opened_file.read(8)
+        with open_untrusted(source, what="a video", buffering=0) as opened_file:
+            size, head = os.fstat(opened_file.fileno()).st_size, opened_file.read(8)
         # "file:" and an absolute path: a name such as "concat:a|b" is a name, not a protocol
         return f"file:{os.path.abspath(source)}", size, head
     file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source

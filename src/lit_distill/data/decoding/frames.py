@@ -13,12 +13,14 @@ import av.video.reformatter
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torchvision.io import ImageReadMode, decode_image
 
-from lit_distill.data.decoding.container import one_line, require_regular
+from lit_distill.data.decoding.container import one_line
 from lit_distill.data.decoding.cropping import Cropper, pixels
 from lit_distill.data.decoding.layout import Limits, Rectangle, VideoError
+from lit_distill.untrusted.budgets import IMAGE_BYTES
+from lit_distill.untrusted.images import open_image
+from lit_distill.untrusted.opening import UntrustedFileError, read_untrusted
 
 Frames: TypeAlias = NDArray[np.uint8]
 """A clip as RGB bytes (T, H, W, 3)."""
@@ -138,16 +140,15 @@ def read_image(file: Path, limits: Limits) -> Frames:
         VideoError: it is missing, unreadable, or larger than the limit of pixels.
     """
     try:
-        require_regular(file)
-        data = file.read_bytes()
+        data = read_untrusted(file, what="an image", limit=IMAGE_BYTES)
         with warnings.catch_warnings():
             # torchvision 0.29 announces that its decoders will go; Pillow gives the same bytes, 1.4 times slower
             warnings.simplefilter("ignore")
-            width, height = Image.open(io.BytesIO(data)).size  # of its header
-            if width * height > limits.pixels:
-                raise VideoError(file, f"{width} x {height} is more than {limits.pixels} pixels a frame, the limit")
+            open_image(io.BytesIO(data), max_pixels=limits.pixels)  # its header
             image = decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UntrustedFileError as error:
+        raise VideoError(file, error.reason) from error
+    except Exception as error:  # a decoder of damaged data raises nearly anything
         raise VideoError(file, one_line(error)) from error
     frame: Frames = image.permute(1, 2, 0).numpy()
     return frame

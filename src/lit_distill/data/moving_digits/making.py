@@ -25,6 +25,8 @@ from lit_distill._screen import Screen
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.moving_digits import rendering as _rendering
 from lit_distill.data.moving_digits.rendering import RENDERING, SPLITS, DigitsSpec, Sources, choose_codec
+from lit_distill.untrusted.budgets import TEXT_BYTES
+from lit_distill.untrusted.opening import read_untrusted
 
 MANIFEST: Final = "manifest.json"
 CLASS_NAMES: Final = "class_names.txt"
@@ -82,7 +84,7 @@ def make(spec: DigitsSpec, root: Path, *, workers: int | None = None, console: C
 def find_fault(folder: Path, spec: DigitsSpec) -> str | None:
     """What keeps a folder from being the whole set of a specification, or None; only sizes of files are looked at."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_untrusted(folder / MANIFEST, what="a manifest", limit=TEXT_BYTES))
         if manifest["spec_sha256"] != _spec_hash(spec):
             return f"{MANIFEST} is of another specification"
         files = manifest["files"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_a
 from lit_distill._screen import few
 from lit_distill.data.catalogue.lists import read_list, shown
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
+from lit_distill.untrusted.budgets import IMAGE_BYTES
+from lit_distill.untrusted.images import open_image
+from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 _WIDER_THAN_BYTES: Final = ("I", "F")  # Pillow's modes of 16 and 32 bits, which its conversion to RGB would clip at 255
 
@@ -24,7 +26,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     """Decode an image file to RGB, as torchvision's ``ImageFolder`` does: no turning by EXIF, transparency dropped.
 
     Args:
-        path: a file of any format that Pillow reads, of 8 bits a channel.
+        path: a JPEG, PNG, WebP, BMP, PPM or TIFF file, of 8 bits a channel and at most 64 million pixels.
 
     Raises:
         ValueError: it is missing, unreadable, truncated or of more than 8 bits; the message names the file.
@@ -38,12 +40,14 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         ('RGB', (4, 3), (7, 7, 7))
     """
     try:
-        with Image.open(path) as image:
+        with open_untrusted(path, what="an image", limit=IMAGE_BYTES) as file, open_image(file) as image:
             if not image.mode.startswith(_WIDER_THAN_BYTES):
                 rgb: Image.Image = image.convert("RGB")
                 return rgb
             reason = f"mode {image.mode} has more than 8 bits a channel, convert it first"
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except UntrustedFileError as error:
+        raise ValueError(f"can't read the image {error}") from error
+    except Exception as error:  # a decoder of damaged data raises nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"can't read the image {os.fspath(path)}: {reason}") from error
     raise ValueError(f"can't read the image {os.fspath(path)}: {reason}")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,8 @@ from lit_distill.data.catalogue.tar import TarError, members
 from lit_distill.data.samplers import seeded
 from lit_distill.data.sources.base import named
 from lit_distill.data.sources.videos import VideoFiles
+from lit_distill.untrusted.budgets import INDEX_BYTES, LIST_BYTES
+from lit_distill.untrusted.opening import UntrustedFileError, private_folder, read_untrusted
 
 VIDEO_ENDINGS: Final = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "3gp")
 """Endings that make a member the video of its sample."""
@@ -34,6 +37,7 @@ _AT_ONCE: Final = 8  # shards looked through side by side: much of that is waiti
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
 _MOST: Final = 1_000_000
+_LONGEST: Final = 1024  # characters of a pattern: each name that it stands for may have as many
 
 
 class Entry(NamedTuple):
@@ -57,6 +61,8 @@ def expand(pattern: str) -> list[str]:
         >>> expand("train-{08..10}.tar"), expand("{a,b}-{1..2}.tar"), expand("a.tar")
         (['train-08.tar', 'train-09.tar', 'train-10.tar'], ['a-1.tar', 'a-2.tar', 'b-1.tar', 'b-2.tar'], ['a.tar'])
     """
+    if len(pattern) > _LONGEST:
+        raise ValueError(f"{pattern[:80]!r}…: a pattern has at most {_LONGEST} characters, got {len(pattern)}")
     names = [""]
     for part in re.split(r"(\{[^{}]*\})", pattern):
         choices = [part]
@@ -92,8 +98,14 @@ def shard_names(listed: str, archives: Archives) -> list[str]:
         names = expand(listed)
     else:
         with archives.open(archives.join(listed)) as file:
-            text = file.read().decode("utf-8-sig")
-        names = [name for line in text.splitlines() if line.strip() for name in expand(line.strip())]
+            content = file.read(LIST_BYTES + 1)
+        if len(content) > LIST_BYTES:
+            raise ValueError(f"{listed}: expected a list of shards of at most {LIST_BYTES:,} bytes, got more: split it")
+        names = []
+        for line in content.decode("utf-8-sig").splitlines():
+            names += expand(line.strip()) if line.strip() else []
+            if len(names) > _MOST:
+                raise ValueError(f"{listed} stands for more than {_MOST} shards")
     for name in names:
         if "://" in name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{listed}: the shard {name!r} is not inside the root {archives.root}")
@@ -102,7 +114,7 @@ def shard_names(listed: str, archives: Archives) -> list[str]:
     if not names:
         raise ValueError(f"{listed}: no shards, expected a name such as train-0000.tar a line")
     if len(set(names)) < len(names):
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        twice = Counter(names).most_common(1)[0][0]
         raise ValueError(f"{listed}: the shard {twice!r} comes twice")
     return names
 
@@ -209,7 +221,7 @@ class Shards(VideoFiles):
         """Without the index and the stamps."""
         return replace(self, index=None, stamps={})
 
-    def _look(self, name: str, inside: Sequence[str]) -> tuple[str, Stamp, list[Entry], OSError | None]:
+    def _look(self, name: str, inside: Sequence[str]) -> tuple[str, Stamp, list[Entry], Exception | None]:
         """Path, stamp and samples of a shard, and why these could not be kept."""
         path = self.archives.join(name)
         if not self.archives.remote and not is_inside(os.path.realpath(path), inside):
@@ -227,8 +239,9 @@ class Shards(VideoFiles):
         entries = scan_shard(self.archives, path, stamp[0])
         try:
             record = {"format": _FORMAT, "shard": identity, "stamp": stamp, "entries": entries}
-            write_text(file, json.dumps(record))
-        except OSError as error:
+            private_folder(file.parent)
+            write_text(file, json.dumps(record), private=True)
+        except (OSError, UntrustedFileError) as error:
             return path, stamp, entries, error
         return path, stamp, entries, None
 
@@ -310,14 +323,14 @@ def _label(file: Any, key: str, parts: dict[str, Member]) -> int | str:
 def _known(file: Path, identity: str, stamp: Stamp) -> list[Entry] | None:
     """What the index says of a shard, None where it says nothing of the shard as it is now."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(read_untrusted(file, what="an index of a shard", limit=INDEX_BYTES, own=True))
         if [record["format"], record["shard"], tuple(record["stamp"])] != [_FORMAT, identity, stamp]:
             return None
         entries = [
             Entry(str(key), Member(str(name), int(offset), int(size)), label if isinstance(label, str) else int(label))
             for key, (name, offset, size), label in record["entries"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     inside = all(entry.video.offset >= 0 <= entry.video.size <= stamp[0] - entry.video.offset for entry in entries)
     return entries if entries and inside else None

@@ -1,0 +1,53 @@
+"""Images that others made: opened from a short list of formats, within limits of pixels and of passes."""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Final
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+"""Pillow's names of the formats that data sets of images are in. Of the others, some start a program (PostScript), and
+all are decoders that nobody here needs."""
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+"""Endings of their files."""
+MAX_PIXELS: Final = 64_000_000
+"""Of an image, 8,000 x 8,000: 256 MB in Pillow."""
+_MAX_SCANS: Final = 200  # of a progressive JPEG, which has some ten; each is a pass over all pixels
+
+
+def open_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read the header of an image; its pixels are decoded when they are asked for.
+
+    Args:
+        file: at its beginning; it must stay open as long as the image is used.
+        max_pixels: width times height at most.
+
+    Raises:
+        ValueError: it is of another format, or beyond the limits.
+        Exception: nearly anything, where it is damaged.
+
+    Example:
+        >>> import io
+        >>> file = io.BytesIO()
+        >>> Image.new("L", (4, 3)).save(file, "GIF")
+        >>> open_image(file)
+        Traceback (most recent call last):
+        ValueError: expected an image in JPEG, PNG, WEBP, BMP, PPM, TIFF, got another: convert it
+    """
+    file.seek(0)
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"expected an image in {', '.join(FORMATS)}, got another: convert it") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} is more than {max_pixels} pixels, the limit: scale it down")
+    if image.info.get("progressive"):
+        place = file.tell()
+        file.seek(0)
+        scans = file.read().count(b"\xff\xda")
+        file.seek(place)
+        if scans > _MAX_SCANS:
+            raise ValueError(f"it is a JPEG of {scans} passes, the limit is {_MAX_SCANS}: encode it again")
+    return image
