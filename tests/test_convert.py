@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -494,3 +495,38 @@ def test_a_converted_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert results["steps"] == 2
     assert (tmp_path / "run" / "student.safetensors").is_file()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["preset"]["lr"] == 0.004
+
+
+LAUGHS = ", ".join(["*z{0}"] * 10)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (('data_prefix: "frames"', 'data_prefix: "simplecache::http://127.0.0.1:9/x"'), "data_prefix: .* a local path"),
+        (('data_prefix: "frames"', "data_prefix: s3://bucket"), "data_prefix: .* a local path"),
+        (
+            ('name: "PPTSM_v2"', 'name: "PPTSM_v2"\n            pretrained: "http://127.0.0.1:9"'),
+            "pretrained: .* a local",
+        ),
+        (("suffix: 'img_{:05}.jpg'", 'suffix: "{0.__class__}"'), "suffix: expected a pattern"),
+        (("suffix: 'img_{:05}.jpg'", 'suffix: "{:0999999999}"'), "suffix: expected a pattern"),
+        (("epochs: 12\n", "epochs: 12\nz: [" + "1," * 60_000 + "]\n"), "100,?000 bytes"),
+        (("epochs: 12\n", "epochs: 12\nz: [" + "1," * 30_000 + "]\n"), "more values than any config"),
+        (
+            (
+                "epochs: 12\n",
+                "epochs: 12\n" + "".join(f"z{n}: &z{n} [{LAUGHS.format(n - 1) if n else 1}]\n" for n in range(9)),
+            ),
+            "more values than any config",
+        ),
+        (("epochs: 12\n", "epochs: " + "1:" + "59:" * 30_000 + "1\n"), "expected a number"),
+    ],
+)
+def test_hostile_configs_are_refused_before_they_cost(change: tuple[str, str], message: str, tmp_path: Path) -> None:
+    assert change[0] in DISTILLATION
+    started = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path, DISTILLATION.replace(*change))
+    assert time.process_time() - started < 5.0
+    assert not (tmp_path / "conf").exists()

@@ -154,7 +154,7 @@ def calls(tree: ast.Module) -> Iterator[tuple[str, str]]:
             return
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             for argument in node.args[1:2]:
-                text = argument.value if isinstance(argument, ast.Constant) else "?"
+                text = str(argument.value) if isinstance(argument, ast.Constant) else "?"
                 owner = full(node.args[0])
                 if text in METHODS or f"{owner}.{text}" in NAMES:
                     yield place, f"getattr {text}"

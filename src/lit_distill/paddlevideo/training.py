@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -12,6 +13,7 @@ from lit_distill.schedules import WarmupCosine
 
 FRAMES = "number of frames"
 CLASSES = "number of classes"
+_SUFFIX = r"[\w.+ -]*\{:0?\d{0,2}d?\}[\w.+ -]*"
 
 
 @dataclass
@@ -71,7 +73,10 @@ def dataset(made: Draft) -> None:
         made.share("format", formats[kind], (*key, "format"))
         made.share("root", source.text(*key, "data_prefix") or ".", (*key, "data_prefix"))
         if kind == "FrameDataset":
-            made.share("suffix", source.text(*key, "suffix", default="img_{:05}.jpg"), (*key, "suffix"))
+            suffix = source.text(*key, "suffix", default="img_{:05}.jpg")
+            if not re.fullmatch(_SUFFIX, suffix):
+                raise source.error((*key, "suffix"), f"expected a pattern such as img_{{:05}}.jpg, got {suffix!r}")
+            made.share("suffix", suffix, (*key, "suffix"))
         listed = source.text(*key, "file_path")
         if not listed:
             raise source.error((*key, "file_path"), "expected a list file, came none")

@@ -10,14 +10,16 @@ from typing import TypeAlias
 
 import yaml
 
-from lit_distill.untrusted.budgets import TEXT_BYTES
+from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import read_untrusted
 
 Key: TypeAlias = "tuple[str | int, ...]"
 Value: TypeAlias = "str | int | float | bool | list[Value] | None"
 
+_MAX_BYTES = 100_000
+_MAX_NUMBER = 64
 _PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "timestamp")}
-_MAX_VALUES = 100_000
+_MAX_VALUES = 20_000
 _MAX_DEPTH = 50
 
 
@@ -53,8 +55,9 @@ class Source:
         self._values: dict[Key, Value] = {}
         self._lines: dict[Key, int] = {}
         self._taken: set[Key] = set()
+        self._seen = 0  # each time that an alias repeats them
         try:
-            text = read_untrusted(path, what="a config of PaddleVideo", limit=TEXT_BYTES).decode()
+            text = read_untrusted(path, what="a config of PaddleVideo", limit=_MAX_BYTES).decode()
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
@@ -65,7 +68,11 @@ class Source:
     def take(self, *key: str | int, default: Value = None) -> Value:
         """The value at a key, from now on taken; ``default`` where there is none."""
         self._taken.add(key)
-        return self._values.get(key, default)
+        value = self._values.get(key, default)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and is_address(item):
+                raise self.error(key, f"expected a local path, got the address {_short(item)}: fetch it yourself")
+        return value
 
     def number(self, *key: str | int, default: float) -> float:
         """As :meth:`take`, for a number."""
@@ -130,7 +137,8 @@ class Source:
         return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key).lstrip(".")
 
     def _walk(self, node: yaml.Node, key: Key) -> None:
-        if len(self._lines) > _MAX_VALUES or len(key) > _MAX_DEPTH:
+        self._seen += len(node.value) if isinstance(node, yaml.SequenceNode) else 1
+        if self._seen > _MAX_VALUES or len(key) > _MAX_DEPTH:
             raise self.error(key, "more values than any config has")
         self._lines.setdefault(key, node.start_mark.line + 1)
         plain = _plain(node)
@@ -179,6 +187,8 @@ def _plain(node: yaml.Node) -> yaml.Node | None:
 def _converted(node: yaml.Node) -> Value:
     if isinstance(node, yaml.SequenceNode):
         return [_converted(item) for item in node.value]
+    if len(node.value) > _MAX_NUMBER:  # whole numbers to the base of 60 take time without end
+        return str(node.value)
     value = yaml.SafeLoader("").construct_object(node)
     if isinstance(value, str) and len(value) < 64:
         # the origin reads texts that way, so that 1e-4 (a text in YAML 1.1) is a number

@@ -18,6 +18,7 @@ MAX_NODES = 20_000
 MAX_DEPTH = 32
 MAX_TEXT = 100_000
 _MAX_NAME = 1_000
+_MAX_NUMBER = 64
 _MAX_ALL_TEXT = 4_000_000
 
 KeyPath = tuple[str | int, ...]
@@ -118,7 +119,9 @@ def _value(event: Any, scalars: Any, where: str) -> Any:
     tag = scalars.resolve(yaml.ScalarNode, text, event.implicit)
     if event.implicit[0] and _NUMBER.fullmatch(text):
         tag = f"{_TAGS}float"
-    return text if tag == f"{_TAGS}timestamp" else scalars.construct_object(yaml.ScalarNode(tag, text))
+    if tag == f"{_TAGS}timestamp" or len(text) > _MAX_NUMBER:  # whole numbers to the base of 60 take time without end
+        return text
+    return scalars.construct_object(yaml.ScalarNode(tag, text))
 
 
 def _check_interpolation(text: str, where: str) -> None:
