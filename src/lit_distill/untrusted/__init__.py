@@ -4,4 +4,6 @@
 * :mod:`.targets`: the allow-list, and the arguments that each name in it may be given.
 * :mod:`.building`: builds the objects of a checked config from plain data.
 * :mod:`.plain`: reads YAML and JSON into plain data.
+* :mod:`.naming`: turns names into file names, holds outputs inside their folder, says what an address is.
+* :mod:`.showing`: text of others where it is printed, logged or written into a table.
 """

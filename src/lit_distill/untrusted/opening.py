@@ -9,6 +9,8 @@ import stat
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, overload
 
+from lit_distill.untrusted.showing import printable
+
 _Path: TypeAlias = "str | os.PathLike[str]"
 
 _FLAGS: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -36,7 +38,7 @@ class UntrustedFileError(ValueError):
 
     def __init__(self, path: _Path, reason: str) -> None:
         self.path, self.reason = os.fspath(path), reason
-        super().__init__(f"{self.path}: {reason}")
+        super().__init__(printable(f"{self.path}: {reason}"))
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, self.reason)
