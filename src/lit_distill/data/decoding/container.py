@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
 import av.container
@@ -17,12 +17,13 @@ import av.video.codeccontext
 import av.video.stream
 
 from lit_distill.data.decoding.layout import Limits, VideoError, VideoSource, name_of
+from lit_distill.untrusted.containers import ExcessError, check_container
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 Packet: TypeAlias = Any  # av.Packet is generic in its stubs and not at run time
 
 # Formats that fetch what a file names (playlists, concatenations, image sequences) are not among them.
-_FORMATS = "mov,matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
+_FORMATS = "matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
 
 # FFmpeg decodes up to 20 frames to guess what the headers of these containers say: most of the time of a short read.
 _HEADERS = {"skip_frame": "all", "probesize": "2048"}
@@ -91,9 +92,11 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
         VideoError: it can't be opened or is beyond the limits.
     """
     name, until = name_of(source), time.thread_time() + limits.seconds
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file", "max_pixels": str(limits.pixels)}
+    options = {"protocol_whitelist": "file", "max_pixels": str(limits.pixels)}
     try:
-        file, size, head = _resolved(source)
+        file, size, head, is_movie = _resolved(source)
+        # mov only for what its headers were held against its bytes of: FFmpeg finds it in files of any other name too
+        options["format_whitelist"] = f"mov,{_FORMATS}" if is_movie else _FORMATS
         if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"):
             options |= _HEADERS
         with av.open(file, options=options, metadata_errors="replace", buffer_size=1 << 18) as container:
@@ -115,6 +118,8 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
             yield video
     except UntrustedFileError as error:
         raise VideoError(name, error.reason) from error
+    except ExcessError as error:
+        raise VideoError(name, str(error)) from error
     except (OSError, av.FFmpegError) as error:  # FFmpeg's errors are not all OSErrors
         raise VideoError(name, one_line(error)) from error
 
@@ -125,19 +130,21 @@ def one_line(error: BaseException) -> str:
     return " ".join(reason.split()) or type(error).__name__
 
 
-def _resolved(source: VideoSource) -> tuple[Any, int, bytes]:
-    """What FFmpeg is to open, its size in bytes, and its first bytes."""
+def _resolved(source: VideoSource) -> tuple[Any, int, bytes, bool]:
+    """What FFmpeg is to open, its size in bytes, its first bytes, and whether it may be an mp4 or mov."""
     if isinstance(source, (str, os.PathLike)):
         with open_untrusted(source, what="a video", buffering=0) as opened_file:
             size, head = os.fstat(opened_file.fileno()).st_size, opened_file.read(8)
+            is_movie = check_container(opened_file, size, head)
         # "file:" and an absolute path: a name such as "concat:a|b" is a name, not a protocol
-        return f"file:{os.path.abspath(source)}", size, head
+        return f"file:{os.path.abspath(source)}", size, head, is_movie
     file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(8)
+    is_movie = check_container(cast("BinaryIO", file), size, head)
     file.seek(0)
-    return file, size, head
+    return file, size, head, is_movie
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.video.stream.VideoStream:

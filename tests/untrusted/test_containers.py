@@ -1,0 +1,201 @@
+"""Videos that declare more than their bytes hold are refused before FFmpeg makes room for it."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from lit_distill.data import VideoError, probe, read_frames, write_video
+from lit_distill.untrusted.containers import ExcessError, check_container
+
+MANY = 50_000_000
+MATRIX = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(content), kind) + content
+
+
+def full(kind: bytes, *parts: bytes, version: int = 0, flags: int = 0) -> bytes:
+    return box(kind, struct.pack(">I", (version << 24) | flags), *parts)
+
+
+def numbers(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}I", *values)
+
+
+def hdlr(kind: bytes) -> bytes:
+    return full(b"hdlr", bytes(4), kind, bytes(12), b"x\0")
+
+
+def pictures(kind: bytes = b"mp4v", *inner: bytes) -> bytes:
+    fields = bytes(6) + b"\0\1" + bytes(16) + struct.pack(">HH", 64, 48) + bytes(50)
+    return full(b"stsd", numbers(1), box(kind, fields, *inner))
+
+
+def sound(kind: bytes = b"sowt") -> bytes:
+    fields = bytes(6) + b"\0\1" + bytes(8) + struct.pack(">HHHHI", 2, 16, 0, 0, 44100 << 16)
+    return full(b"stsd", numbers(1), box(kind, fields))
+
+
+def table(count: int, *, sizes: bytes | None = None, per_chunk: int = 0, chunks: int = 1, duration: int = 40,
+          described: bytes = b"") -> bytes:  # fmt: skip
+    return box(
+        b"stbl",
+        described or pictures(),
+        full(b"stts", numbers(1, count, duration)),
+        full(b"stsc", numbers(1, 1, per_chunk or count, 1)),
+        sizes or full(b"stsz", numbers(1, count)),
+        full(b"stco", numbers(chunks, *[40] * chunks)),
+    )
+
+
+def track(stbl: bytes, *, media: bytes = b"vide", edits: bytes = b"") -> bytes:
+    tkhd = full(b"tkhd", numbers(0, 0, 1, 0, 1000), bytes(16), MATRIX, numbers(64 << 16, 48 << 16), flags=7)
+    mdhd = full(b"mdhd", numbers(0, 0, 1000, 1000, 0))
+    dinf = box(b"dinf", full(b"dref", numbers(1), full(b"url ", flags=1)))
+    return box(b"trak", tkhd, edits, box(b"mdia", mdhd, hdlr(media), box(b"minf", dinf, stbl)))
+
+
+FTYP = box(b"ftyp", b"isom", bytes(4), b"isom")
+MVHD = full(b"mvhd", numbers(0, 0, 1000, 1000, 0x10000), bytes(12), MATRIX, bytes(24), numbers(9))
+
+
+def movie(*parts: bytes) -> bytes:
+    return FTYP + box(b"moov", MVHD, *parts) + box(b"mdat", bytes(4000))
+
+
+def fragmented(*traf: bytes) -> bytes:
+    mvex = box(b"mvex", full(b"trex", numbers(1, 1, 40, 1, 0)))
+    head = box(b"moov", MVHD, track(table(0)), mvex)
+    return FTYP + head + box(b"moof", full(b"mfhd", numbers(1)), box(b"traf", *traf)) + box(b"mdat", bytes(400))
+
+
+def compressed() -> bytes:
+    moov = box(b"moov", MVHD, track(table(MANY)))
+    packed = box(b"cmvd", numbers(len(moov)), zlib.compress(moov))
+    return FTYP + box(b"moov", box(b"cmov", box(b"dcom", b"zlib"), packed)) + box(b"mdat", bytes(400))
+
+
+def element(identity: str, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return bytes.fromhex(identity) + struct.pack(">Q", len(content) | (1 << 56)) + content
+
+
+def matroska(*parts: bytes) -> bytes:
+    return element("1A45DFA3", element("4282", b"matroska")) + element("18538067", *parts)
+
+
+def hidden() -> bytes:
+    """Tracks within a void element, which the index of elements names."""
+    tracks = element("1654AE6B", b"\xae\x80" * 100_000)
+    seek = element("114D9B74", element("4DBB", element("53AB", b"\x16\x54\xae\x6b"), element("53AC", bytes(8))))
+    place = struct.pack(">Q", len(seek) + 9)
+    return matroska(seek[:-8] + place, element("EC", tracks))
+
+
+def several_edits() -> bytes:
+    sizes = full(b"stsz", numbers(0, 3000, *[1] * 3000))
+    edits = full(b"elst", numbers(3000), struct.pack(">IiI", 1000, 0, 0x10000) * 3000)
+    return movie(track(table(3000, sizes=sizes), edits=box(b"edts", edits)))
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "five tracks": lambda: movie(*[track(table(MANY))] * 5),
+    "one track": lambda: movie(track(table(MANY))),
+    "compact sizes": lambda: movie(track(table(MANY, sizes=full(b"stz2", numbers(4, MANY))))),
+    "no ftyp": lambda: movie(track(table(MANY)))[len(FTYP) :],
+    "an unknown box first": lambda: box(b"abcd", bytes(4)) + movie(track(table(MANY))),
+    "free space first": lambda: box(b"free", bytes(4)) + movie(track(table(MANY)))[len(FTYP) :],
+    "a header in free space": lambda: FTYP + box(b"free", MVHD, track(table(MANY))) + box(b"mdat", bytes(400)),
+    "a compressed header": compressed,
+    "a box of 2^62 bytes": lambda: FTYP + struct.pack(">I4sQ", 1, b"moov", 1 << 62) + MVHD + track(table(MANY)),
+    "sizes in a description": lambda: movie(
+        track(table(5, sizes=box(b"free"), described=pictures(b"mp4v", full(b"stsz", numbers(1, MANY)))))
+    ),
+    "chunks of sound": lambda: movie(
+        track(table(MANY, per_chunk=2 * 10**9, chunks=20, duration=1, described=sound()), media=b"soun")
+    ),
+    "pictures that say they are sound": lambda: movie(
+        track(table(MANY, duration=1, described=pictures(b"avc1")), media=b"soun")
+    ),
+    "edits that repeat": several_edits,
+    "a fragment": lambda: fragmented(full(b"tfhd", numbers(1), flags=0x20000), full(b"trun", numbers(MANY))),
+    "pictures of HEIF": lambda: movie(
+        full(b"meta", hdlr(b"pict"), full(b"iloc", b"\x44\0", numbers(200_000_000), version=2))
+    ),
+    "tracks": lambda: movie(*[box(b"trak")] * 10_000),
+    "tracks of Matroska": lambda: matroska(element("1654AE6B", b"\xae\x80" * 100_000)),
+    "hidden tracks of Matroska": hidden,
+    "attachments of Matroska": lambda: matroska(element("1941A469", b"\x61\xa7\x80" * 100_000)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_video_that_declares_too_much_is_refused_before_anything_is_made_of_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*arguments: object, **options: object) -> None:
+        raise AssertionError("FFmpeg was asked")
+
+    monkeypatch.setattr(av, "open", opened)
+    content = HOSTILE[kind]()
+    file = tmp_path / "a.avi"
+    file.write_bytes(content)
+    begin = time.process_time()
+    for source in (file, content):
+        with pytest.raises(VideoError, match=r"declare|limit|more than") as caught:
+            read_frames(source, [0])
+        assert "\n" not in str(caught.value)
+    assert time.process_time() - begin < 1
+
+
+def test_what_is_no_movie_by_its_boxes_is_not_read_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.mp4"
+    file.write_bytes(b"\0\0\0\0abcd" + movie(track(table(MANY))))
+    begin = time.process_time()
+    with pytest.raises(VideoError):
+        read_frames(file, [0])
+    assert time.process_time() - begin < 1
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "avi"])
+@pytest.mark.parametrize("options", [{}, {"movflags": "frag_keyframe+empty_moov"}, {"movflags": "faststart"}])
+def test_honest_videos_with_sound_pass(ending: str, options: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    if options and ending not in ("mp4", "mov"):
+        pytest.skip("an option of mp4")
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream("mpeg4", rate=25, width=64, height=48, pix_fmt="yuv420p")
+        heard = container.add_stream("aac" if ending == "mp4" else "pcm_s16le", rate=48000, layout="mono")
+        for number in range(100):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), number, np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+            tone = av.AudioFrame.from_ndarray(np.zeros((1, 1920), np.int16), format="s16", layout="mono")
+            tone.sample_rate = 48000
+            container.mux(heard.encode(tone))
+        container.mux(stream.encode())
+        container.mux(heard.encode())
+    with path.open("rb") as file:
+        assert check_container(file, path.stat().st_size, file.read(8)) == (ending in ("mp4", "mov"))
+    assert probe(path).frames == 100
+    assert len(read_frames(path, [99])) == 1
+
+
+def test_a_small_honest_video_passes(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", np.zeros((1, 32, 32, 3), np.uint8))
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert len(read_frames(content, [0])) == 1
+    place = content.index(b"stsz") + 12
+    changed = content[:place] + numbers(MANY) + content[place + 4 :]
+    with pytest.raises(ExcessError):
+        check_container(io.BytesIO(changed), len(changed), changed[:8])
