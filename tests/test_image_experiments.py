@@ -156,7 +156,7 @@ def test_a_command_of_the_page_builds_its_module(command: str, tmp_path: Path) -
     """The Teacher's weights aside, which the page names and nobody has."""
     overrides = [word for word in shlex.split(command.replace("\\\n", " ")) if not word.startswith("hydra.run.dir=")]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", [*overrides, f"run_dir={tmp_path}"])
+        config = compose("train", open_data([*overrides, f"run_dir={tmp_path}"]))
     instantiate(config.data)
     config.frozen = []
     for model in config.models.values():

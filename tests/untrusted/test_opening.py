@@ -256,3 +256,14 @@ def test_leftovers_that_are_pipes_hang_no_writer(tmp_path: Path) -> None:
     _files.write_text(tmp_path / "a.json", "{}")
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
     assert read_state(tmp_path / "a.safetensors")["a"].item() == 1
+
+
+def test_a_limit_costs_no_memory_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "student.onnx").write_bytes(b"abc")
+    assert read_untrusted(tmp_path / "student.onnx", what="an ONNX file", limit=2**50) == b"abc"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a file whose content is longer than its size")
+def test_a_file_that_gives_more_than_its_size_is_refused() -> None:
+    with pytest.raises(UntrustedFileError, match="a list of 0 bytes, but it grows"):
+        read_untrusted("/proc/self/status", what="a list", limit=10**6)

@@ -22,11 +22,11 @@ def file_name(name: str) -> str:
         >>> file_name("../Student")
         Traceback (most recent call last):
         ...
-        ValueError: expected a name of letters, digits, - and _ for a file, got '../Student': rename it in config.yaml
+        ValueError: expected a name of letters, digits, - and _ for a file, got '../Student': rename it in its config
     """
     if len(name) > _MOST or not _FILE_NAME.fullmatch(name):
         raise ValueError(
-            f"expected a name of letters, digits, - and _ for a file, got {ascii(name)[:80]}: rename it in config.yaml"
+            f"expected a name of letters, digits, - and _ for a file, got {ascii(name)[:80]}: rename it in its config"
         )
     return name
 

@@ -90,13 +90,14 @@ def read_untrusted(path: _Path, *, what: str, limit: int, own: bool = False) -> 
     """The bytes of such a file.
 
     Raises:
-        UntrustedFileError: as :func:`open_untrusted`; also where it grows beyond the limit while it is read.
+        UntrustedFileError: as :func:`open_untrusted`; also where it grows while it is read.
         OSError: it cannot be read.
     """
     with open_untrusted(path, what=what, limit=limit, own=own) as file:
-        content = file.read(limit + 1) or b""
-    if len(content) > limit:
-        raise UntrustedFileError(path, _too_large(what, limit, f"more than {limit:,}"))
+        expected = os.fstat(file.fileno()).st_size  # a buffer for the whole limit would be allocated at once
+        content = file.read(expected) or b""
+        if file.read(1):
+            raise UntrustedFileError(path, f"expected {what} of {expected:,} bytes, but it grows while it is read")
     return content
 
 
