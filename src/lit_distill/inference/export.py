@@ -59,8 +59,7 @@ def run(config: DictConfig) -> Path:
     if not checked_on:
         raise ValueError("an export needs real samples to be checked on, came none")
     ending = ".int8.onnx" if config.int8 else _ENDING[config.format]
-    at_home = inside(source.folder, EXPORT, f"{file_name(name).lower()}{ending}")
-    path = Path(config.output) if config.output else at_home
+    path = Path(config.output or inside(source.folder, EXPORT, f"{file_name(name).lower()}{ending}"))
     if path.suffix != _SUFFIX[config.format]:
         raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, came {path}")
     _refuse_other_card(path)
