@@ -335,6 +335,18 @@ def test_results_are_refused(results: str, folder: Path, canary: Canary) -> None
     refused(lambda: everything(load_run(folder)), canary, folder.parent)
 
 
+def test_the_caller_may_name_a_store_of_shards(folder: Path) -> None:
+    config = honest()
+    config["data"]["format"] = "shards"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run = load_run(folder)
+    assert run.data(root="memory://bucket").source.archives.remote  # type: ignore[attr-defined]
+    config["data"]["train_list"] = "simplecache::http://127.0.0.1:9/x"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match="is an address"):
+        load_run(folder).data(root="memory://bucket")
+
+
 def test_what_is_seen_is_the_file_of_a_run(folder: Path) -> None:
     """The corpus would say nothing if the honest card were refused as well."""
     assert json.loads((folder / "student.json").read_text())["class_names"] == ["a", "b", "c"]

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,7 +183,12 @@ class Run:
             node["views"] = views
             node.pop("eval_batch_size", None)  # chosen for other views
         node.update({name: value for name, value in overrides.items() if value is not None})
-        return self._built("data", "", node, LightningDataModule)
+        if root is None or not is_address(root):
+            return self._built("data", "", node, LightningDataModule)
+        # a store of shards that the caller names; what the run's own config says may be no address
+        open_at = self._built("data", "", {**node, "root": ".", "_partial_": True}, partial)
+        data: LightningDataModule = open_at(root=root)
+        return data
 
     def view(self, model: str | None = None) -> InputView | None:
         """What a model, the student by default, sees of the data's clips; None for all."""
