@@ -24,6 +24,9 @@ CACHE_VARIABLE = "LIT_DISTILL_CACHE"
 _TEMPORARY = ".tmp"
 # neither through a link nor for the other end of a pipe that somebody put there
 _NO_LINK_NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_ARCHIVE_TAIL = (1 << 16) + 256  # bytes at the end of a zip archive that say where its list of records is
+_DIRECTORY_BYTES = 4 << 20  # of that list: some hundred bytes for a tensor
+_PICKLE_BYTES = 4 << 20  # of what describes the tensors of a checkpoint: as many
 _ARCHIVE_START = b"PK\x03\x04"
 
 
@@ -147,7 +150,15 @@ def archive_damage(file: BinaryIO) -> str:
     if not size:
         return "it is empty"
     try:
+        _check_directory(file, size)
         with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                return "its records are compressed, which torch.save never does"
+            if sum(record.file_size for record in records) > size:
+                return "its records claim more bytes than it has"
+            if any(record.file_size > _PICKLE_BYTES for record in records if record.filename.endswith("data.pkl")):
+                return f"what describes its tensors has more than {_PICKLE_BYTES:,} bytes, the limit"
             bad = archive.testzip()
     except zipfile.BadZipFile as error:
         if zipfile.is_zipfile(file):
@@ -162,6 +173,18 @@ def archive_damage(file: BinaryIO) -> str:
             raise
         return "its index points outside"
     return f"the CRC-32 of its record {bad} is wrong" if bad else ""
+
+
+def _check_directory(file: BinaryIO, size: int) -> None:
+    """Raise ValueError for an archive with more records than a checkpoint has, before the list of them is read."""
+    start = max(0, size - _ARCHIVE_TAIL)
+    file.seek(start)
+    tail = file.read(_ARCHIVE_TAIL)
+    for mark, place, width in ((b"PK\x05\x06", 12, 4), (b"PK\x06\x06", 40, 8)):  # zip's and zip64's own record of it
+        found = tail.rfind(mark)
+        length = int.from_bytes(tail[found + place : found + place + width], "little") if found >= 0 else 0
+        if _DIRECTORY_BYTES < length < (1 << 8 * width) - 1:
+            raise ValueError(f"a list of records of {length:,} bytes, the limit is {_DIRECTORY_BYTES:,}")
 
 
 @contextmanager

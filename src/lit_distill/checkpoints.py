@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_distill._files import archive_damage, atomic_file
-from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.budgets import UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 from lit_distill.untrusted.showing import printable
@@ -173,6 +173,9 @@ def _read(path: Path, map_location: Any | None) -> tuple[str, dict[str, Any]]:
                 return f"is damaged: {damage}", {}
             file.seek(0)
             content = torch.load(file, map_location=map_location, weights_only=True)
+            size = os.fstat(file.fileno()).st_size
+        if (unfolded := _unfolded(content)) > UNFOLDED * size + UNFOLDED_FREE:
+            return f"is refused: its {size:,} bytes unfold to tensors of {unfolded:,}", {}
     except UntrustedFileError as error:
         return f"is refused: {error.reason}", {}
     except pickle.UnpicklingError as error:
@@ -188,6 +191,19 @@ def _read(path: Path, map_location: Any | None) -> tuple[str, dict[str, Any]]:
     if "pytorch-lightning_version" not in content:
         return "is no checkpoint of a run: it was not written by Lightning", {}
     return "", content
+
+
+def _unfolded(content: Any) -> int:
+    """Bytes of all tensors of a checkpoint, if each had its own."""
+    total, seen, left = 0, set[int](), [content]
+    while left:
+        node = left.pop()
+        if isinstance(node, torch.Tensor):
+            total += node.numel() * node.element_size()
+        elif isinstance(node, (Mapping, list, tuple, set)) and id(node) not in seen:
+            seen.add(id(node))
+            left += node.values() if isinstance(node, Mapping) else node
+    return total
 
 
 def _offer(path: Path) -> str:

@@ -30,7 +30,7 @@ class WeightsError(ValueError):
 
 _CODES = ("b1", "u1", "i1", "i2", "i4", "i8", "u2", "f2", "f4", "f8", "c8", "c16")
 _MAX_DIMENSIONS = 32
-_MAX_STEPS = 4_000_000  # some 35 opcodes a tensor; bounds the containers that a small file can ask for
+_MAX_STEPS = 1_000_000  # some 35 opcodes a tensor; bounds the containers that a small file can ask for
 
 
 class Name(enum.Enum):
@@ -115,6 +115,7 @@ class Machine:
         self._marks: list[int] = []
         self._memo: dict[int, object] = {}
         self._encoded = 0
+        self._claimed = 0  # bytes of values, over all arrays
 
     def run(self) -> object:
         """The pickle's value: containers, numbers, texts and :class:`Array`.
@@ -316,6 +317,9 @@ class Machine:
             raise WeightsError(
                 f"an array of shape {shown(tuple(sizes))} and type {dtype.code} with {len(payload)} bytes of values"
             )
+        self._claimed += len(payload)
+        if self._claimed > len(self._data):
+            raise WeightsError("its arrays share their bytes: together they have more than the file")
         return ArrayState(tuple(sizes), kind, fortran, payload)
 
 

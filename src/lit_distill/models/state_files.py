@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import pickletools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lit_distill._files import archive_damage, is_archive
 from lit_distill.models.paddle import WeightsError, read_pdparams
-from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.budgets import HEADER_BYTES, UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 PADDLE_SUFFIXES = (".pdparams",)
@@ -74,12 +75,12 @@ def read_contents(file: Path) -> Contents:
     suffix = file.suffix.lower()
     try:
         if suffix in PADDLE_SUFFIXES:
-            return Contents(read_pdparams(file), paddle=True, published=True)
+            return Contents(_within(read_pdparams(file), file), paddle=True, published=True)
         if suffix in SAFETENSORS_SUFFIXES:
             tensors, metadata = read_safetensors(file)
             return Contents(tensors, published=metadata.get(ORIGIN) == PUBLISHED)
         if suffix in TORCH_SUFFIXES:
-            return Contents(_read_torch(file))
+            return Contents(_within(_read_torch(file), file))
     except UntrustedFileError as error:
         raise WeightsError(str(error)) from error
     known = " ".join((*PADDLE_SUFFIXES, *SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES))
@@ -93,7 +94,10 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         WeightsError: it cannot be read.
         UntrustedFileError: it is no regular file, or is too large.
     """
-    with open_untrusted(file, what="a weights file", limit=WEIGHTS_BYTES):
+    with open_untrusted(file, what="a weights file", limit=WEIGHTS_BYTES) as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > HEADER_BYTES:
+            raise WeightsError(f"{file} is refused: its header has {length:,} bytes, the limit is {HEADER_BYTES:,}")
         try:
             with safe_open(file, framework="pt") as stored:
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
@@ -102,10 +106,30 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise WeightsError(f"{file} is no readable .safetensors file: {_line(error)}") from error
 
 
+def _within(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    """The tensors, where they do not unfold to much more than the file that holds them."""
+    size, unfolded = file.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if unfolded > UNFOLDED * size + UNFOLDED_FREE:
+        raise WeightsError(
+            f"{file} is refused: its {size:,} bytes unfold to tensors of {unfolded:,}; store each with its own values"
+        )
+    return tensors
+
+
+def _check_pickles(opened: BinaryIO, file: Path) -> None:
+    """Refuse a file of torch before 1.6, five pickles before its values, that makes too many containers."""
+    opened.seek(0)
+    steps = (step for _ in range(5) for step in pickletools.genops(opened))
+    if next(itertools.islice(steps, _MAX_ENTRIES, None), None) is not None:
+        raise WeightsError(f"{file} is refused: more than {_MAX_ENTRIES:,} steps to make its containers")
+
+
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         with open_untrusted(file, what="a weights file", limit=WEIGHTS_BYTES) as opened:
-            if is_archive(opened) and (damage := archive_damage(opened)):
+            if not is_archive(opened):
+                _check_pickles(opened, file)
+            elif damage := archive_damage(opened):
                 raise WeightsError(f"{file} is damaged: {damage}")
             opened.seek(0)
             root = torch.load(opened, map_location="cpu", weights_only=True)

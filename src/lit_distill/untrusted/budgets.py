@@ -26,6 +26,13 @@ IMAGE_BYTES: Final = 256 << 20
 WEIGHTS_BYTES: Final = 32 << 30
 """Of a weights file, a checkpoint or an exported network."""
 
+HEADER_BYTES: Final = 4 << 20
+"""Of the header of a safetensors file: some hundred for a tensor."""
+UNFOLDED: Final = 4
+"""Bytes of tensors for a byte of their file: networks share tensors, or hold them under several names."""
+UNFOLDED_FREE: Final = 1 << 20
+"""Bytes of tensors that any file may unfold to."""
+
 
 def lines_of(path: str | os.PathLike[str], *, what: str, errors: str = "strict") -> Iterator[str]:
     """The lines of a list in UTF-8, with their ends, within limits of their number and length.

@@ -1,0 +1,142 @@
+"""Weights files that unfold to much more than their bytes are refused before the memory is taken."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import resource
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_distill.checkpoints import CheckpointError, read_checkpoint
+from lit_distill.models.paddle import WeightsError
+from lit_distill.models.state_files import read_state
+
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85C\x01b\x87R"
+OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps("", 2)
+STORED = zipfile.ZIP_STORED
+
+
+def integer(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def text(value: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value
+
+
+def sharing(arrays: int, size: int = 400_000) -> bytes:
+    """A .pdparams whose arrays have one payload."""
+    dtype = b"cnumpy\ndtype\n" + text(b"f4") + b"\x89\x88\x87R(K\x03" + text(b"<") + b"NNN" + integer(-1) * 2 + b"K\0tb"
+    made = [b"\x80\x04}("]
+    for number in range(arrays):
+        payload = b"j\x01\0\0\0" if number else b"B" + struct.pack("<I", size) + bytes(size) + b"r\x01\0\0\0"
+        state = b"(K\x01" + integer(size // 4) + b"\x85" + dtype + b"\x89" + payload + b"tb"
+        made.append(text(b"w%d" % number) + RECONSTRUCT + state)
+    return b"".join([*made, b"u."])
+
+
+def changed(change: Callable[[str, bytes], bytes], compression: int = STORED, records: int = 0) -> bytes:
+    """What torch.save writes, its records changed."""
+    first, second = io.BytesIO(), io.BytesIO()
+    torch.save({"state_dict": {"a": torch.zeros(4)}, "pytorch-lightning_version": "2.6.0"}, first)
+    with zipfile.ZipFile(first) as source, zipfile.ZipFile(second, "w", compression) as target:
+        for record in source.infolist():
+            target.writestr(record.filename, change(record.filename, source.read(record)))
+        for number in range(records):
+            target.writestr(f"archive/{number:080}", b"")
+    return second.getvalue()
+
+
+def described(old: bytes, new: bytes) -> Callable[[str, bytes], bytes]:
+    def change(name: str, content: bytes) -> bytes:
+        if not name.endswith("data.pkl"):
+            return content
+        assert old in content
+        return content.replace(old, new)
+
+    return change
+
+
+def strides(name: str, content: bytes) -> bytes:
+    """Two billion values, all of them one."""
+    if not name.endswith("data.pkl"):
+        return content
+    place = content.index(b"QK\0K\x04\x85")
+    shape = content.index(b"K\x01\x85", place)
+    return content[: place + 3] + integer(2 * 10**9) + content[place + 5 : shape] + b"K\0\x85" + content[shape + 3 :]
+
+
+def safetensors(header: object, content: bytes = b"") -> bytes:
+    packed = json.dumps(header).encode()
+    return struct.pack("<Q", len(packed)) + packed + content
+
+
+def one(**values: object) -> dict[str, object]:
+    return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **values}
+
+
+HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "arrays that share their bytes": ("a.pdparams", lambda: sharing(3000)),
+    "memo entries": ("a.pdparams", lambda: b"\x80\x04}" + b"\x94" * 3_000_000 + b"."),
+    "dictionaries": ("a.pdparams", lambda: b"\x80\x04(" + b"}" * 3_000_000 + b"t."),
+    "strides of zero": ("a.pth", lambda: changed(strides)),
+    "strides of zero in a checkpoint": ("a.ckpt", lambda: changed(strides)),
+    "values that are not there": ("a.pth", lambda: changed(described(b"K\x04tq", integer(3 * 10**8) + b"tq"))),
+    "compressed records": (
+        "a.pth",
+        lambda: changed(lambda name, old: bytes(1 << 28) if "data/0" in name else old, zipfile.ZIP_DEFLATED),
+    ),
+    "records": ("a.pth", lambda: changed(lambda name, old: old, records=40_000)),
+    "containers": ("a.pth", lambda: changed(lambda name, old: b"\x80\x02" + b"}" * (5 << 20) + b".")),
+    "containers of a file of old torch": (
+        "a.pth",
+        lambda: OLD_TORCH + b"\x80\x02" + b"}" * (3 << 20),
+    ),
+    "a header of 2^62 bytes": ("a.safetensors", lambda: struct.pack("<Q", 1 << 62) + b"{}"),
+    "a header of brackets": ("a.safetensors", lambda: struct.pack("<Q", 5_000_000) + b"[" * 5_000_000),
+    "tensors of nothing": (
+        "a.safetensors",
+        lambda: safetensors({f"t{n}": one(shape=[0], data_offsets=[0, 0]) for n in range(100_000)}),
+    ),
+    "tensors that overlap": ("a.safetensors", lambda: safetensors({"a": one(), "b": one()}, bytes(4))),
+    "a tensor beyond the end": ("a.safetensors", lambda: safetensors({"a": one(data_offsets=[0, 1 << 40])}, bytes(4))),
+    "a tensor of another size": ("a.safetensors", lambda: safetensors({"a": one(shape=[1 << 40])}, bytes(4))),
+    "an unknown type": ("a.safetensors", lambda: safetensors({"a": one(dtype="X")}, bytes(4))),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_weights_are_refused_in_a_second_and_within_their_budget(kind: str, tmp_path: Path) -> None:
+    name, made = HOSTILE[kind]
+    (tmp_path / name).write_bytes(made())
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    read = read_checkpoint if name.endswith(".ckpt") else read_state
+    with pytest.raises((WeightsError, CheckpointError), match=r"a\.\w+ .*(refused|damaged|no readable)") as caught:
+        read(tmp_path / name)
+    assert time.process_time() - begin < 3, "a second, where nothing else runs"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_under_several_names_are_read(tmp_path: Path) -> None:
+    shared = torch.ones(10**6)
+    torch.save({"a": shared, "b": shared, "c": shared.view(1000, 1000)}, tmp_path / "a.pth")
+    assert len(read_state(tmp_path / "a.pth")) == 3
+    torch.save({"a": shared}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert read_state(tmp_path / "old.pth")["a"].sum() == 10**6
+
+
+def test_a_hollow_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.pdparams").write_bytes(b"\x80\x04")
+    with (tmp_path / "a.pdparams").open("r+b") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(WeightsError, match="sparse"):
+        read_state(tmp_path / "a.pdparams")
