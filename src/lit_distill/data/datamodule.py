@@ -83,7 +83,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             published filter.
         cache_gb: most that it holds, in GB (10^9 bytes), in each process (memory) or folder (disk). When it is full
             nothing is added.
-        cache_dir: folder of the cache on disk; none for ``clips`` in the cache folder. Remove it to clear the cache.
+        cache_dir: folder of the cache on disk, of this user; none for ``clips`` in the cache folder. Remove it to clear
+            the cache.
         shuffle: ``"samples"``: all training samples in any order; ``"shards"``: shards in any order, then samples
             within windows of it, which touches few shards at a time.
         shuffle_window: samples a window.

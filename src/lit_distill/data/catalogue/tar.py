@@ -85,13 +85,14 @@ def _number(field: bytes, position: int) -> int:
 def _records(text: bytes, position: int) -> dict[str, str]:
     """Extended headers: records ``length key=value`` and a line feed."""
     found: dict[str, str] = {}
-    while text.strip(b"\0"):
-        length, _, _ = text.partition(b" ")
-        if not length.isdigit() or len(length) > 8 or not len(length) < int(length) <= len(text):
+    text, start = text.rstrip(b"\0"), 0
+    while start < len(text):
+        length, _, _ = text[start : start + 9].partition(b" ")
+        if not length.isdigit() or len(length) > 8 or not len(length) < int(length) <= len(text) - start:
             raise TarError(f"malformed extended header at byte {position}")
-        key, _, value = text[len(length) + 1 : int(length) - 1].partition(b"=")
+        key, _, value = text[start + len(length) + 1 : start + int(length) - 1].partition(b"=")
         found[_text(key)] = _text(value)
-        text = text[int(length) :]
+        start += int(length)
     if any(key.startswith("GNU.sparse") for key in found):
         raise TarError(f"member {found.get('path', '')!r} is a sparse file")
     size = found.get("size", "0")

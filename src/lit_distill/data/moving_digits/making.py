@@ -20,13 +20,13 @@ from typing import Any, Final
 from rich.console import Console
 
 from lit_distill._cores import available_cores
-from lit_distill._files import CACHE_VARIABLE
+from lit_distill._files import CACHE_VARIABLE, cache_root
 from lit_distill._screen import Screen
 from lit_distill.data.catalogue.counting import counting
 from lit_distill.data.moving_digits import rendering as _rendering
 from lit_distill.data.moving_digits.rendering import RENDERING, SPLITS, DigitsSpec, Sources, choose_codec
 from lit_distill.untrusted.budgets import TEXT_BYTES
-from lit_distill.untrusted.opening import read_untrusted
+from lit_distill.untrusted.opening import private_folder, read_untrusted
 
 MANIFEST: Final = "manifest.json"
 CLASS_NAMES: Final = "class_names.txt"
@@ -65,6 +65,8 @@ def make(spec: DigitsSpec, root: Path, *, workers: int | None = None, console: C
     if fault is None:
         return folder
     with _clear_errors(root):
+        if root == cache_root():
+            private_folder(root)
         root.mkdir(parents=True, exist_ok=True)
         if folder.exists():
             console.print(f"moving_digits: {folder} is damaged ({fault}) and is made anew", highlight=False)
