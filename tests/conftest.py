@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -15,6 +16,12 @@ def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         if "LIT_DISTILL_CACHE" not in os.environ:
             patch.setenv("LIT_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """What all tests have imported is garbage of none: collections that walk it took a tenth of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,9 @@ def test_keys_are_those_that_hydra_composes(chosen: list[str]) -> None:
     line = f"train {' '.join(chosen)} "
     content = OmegaConf.to_container(composed)
     assert isinstance(content, dict)
+    completed = cache(lambda parent: complete(f"{line}{parent}"))
     for key in keys({str(name): node for name, node in content.items()}):
-        assert f"{key}=" in complete(f"{line}{key}"), key
+        assert f"{key}=" in completed(key[: key.rfind(".") + 1]), key
 
 
 @pytest.mark.parametrize(

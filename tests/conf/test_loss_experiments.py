@@ -32,7 +32,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compose_experiment(name: str, clips: Path, run_dir: Path) -> DictConfig:
     overrides = [
         f"experiment={name}", "data=moving_digits_tiny", "trainer=cpu", "trainer.max_epochs=1",
-        "trainer.log_every_n_steps=1", "callbacks.progress=null", f"data.root={clips}", f"run_dir={run_dir}",
+        "trainer.log_every_n_steps=1", "callbacks.progress=null", "doctor=false", f"data.root={clips}",
+        f"run_dir={run_dir}",
     ]  # fmt: skip
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", overrides)

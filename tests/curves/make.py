@@ -31,13 +31,15 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
 
 
 class Losses(Callback):
-    """The total of every step."""
+    """The total of each of the first steps; training ends after them, on the schedule of the whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
         self.values: list[float] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         self.values.append(float(outputs["loss"]))
+        trainer.should_stop = len(self.values) == self.steps
 
 
 class Nudge(Callback):
@@ -54,7 +56,7 @@ class Nudge(Callback):
                     parameter.mul_(1 + self.size * torch.randn(parameter.shape, generator=noise))
 
 
-def curve(name: str, *, nudge: float = 0.0, more: tuple[str, ...] = ()) -> list[float]:
+def curve(name: str, *, steps: int = STEPS, nudge: float = 0.0, more: tuple[str, ...] = ()) -> list[float]:
     """The training losses of one experiment's first steps."""
     from lit_distill.training.train import build_module
 
@@ -67,7 +69,7 @@ def curve(name: str, *, nudge: float = 0.0, more: tuple[str, ...] = ()) -> list[
         seed_everything(SEED, workers=True, verbose=False)
         datamodule = instantiate(config.data, _convert_="all")
         module = build_module(config)
-        losses = Losses()
+        losses = Losses(steps)
         trainer = Trainer(
             max_steps=STEPS, max_epochs=-1, limit_val_batches=0, num_sanity_val_steps=0, accelerator="cpu",
             callbacks=[losses, *([Nudge(nudge)] if nudge else [])], logger=False, enable_checkpointing=False,

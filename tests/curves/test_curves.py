@@ -12,11 +12,13 @@ AFTERWARDS = {"baseline": 1e-2, "kd": 1e-2, "dml": 0.15, "crd": 0.1, "rkd": 0.8}
 FIRST = 1e-4  # the first forward pass: measured 2e-6
 
 
+@pytest.mark.parametrize("steps", [30, pytest.param(make.STEPS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", make.EXPERIMENTS)
-def test_the_curve_is_the_committed_one(name: str) -> None:
-    committed, now = make.read(name), make.curve(name)
-    assert len(committed) == len(now) == make.STEPS
-    for step, (was, value) in enumerate(zip(committed, now, strict=True), 1):
+def test_the_curve_is_the_committed_one(name: str, steps: int) -> None:
+    committed, now = make.read(name), make.curve(name, steps=steps)
+    assert len(committed) == make.STEPS
+    assert len(now) == steps
+    for step, (was, value) in enumerate(zip(committed, now, strict=False), 1):
         allowed = FIRST if step == 1 else AFTERWARDS[name]
         assert abs(value - was) <= allowed * abs(was), (
             f"{name}: the loss of step {step} is {value:.8g}, it was {was:.8g} (allowed: {allowed:g} of it). If "
