@@ -251,3 +251,11 @@ def test_images_that_fail(tmp_path: Path) -> None:
     write_images(tmp_path, [np.zeros((side, side, 3), np.uint8) for side in (16, 24)], first=4)
     with pytest.raises(VideoError, match="differ in size"):
         read_images(tmp_path, "img_{:05}.jpg", [4, 5])
+
+
+def test_a_file_of_another_format_says_which_are_read(tmp_path: Path) -> None:
+    for content in (bytes(999), b"\x89PNG\r\n\x1a\n" + bytes(99), b"GIF89a" + bytes(99)):
+        file = tmp_path / "a.mp4"
+        file.write_bytes(content)
+        with pytest.raises(VideoError, match=r"Invalid data: it is none of the formats that are read \(mov,matroska,"):
+            read_frames(file, [0])

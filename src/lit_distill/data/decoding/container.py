@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -99,7 +100,7 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
         options["format_whitelist"] = f"mov,{_FORMATS}" if is_movie else _FORMATS
         if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"):
             options |= _HEADERS
-        with av.open(file, options=options, metadata_errors="replace", buffer_size=1 << 18) as container:
+        with _open(file, options, name) as container:
             stream = _video_stream(container, name)
             context = stream.codec_context
             # the data loader's workers are the parallelism: FFmpeg's threads cost more than they gain beside them
@@ -122,6 +123,16 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
         raise VideoError(name, str(error)) from error
     except (OSError, av.FFmpegError) as error:  # FFmpeg's errors are not all OSErrors
         raise VideoError(name, one_line(error)) from error
+
+
+def _open(file: Any, options: dict[str, str], name: str) -> av.container.InputContainer:
+    try:
+        return av.open(file, options=options, metadata_errors="replace", buffer_size=1 << 18)
+    except av.FFmpegError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # what it says of a format that it knows and that is not on the list
+        raise VideoError(name, f"Invalid data: it is none of the formats that are read (mov,{_FORMATS})") from error
 
 
 def one_line(error: BaseException) -> str:
