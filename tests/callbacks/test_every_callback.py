@@ -10,6 +10,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 import lit_distill.callbacks
+from lit_distill.callbacks import exact_resume
 from lit_distill.untrusted.targets import rule_of
 
 PACKAGE = lit_distill.callbacks.__name__
@@ -31,6 +32,17 @@ def test_it_is_exported(stem: str) -> None:
         assert cls.__name__ in lit_distill.callbacks.__all__, (
             f"src/lit_distill/callbacks/__init__.py lacks the line: from {PACKAGE}.{stem} import {cls.__name__}, and "
             f'"{cls.__name__}" in __all__'
+        )
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_the_state_that_it_restores_has_a_row(stem: str) -> None:
+    for cls in classes_of(stem):
+        restores = {"load_state_dict", "on_load_checkpoint"} & vars(cls).keys()
+        assert not restores or f" callbacks.{cls.__name__} " in (exact_resume.__doc__ or ""), (
+            f"{cls.__name__} restores state: add a row with the key callbacks.{cls.__name__} to the table in "
+            "src/lit_distill/callbacks/exact_resume.py, and the callback to the run in "
+            "tests/callbacks/test_exact_resume.py that the table is compared with"
         )
 
 
