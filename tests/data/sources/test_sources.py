@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from lit_distill.data import Sample, Source, Video, VideoError
+from lit_distill.data import Sample, Source, Video, VideoDataModule, VideoError
 from lit_distill.data.checking import Job, check
 from lit_distill.data.decoding.frames import Frames
-from lit_distill.data.sources import FrameFolders, Shards, VideoFiles, source_of
+from lit_distill.data.sources import Format, FrameFolders, Shards, VideoFiles, source_of
 
 from ..conftest import moving_bars, write_lines
 from ..test_datamodule import make
@@ -125,8 +126,18 @@ def test_a_format_is_a_source(tmp_path: Path, format: Any, kind: type[Source]) -
     assert type(make(tmp_path, format=format).source) is kind
 
 
+@pytest.mark.parametrize("format", get_args(Format))
+def test_a_format_is_named_where_users_look(format: str) -> None:
+    page = Path(__file__).parents[3] / "docs" / "own_model.md"
+    chosen = re.search(r"data\.format=([\w|]+)", page.read_text(encoding="utf-8"))
+    assert chosen is not None
+    assert format in chosen[1].split("|"), f"docs/own_model.md names data.format={chosen[1]}: add {format}"
+    documented = (VideoDataModule.__doc__ or "").partition("format: ")[2].partition("source: ")[0]
+    assert f'``"{format}"``' in documented, f"the docstring of VideoDataModule lacks {format!r} at the argument format"
+
+
 def test_unknown_formats_and_what_a_custom_source_cannot_do(arrays: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.format is one of video, frames, shards, got .webm."):
+    with pytest.raises(ValueError, match=rf"data\.format is one of {', '.join(get_args(Format))}, got .webm."):
         source_of("webm", root=".")
     with pytest.raises(ValueError, match=r"data\.shuffle=shards goes with data\.format=shards, not NpyFiles"):
         make(arrays, source=NpyFiles(), shuffle="shards")
