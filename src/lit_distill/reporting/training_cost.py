@@ -9,6 +9,7 @@ from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.runs.opened import Run
 from lit_distill.training.fit import build_module
 from lit_distill.untrusted.building import build
+from lit_distill.untrusted.networks import held_to
 
 _NAMED = (
     "models", "losses", "val_losses", "optimizer", "scheduler", "balance",
@@ -34,7 +35,8 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     def built(node: Any, **_: str) -> Any:
         return build(node, allow=run.allow, run_dir=folder)
 
-    module = build_module(tree, build=built)
+    with held_to(run.weights_bytes, str(folder)):
+        module = build_module(tree, build=built)
     return measure(
         module, run.data(**{str(key): value for key, value in (data or {}).items()}), steps=steps,
         epochs=max(1, int(trainer.get("max_epochs") or 1)), accumulate=int(trainer.get("accumulate_grad_batches") or 1),

@@ -18,7 +18,7 @@ from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data.preprocess import Preprocess, Views
 from lit_distill.models.identity import state_of, state_sha256
-from lit_distill.models.state_files import file_sha256, read_safetensors
+from lit_distill.models.state_files import file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.runs.artifacts import stage_folders
 from lit_distill.runs.names import (
@@ -37,6 +37,7 @@ from lit_distill.runs.names import (
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.networks import held_to
 from lit_distill.untrusted.plain import dotted, read_plain, resolved
 
 _Built = TypeVar("_Built")
@@ -119,6 +120,17 @@ class Run:
             + (f"give checkpoint={'|'.join(Path(path).stem for path in there)}" if there else "it has no checkpoints")
         )
 
+    @property
+    def weights_bytes(self) -> int:
+        """Of all files that its models' weights may be in, as they are on the disk."""
+        folders = dict.fromkeys((self.folder, self._trained_in))
+        files = [file for folder in folders for file in (folder / STUDENT_FILE, *(folder / CHECKPOINTS).glob("*"))]
+        named = [name for node in self.config["models"].values() for name in weights_files(node).values() if name]
+        files += [Path(split_name(name)[0]) for name in named]
+        files += [self._trained_in / str(start) for start in (self.config.get("start") or {}).values()]
+        found = {file: file.stat() for file in (*files, *([self.weights] if self.weights else [])) if file.is_file()}
+        return sum(min(status.st_size, 512 * status.st_blocks) for status in found.values())
+
     def verified(self, file: Path) -> Path:
         """The file, when it is the one that the card describes.
 
@@ -152,7 +164,8 @@ class Run:
         name = self._name(model)
         file = self.weights_file(name, checkpoint)
         node = self.config["models"][name]
-        network = self._built("models", name, _without_weights(node), nn.Module)
+        with held_to(self.weights_bytes, name):
+            network = self._built("models", name, _without_weights(node), nn.Module)
         if file.suffix == ".safetensors":
             state = read_safetensors(self.verified(file))[0]
         elif file.suffix != CHECKPOINT_SUFFIX:

@@ -127,12 +127,15 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
 
 def _open(file: Any, options: dict[str, str], name: str) -> av.container.InputContainer:
     try:
-        return av.open(file, options=options, metadata_errors="replace", buffer_size=1 << 18)
+        container: av.container.InputContainer = av.open(
+            file, options=options, metadata_errors="replace", buffer_size=1 << 18
+        )
     except av.FFmpegError as error:
         if error.errno != errno.EINVAL:
             raise
         # what it says of a format that it knows and that is not on the list
         raise VideoError(name, f"Invalid data: it is none of the formats that are read (mov,{_FORMATS})") from error
+    return container
 
 
 def one_line(error: BaseException) -> str:

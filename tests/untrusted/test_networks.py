@@ -1,0 +1,97 @@
+"""A network is no larger than its weights: what a config asks for beyond is refused before memory is taken."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lit_distill.models import PPTSMv2, torchvision_model
+from lit_distill.runs import artifacts
+from lit_distill.runs.opened import load_run
+from lit_distill.untrusted import networks
+from lit_distill.untrusted.networks import FREE_BYTES, held_to
+
+
+def student_of(model: dict[str, Any], folder: Path) -> Path:
+    """A card that asks for ``model``, beside honest weights of a linear layer."""
+    folder.mkdir()
+    state = nn.Linear(2, 3).state_dict()
+    artifacts.write_student(folder, state, {"model": model, "data": {"num_classes": model.get("num_classes", 3)}})
+    return folder / "student.safetensors"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "torch.nn.Linear", "in_features": 10**6, "out_features": 10**6},
+        {"_target_": "torch.nn.Linear", "in_features": 10**9, "out_features": 10**9},
+        {"_target_": "torch.nn.Embedding", "num_embeddings": 10**8, "embedding_dim": 10},
+        {"_target_": "torch.nn.Conv3d", "in_channels": 4096, "out_channels": 4096, "kernel_size": 99},
+        {"_target_": "lit_distill.models.PPTSMv2", "num_classes": 10**9, "num_frames": 4},
+        {"_target_": "lit_distill.models.PPTSMv2", "num_classes": 3, "num_frames": 4, "scale": 1000.0},
+        {"_target_": "lit_distill.models.torchvision_model", "name": "vit_b_16", "num_classes": 10**8},
+    ],
+    ids=lambda model: f"{model['_target_']} {max(v for v in model.values() if isinstance(v, int | float))}",
+)
+def test_a_run_that_asks_for_a_giant_is_refused_in_one_line(model: dict[str, Any], tmp_path: Path) -> None:
+    run = load_run(student_of(model, tmp_path / "run"))
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ValueError, match=r"Student: its config asks for a network of more than [\d,]+ bytes"):
+        run.model()
+    assert time.process_time() - started < 5  # a second where the machine is idle
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+def test_layers_that_hold_nothing_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "MODULES", 100)
+    layers = [{"_target_": "torch.nn.ReLU"}] * 101
+    run = load_run(student_of({"_target_": "torch.nn.Sequential", "_args_": layers}, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"Student: its config asks for a network of more than 100 modules"):
+        run.model()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PPTSMv2(num_classes=400, num_frames=8),
+        lambda: torchvision_model("swin_t", num_classes=10),
+        lambda: nn.LSTM(64, 64, num_layers=3),
+        lambda: nn.init.orthogonal_(torch.empty(512, 512)),
+    ],
+)
+def test_an_honest_network_is_the_same_as_ever(make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    plain = make()
+    torch.manual_seed(0)
+    with held_to(0, "Student"):
+        held = make()
+    if isinstance(plain, nn.Module):
+        states = zip(plain.state_dict().values(), held.state_dict().values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in states)
+    else:
+        assert torch.equal(plain, held)
+
+
+def test_what_is_allowed_grows_with_the_weights() -> None:
+    elements = FREE_BYTES // 4 + 1000
+    with pytest.raises(ValueError, match="its weights have 0"), held_to(0, "Student"):
+        torch.empty(elements)
+    with held_to(1000, "Student"):
+        torch.empty(elements)
+
+
+def test_a_frozen_teacher_is_held_to_its_own_file(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(10)}, tmp_path / "teacher.safetensors")
+    model = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    run = load_run(student_of(model, tmp_path / "run"))
+    alone = run.weights_bytes
+    run.config["models"]["Teacher"] = {**model, "pretrained": str(tmp_path / "teacher.safetensors")}
+    assert run.weights_bytes == alone + (tmp_path / "teacher.safetensors").stat().st_size
