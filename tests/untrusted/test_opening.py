@@ -187,7 +187,7 @@ def test_folders_of_caches_are_private(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "new/clips", "old")]
-    assert modes == [0o700, 0o700, 0o755]
+    assert modes == [0o700, 0o700, 0o777]
     given_away(tmp_path / "old")
     with pytest.raises(UntrustedFileError, match="of this user"):
         private_folder(tmp_path / "old")

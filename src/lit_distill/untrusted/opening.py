@@ -141,12 +141,12 @@ def open_descriptor(
 
 
 def private_folder(folder: _Path) -> Path:
-    """Make a folder, and what is missing above it, for this user alone; of one that is there, see that it is.
+    """Make a folder, and what is missing above it, for this user alone; of one that is there, see whose it is.
 
-    Others may then write none of it: where the folder is this user's and they may, that is taken from them.
+    One of this user that others may write stays as the user made it: its files are held one by one to be their own.
 
     Raises:
-        UntrustedFileError: it is another user's, or no folder.
+        UntrustedFileError: it is another user's, no folder, or one of the system that anyone may write.
         OSError: it cannot be made.
     """
     folder = Path(folder)
@@ -161,12 +161,10 @@ def private_folder(folder: _Path) -> Path:
             f"expected a folder of this user for what is kept, got one of user {status.st_uid}: name another, or one "
             "below it",
         )
-    if status.st_mode & _BY_OTHERS and os.name != "nt":
-        if status.st_uid != os.geteuid():
-            raise UntrustedFileError(
-                folder, "expected a folder that only this user may write, got one that others may: name one below it"
-            )
-        folder.chmod(stat.S_IMODE(status.st_mode) & ~_BY_OTHERS)
+    if status.st_mode & _BY_OTHERS and os.name != "nt" and status.st_uid != os.geteuid():
+        raise UntrustedFileError(
+            folder, "expected a folder that only this user may write, got one that others may: name one below it"
+        )
     return folder
 
 
