@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lit_distill.untrusted.budgets import WEIGHTS_BYTES
 from lit_distill.untrusted.opening import read_untrusted
+from lit_distill.untrusted.showing import printable
 
 INPUT, OUTPUT = "clips", "logits"
 
@@ -53,8 +54,7 @@ class OnnxNetwork:
                 providers=["CPUExecutionProvider"],
             )
         except Exception as error:  # ONNX Runtime's errors have no common class of their own
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.path} is no ONNX model that can be run here: {reason}") from error
+            raise ValueError(f"{self.path} is no ONNX model that can be run here: {_line(error)}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             names = [i.name for i in inputs], [o.name for o in outputs]
@@ -66,7 +66,7 @@ class OnnxNetwork:
         """Logits of a batch.
 
         Raises:
-            ValueError: the file was made for inputs of another shape.
+            ValueError: the file was made for inputs of another shape, or what it says cannot be computed.
         """
         batch = inputs.detach().cpu().float().contiguous()
         wanted = self.input_shape[1:]
@@ -74,7 +74,11 @@ class OnnxNetwork:
             isinstance(w, int) and w != c for w, c in zip(wanted, batch.shape[1:], strict=True)
         ):
             raise ValueError(f"{self.path} takes batches of {self.input_shape}, came {tuple(batch.shape)}")
-        return torch.from_numpy(self._session.run(None, {self._input: batch.numpy()})[0])
+        try:
+            (outputs,) = self._session.run(None, {self._input: batch.numpy()})
+            return torch.from_numpy(outputs)
+        except Exception as error:
+            raise ValueError(f"{self.path} cannot be run on {tuple(batch.shape)}: {_line(error)}") from error
 
 
 def write_onnx(network: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> None:
@@ -155,6 +159,11 @@ class _Calibration:
             return None
         self.count += 1
         return {INPUT: batch.detach().cpu().float().numpy()}
+
+
+def _line(error: Exception) -> str:
+    """What ONNX Runtime says, which may repeat names of the file."""
+    return printable((str(error) or type(error).__name__).splitlines()[0][:500])
 
 
 def _imported(name: str) -> ModuleType:

@@ -12,6 +12,7 @@ import yaml
 
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import read_untrusted
+from lit_distill.untrusted.showing import printable
 
 Key: TypeAlias = "tuple[str | int, ...]"
 Value: TypeAlias = "str | int | float | bool | list[Value] | None"
@@ -25,6 +26,9 @@ _MAX_DEPTH = 50
 
 class ConfigError(ValueError):
     """A config that cannot be read, or that describes something this library does not have."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from lit_distill.untrusted.showing import printable
+
 _FILE_NAME = re.compile(r"\w[\w+=-]{0,99}(?:\.[\w+=-]+)*")
 _MOST = 120
 
@@ -52,7 +54,8 @@ def inside(folder: str | os.PathLike[str], *parts: str) -> Path:
     place = Path(folder, *parts)
     real, home = os.path.realpath(place), os.path.realpath(folder)
     if not real.startswith(os.path.join(home, "")):
-        raise ValueError(f"expected a file inside {folder}, got {place}, which is {real}: give output=<file>")
+        said = f"expected a file inside {folder}, got {place}, which is {real}: give output=<file>"
+        raise ValueError(printable(said))
     return place
 
 

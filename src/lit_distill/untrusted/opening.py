@@ -24,6 +24,7 @@ _KINDS: Final = {
     stat.S_IFDIR: "a folder",
     stat.S_IFLNK: "a symbolic link",
 }
+_LARGE: Final = 1 << 20  # bytes of a read from which on it is held against what the file has
 _SPARSE_FROM: Final = 256 << 20  # bytes of a file from which on its holes are looked at
 _SPARSE: Final = 16  # times the bytes on disk
 
@@ -42,6 +43,15 @@ class UntrustedFileError(ValueError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, self.reason)
+
+
+class _Reader(io.BufferedReader):
+    """Makes room for what a file has, not for what a length in it says: a pickle asks for 4 GB in five bytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 @overload
@@ -83,7 +93,7 @@ def open_untrusted(
         b'a.mp4 0'
     """
     descriptor = open_descriptor(path, os.O_RDONLY, what=what, limit=limit, own=own)
-    return open(descriptor, "rb", buffering=0) if buffering == 0 else open(descriptor, "rb")
+    return open(descriptor, "rb", buffering=0) if buffering == 0 else _Reader(io.FileIO(descriptor))
 
 
 def read_untrusted(path: _Path, *, what: str, limit: int, own: bool = False) -> bytes:

@@ -225,7 +225,7 @@ def from_json(state: Mapping[str, Any]) -> list[Quarantined]:
             Quarantined(int(entry["epoch"]), str(entry["split"]), str(entry["path"]), str(entry["reason"]))
             for entry in state["quarantine"]
         ]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"the checkpoint's quarantine list is malformed: {error!r}") from error
 
 

@@ -148,7 +148,7 @@ class VideoLayout:
             info = VideoInfo(**record["info"])
             lists = [tuple(int(number) for number in record[name]) for name in ("starts", "ticks", "seeks")]
             return cls(info, int(record["size"]), *lists)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not the record of a video's layout: {error!r}; scan the video anew") from error
 
 

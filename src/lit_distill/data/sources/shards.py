@@ -26,7 +26,9 @@ from lit_distill.data.samplers import seeded
 from lit_distill.data.sources.base import named
 from lit_distill.data.sources.videos import VideoFiles
 from lit_distill.untrusted.budgets import INDEX_BYTES, LIST_BYTES
+from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import UntrustedFileError, private_folder, read_untrusted
+from lit_distill.untrusted.showing import printable
 
 VIDEO_ENDINGS: Final = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "3gp")
 """Endings that make a member the video of its sample."""
@@ -107,7 +109,7 @@ def shard_names(listed: str, archives: Archives) -> list[str]:
             if len(names) > _MOST:
                 raise ValueError(f"{listed} stands for more than {_MOST} shards")
     for name in names:
-        if "://" in name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+        if is_address(name) or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{listed}: the shard {name!r} is not inside the root {archives.root}")
         if not name.endswith(".tar"):
             raise ValueError(f"{listed}: a shard is an uncompressed .tar, which can be read anywhere, got {name!r}")
@@ -141,7 +143,7 @@ def scan_shard(archives: Archives, path: str, size: int) -> list[Entry]:
                     raise TarError(f"the sample {key!r} has {len(videos)} videos, expected one: {key}.mp4")
                 entries.append(Entry(key, videos[0], _label(file, key, dict(parts))))
     except TarError as error:
-        raise ValueError(f"{path}: {error}; the shard is refused") from error
+        raise ValueError(printable(f"{path}: {error}; the shard is refused")) from error
     if not entries:
         raise ValueError(f"{path}: it holds no sample, expected members such as 0001.mp4 and 0001.cls")
     return entries
@@ -330,7 +332,7 @@ def _known(file: Path, identity: str, stamp: Stamp) -> list[Entry] | None:
             Entry(str(key), Member(str(name), int(offset), int(size)), label if isinstance(label, str) else int(label))
             for key, (name, offset, size), label in record["entries"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     inside = all(entry.video.offset >= 0 <= entry.video.size <= stamp[0] - entry.video.offset for entry in entries)
     return entries if entries and inside else None
