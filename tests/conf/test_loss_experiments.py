@@ -14,13 +14,18 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from curves import make
 from lit_distill._command.command import conf_dir
 from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.training.fit import build_module
 from lit_distill.training.stages import first_stage, stages_of
 from lit_distill.training.train import run
 
-EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*_pptsmv2.yaml"))
+CURVES = [f"{name}_pptsmv2" for name in make.EXPERIMENTS]  # tests/curves holds every loss of these
+EXPERIMENTS = [
+    pytest.param(name, marks=pytest.mark.slow) if name in CURVES else name
+    for name in sorted(path.stem for path in (conf_dir() / "experiment").glob("*_pptsmv2.yaml"))
+]
 
 
 @pytest.fixture(scope="session")

@@ -85,16 +85,15 @@ def fit(config: DictConfig) -> Fitted:
         trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
     except Interrupted as end:
         if trainer.is_global_zero:
-            results |= _reached(trainer, checkpoint, started) | {"interrupted": end.signal.name}
+            results |= _reached(trainer, _best(checkpoint), started) | {"interrupted": end.signal.name}
             artifacts.write_results(folder, results)
         wait_for_first_process()
         raise
     if not trainer.is_global_zero:
         return Fitted(module, {})
-    results |= _reached(trainer, checkpoint, started)
-    best_path = checkpoint.best_model_path if checkpoint is not None else ""
-    if best_path and Path(best_path).is_file():  # on_error=warn may never have written it
-        stored = read_checkpoint(best_path)
+    stored = _best(checkpoint)
+    results |= _reached(trainer, stored, started)
+    if stored is not None:
         module.student = stored["lit_distill"]["student"]  # of several candidates the best one then
         state = state_of(stored, module.student)
     else:
@@ -126,11 +125,18 @@ def _look_first(module: DistillModule, datamodule: LightningDataModule) -> None:
         console.print("(python -m lit_distill.doctor with the same arguments says more; doctor=false leaves this out)")
 
 
-def _reached(trainer: Trainer, checkpoint: ModelCheckpoint | None, started: float) -> dict[str, Any]:
+def _best(checkpoint: ModelCheckpoint | None) -> dict[str, Any] | None:
+    """The best checkpoint, where there is one: on_error=warn may never have written it."""
+    path = "" if checkpoint is None else checkpoint.best_model_path
+    return read_checkpoint(path) if path and Path(path).is_file() else None
+
+
+def _reached(trainer: Trainer, best: Mapping[str, Any] | None, started: float) -> dict[str, Any]:
+    """Metrics of the last epoch and of the one that the best checkpoint was saved in."""
     final = _figures(trainer.callback_metrics)
     return {
         "final": final,
-        "best": _best_figures(checkpoint) or final,
+        "best": final if best is None else {"epoch": best["epoch"] + 1, **best["lit_distill"]["figures"]},
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "seconds": round(time.perf_counter() - started, 1),
@@ -204,14 +210,6 @@ def _terms(node: Mapping[Any, Any], build: Callable[..., Any]) -> dict[str, Any]
 
 def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in sorted(metrics.items()) if name.startswith(("train/", "val/"))}
-
-
-def _best_figures(checkpoint: ModelCheckpoint | None) -> dict[str, float]:
-    """The validation metrics of the epoch that the best checkpoint was saved in."""
-    if checkpoint is None or not Path(checkpoint.best_model_path).is_file():
-        return {}
-    stored = read_checkpoint(checkpoint.best_model_path)
-    return {"epoch": stored["epoch"] + 1, **stored["lit_distill"]["figures"]}
 
 
 def _card(

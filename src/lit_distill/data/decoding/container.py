@@ -134,7 +134,7 @@ def _open(file: Any, options: dict[str, str], name: str) -> av.container.InputCo
         if error.errno != errno.EINVAL:
             raise
         # what it says of a format that it knows and that is not on the list
-        raise VideoError(name, f"Invalid data: it is none of the formats that are read (mov,{_FORMATS})") from error
+        raise VideoError(name, "Invalid data: no video of a format that is read, such as mp4, mkv or avi") from error
     return container
 
 
