@@ -14,6 +14,7 @@ from lit_distill.data.catalogue.tar import TarError, members
 from lit_distill.data.sources.shards import shard_names
 from lit_distill.untrusted import budgets
 from lit_distill.untrusted.budgets import lines_of
+from lit_distill.untrusted.plain import parse_yaml
 
 
 def listed(file: Path) -> object:
@@ -76,3 +77,18 @@ def test_extended_headers_of_shards_are_read_in_linear_time(tmp_path: Path) -> N
     with file.open("rb") as opened, pytest.raises(TarError):
         list(members(opened, file.stat().st_size))
     assert time.process_time() - begin < 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("".join(f"%TAG !a{number}! x\n" for number in range(60_000)) + "--- {}", "directives"),
+        ("".join(f"{number * (2**61 - 1)}: 1\n" for number in range(1, 9_900)), "at most 64 bits"),
+    ],
+    ids=["directives", "names of one hash"],
+)
+def test_a_config_takes_no_time_that_grows_with_its_square(text: str, said: str) -> None:
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=said):
+        parse_yaml(text)
+    assert time.process_time() - begin < 2

@@ -28,6 +28,11 @@ def integer(value: int) -> bytes:
     return b"J" + struct.pack("<i", value)
 
 
+def long(value: int) -> bytes:
+    packed = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(packed)]) + packed
+
+
 def text(value: bytes) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value
 
@@ -86,6 +91,10 @@ def one(**values: object) -> dict[str, object]:
 HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "arrays that share their bytes": ("a.pdparams", lambda: sharing(3000)),
     "memo entries": ("a.pdparams", lambda: b"\x80\x04}" + b"\x94" * 3_000_000 + b"."),
+    "keys of one hash": (
+        "a.pdparams",
+        lambda: b"\x80\x02}(" + b"".join(long(k * (2**61 - 1)) + b"N" for k in range(1, 100_000)) + b"u.",
+    ),
     "dictionaries": ("a.pdparams", lambda: b"\x80\x04(" + b"}" * 3_000_000 + b"t."),
     "strides of zero": ("a.pth", lambda: changed(strides)),
     "strides of zero in a checkpoint": ("a.ckpt", lambda: changed(strides)),

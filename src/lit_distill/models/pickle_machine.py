@@ -30,6 +30,7 @@ class WeightsError(ValueError):
 
 _CODES = ("b1", "u1", "i1", "i2", "i4", "i8", "u2", "f2", "f4", "f8", "c8", "c16")
 _MAX_DIMENSIONS = 32
+_LARGEST_KEY = 2**64
 _MAX_STEPS = 1_000_000  # some 35 opcodes a tensor; bounds the containers that a small file can ask for
 
 
@@ -222,6 +223,8 @@ class Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if type(key) not in (str, int):
                 raise WeightsError("a key that is neither text nor number")
+            if isinstance(key, int) and abs(key) > _LARGEST_KEY:  # their hashes can be chosen to be the same
+                raise WeightsError("a number of more than 64 bits as a key")
             if key in target:
                 raise WeightsError(f"the key {shown(key)} twice")
             target[key] = value

@@ -27,6 +27,8 @@ _POINTER = re.compile(r"\$\{\s*(\.*)([A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*)\s*\}"
 _PLAIN = (str, int, float, bool, type(None))
 _LARGEST = 2**64
 _NO_KEY = object()
+# libyaml compares each directive with all before it; no config needs one.
+_DIRECTIVE = re.compile("(?:\\A|[\\r\\n\\x85\\u2028\\u2029])\\ufeff?%")
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAGS = "tag:yaml.org,2002:"
 # What Hydra takes for a number, and YAML 1.1 for text: 1e-4, 1_000.5.
@@ -66,6 +68,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def parse_yaml(text: str) -> Any:
     """One document of plain values. Events are read and not nodes, so that nothing nests before its depth is known."""
+    if _DIRECTIVE.search(text):
+        raise ValueError("it has directives, lines that begin with %: remove them")
     document: list[Any] = []
     containers: list[Any] = [document]
     keys: list[Any] = [_NO_KEY]  # of each open mapping, the one that waits for its value
@@ -88,6 +92,8 @@ def parse_yaml(text: str) -> Any:
             keys[-1] = _NO_KEY
         elif not isinstance(value, (str, int, float)):
             raise ValueError(f"{where}: a name is text or a number")
+        elif isinstance(value, (int, float)) and abs(value) > _LARGEST:  # their hashes can be chosen to be the same
+            raise ValueError(f"{where}: a number that is a name has at most 64 bits")
         elif value in into:
             raise ValueError(f"{where}: the key {_short(value)} stands twice")
         else:
