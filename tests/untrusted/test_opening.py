@@ -29,7 +29,7 @@ from lit_distill.data.sources.images import read_image
 from lit_distill.data.sources.shards import Shards, shard_names
 from lit_distill.inference.inputs import find_inputs
 from lit_distill.inference.onnx_files import OnnxNetwork
-from lit_distill.models.state_files import read_state
+from lit_distill.models.state_files import file_sha256, read_state
 from lit_distill.paddlevideo.yaml_lines import Source
 from lit_distill.runs.artifacts import read_json
 from lit_distill.runs.metrics_csv import append_row, read_numbers
@@ -37,6 +37,7 @@ from lit_distill.runs.opened import load_run
 from lit_distill.runs.processes import alone_in
 from lit_distill.teacher_cache.shards import Budget, Shard, write_shard
 from lit_distill.training.start_from import start_from
+from lit_distill.untrusted.budgets import lines_of
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted, private_folder, read_untrusted
 from lit_distill.untrusted.plain import read_plain
 
@@ -265,5 +266,13 @@ def test_a_limit_costs_no_memory_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a file whose content is longer than its size")
 def test_a_file_that_gives_more_than_its_size_is_refused() -> None:
-    with pytest.raises(UntrustedFileError, match="a list of 0 bytes, but it grows"):
+    with pytest.raises(UntrustedFileError, match="a list, got 0 bytes, but it grows"):
         read_untrusted("/proc/self/status", what="a list", limit=10**6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="a file of no size and of terabytes")
+def test_a_file_of_no_size_that_never_ends_is_refused_at_once() -> None:
+    for read in (lambda path: list(lines_of(path, what="a list")), file_sha256):
+        start_the_second()
+        with pytest.raises(UntrustedFileError, match="got 0 bytes, but it grows"):
+            read(Path("/proc/self/pagemap"))

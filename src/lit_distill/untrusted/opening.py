@@ -143,7 +143,10 @@ def open_descriptor(
         kind = "a symbolic link" if error.errno == errno.ELOOP else "a named pipe or socket"
         raise UntrustedFileError(path, _another_kind(what, kind)) from error
     try:
-        _check(path, os.fstat(descriptor), what, limit, own)
+        status = os.fstat(descriptor)
+        _check(path, status, what, limit, own)
+        if flags == os.O_RDONLY and not status.st_size and _is_endless(descriptor):
+            raise UntrustedFileError(path, f"expected {what}, got 0 bytes, but it grows while it is read")
     except BaseException:
         os.close(descriptor)
         raise
@@ -206,6 +209,11 @@ def _check(path: _Path, status: os.stat_result, what: str, limit: int | None, ow
 def _check_kind(path: _Path, status: os.stat_result, what: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UntrustedFileError(path, _another_kind(what, _KINDS.get(stat.S_IFMT(status.st_mode), "another")))
+
+
+def _is_endless(descriptor: int) -> bool:
+    """Whether a file of no size has content all the same, as those of /proc do: some have terabytes."""
+    return hasattr(os, "pread") and bool(os.pread(descriptor, 8, 0)) and not os.fstat(descriptor).st_size
 
 
 def _is_own(status: os.stat_result) -> bool:
