@@ -50,6 +50,15 @@ def test_a_run_that_asks_for_a_giant_is_refused_in_one_line(model: dict[str, Any
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
 
 
+def test_links_to_weights_add_no_bytes(tmp_path: Path) -> None:
+    file = student_of({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}, tmp_path / "run")
+    before = load_run(file).weights_bytes
+    (file.parent / "checkpoints").mkdir()
+    for number in range(10):
+        (file.parent / "checkpoints" / f"{number}.ckpt").symlink_to(file)
+    assert load_run(file).weights_bytes == before
+
+
 def test_layers_that_hold_nothing_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "MODULES", 100)
     layers = [{"_target_": "torch.nn.ReLU"}] * 101

@@ -129,7 +129,8 @@ class Run:
         files += [Path(split_name(name)[0]) for name in named]
         files += [self._trained_in / str(start) for start in (self.config.get("start") or {}).values()]
         found = {file: file.stat() for file in (*files, *([self.weights] if self.weights else [])) if file.is_file()}
-        return sum(min(status.st_size, 512 * status.st_blocks) for status in found.values())
+        once = {(status.st_dev, status.st_ino): status for status in found.values()}  # however many links lead to it
+        return sum(min(status.st_size, 512 * status.st_blocks) for status in once.values())
 
     def verified(self, file: Path) -> Path:
         """The file, when it is the one that the card describes.
