@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from lit_distill.data.catalogue.archives import Archives
+from lit_distill.data.catalogue.lists import ListFile
 from lit_distill.data.catalogue.quarantine import from_json
 from lit_distill.data.decoding.layout import VideoInfo, VideoLayout
-from lit_distill.data.sources.shards import _known, scan_shard, shard_names
+from lit_distill.data.sources.shards import Shards, _known, scan_shard, shard_names
 from lit_distill.paddlevideo.config import convert_config
+from lit_distill.runs.opened import load_run
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.naming import inside
 from lit_distill.untrusted.opening import open_untrusted
@@ -66,6 +68,27 @@ def test_a_key_of_a_shard_is_printed_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 videos") as caught:
         scan_shard(Archives(tmp_path), str(tmp_path / "a.tar"), (tmp_path / "a.tar").stat().st_size)
     assert str(caught.value).isprintable()
+
+
+def test_a_long_label_of_a_shard_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_DISTILL_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        label = tarfile.TarInfo("a.cls")
+        label.size = 4000
+        tar.addfile(tarfile.TarInfo("a.mp4"), io.BytesIO())
+        tar.addfile(label, io.BytesIO(b"x" * 4000))
+    listed = ListFile(file="a.tar", key="data.train_list", root=tmp_path, num_classes=2)
+    with pytest.raises(ValueError, match="out of range") as caught:
+        Shards(archives=Archives(tmp_path)).samples(listed)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_long_name_of_a_student_is_cut(tmp_path: Path) -> None:
+    tree = {"models": {"Student": {}}, "data": {"a": 1}, "student": "x" * 4000}
+    (tmp_path / "config.yaml").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="has no model") as caught:
+        load_run(tmp_path)
+    assert len(str(caught.value)) < 1000
 
 
 def test_no_shard_is_named_by_a_chain_of_protocols(tmp_path: Path) -> None:

@@ -234,7 +234,7 @@ class Run:
     def _name(self, model: str | None) -> str:
         name = self.student if model is None else model
         if name not in self.config["models"]:
-            raise ValueError(f"{self.folder} has no model {name!r}: it has {', '.join(self.models)}")
+            raise ValueError(f"{self.folder} has no model {name!r:.80}: it has {', '.join(self.models)}")
         return name
 
     def _built(self, group: str, name: str, node: Any, kind: type[_Built]) -> _Built:
@@ -405,7 +405,7 @@ def _check_classes(run: Run) -> None:
     names, data = len(run.class_names), run.num_classes
     node = run.config["models"].get(run.student)
     if not isinstance(node, Mapping):
-        raise ValueError(f"{run.folder} has no model {run.student!r}: it has {', '.join(run.models)}")
+        raise ValueError(f"{run.folder} has no model {run.student!r:.80}: it has {', '.join(run.models)}")
     network = _count(node.get("num_classes"))
     numbers = {number for number in (names or None, data, network) if number is not None}
     if len(numbers) > 1:

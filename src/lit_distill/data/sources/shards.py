@@ -204,7 +204,7 @@ class Shards(VideoFiles):
                 label = numbers.get(stored, -1) if isinstance(stored, str) else stored - first
                 if not 0 <= label < listed.num_classes:
                     raise ValueError(
-                        f"{path}: the label {stored!r} of {key!r} is out of range: expected {first} to "
+                        f"{path}: the label {stored!r:.80} of {key!r:.200} is out of range: expected {first} to "
                         f"{first + listed.num_classes - 1}{' or a class name' if numbers else ''}; set "
                         "data.num_classes, data.first_label or data.class_names"
                     )
