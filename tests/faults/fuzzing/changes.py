@@ -108,7 +108,8 @@ def regrown(tree: Any, chance: Random, values: Sequence[Any] = VALUES, names: Se
     """A copy of a tree of dicts and lists in which some values are others, or other keys hold them."""
     tree = copy.deepcopy(tree)
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        node, parent, key = tree, None, None
+        node, parent = tree, None
+        key: Any = None
         while isinstance(node, (dict, list)) and node and (parent is None or chance.random() < 0.75):
             parent, key = node, chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
             node = node[key]

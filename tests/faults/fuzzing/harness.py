@@ -195,7 +195,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _work(target: Target, folder: Path, numbers: range, state: memoryview, report: int) -> None:
+def _work(target: Target, folder: Path, numbers: range, state: memoryview[float], report: int) -> None:
     """The cases of one process: what is wrong goes through a pipe, the counts through shared memory."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with its parent
     faulthandler.disable()

@@ -513,8 +513,8 @@ def videos(folder: Path) -> list[bytes]:
         path = folder / name
         with av.open(str(path), "w", options=options) as container:
             codec = "libvpx-vp9" if name.endswith("webm") else "mpeg4"
-            stream = container.add_stream(codec, rate=25, width=16, height=16, pix_fmt="yuv420p")
-            heard = (
+            stream: Any = container.add_stream(codec, rate=25, width=16, height=16, pix_fmt="yuv420p")
+            heard: Any = (
                 None if name == "f.webm" else container.add_stream("pcm_s16le" if name != "a.mp4" else "aac", rate=8000)
             )
             for frame in frames:
