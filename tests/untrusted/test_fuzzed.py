@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lit_distill.data.catalogue.archives import Archives
-from lit_distill.data.catalogue.lists import ListFile
+from lit_distill.data.catalogue.lists import ListFile, read_class_names
 from lit_distill.data.catalogue.quarantine import from_json
 from lit_distill.data.decoding.layout import VideoInfo, VideoLayout
 from lit_distill.data.sources.shards import Shards, _known, scan_shard, shard_names
@@ -68,6 +68,13 @@ def test_a_key_of_a_shard_is_printed_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 videos") as caught:
         scan_shard(Archives(tmp_path), str(tmp_path / "a.tar"), (tmp_path / "a.tar").stat().st_size)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "² a\n³ b\n"])
+def test_class_names_without_names_or_with_odd_digits_are_an_error_of_the_list(text: str, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(ValueError, match="expected num_classes=3 names"):
+        read_class_names(tmp_path / "names.txt", 3)
 
 
 def test_a_long_label_of_a_shard_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def read_class_names(file: str | os.PathLike[str], num_classes: int) -> tuple[st
     """
     names = [line.strip() for line in lines_of(file, what="a list of class names") if line.strip()]
     heads = [name.replace(",", " ").split(maxsplit=1) for name in names]
-    if all(len(head) == 2 and head[0].isdigit() for head in heads):
+    if heads and all(len(head) == 2 and head[0].isdecimal() for head in heads):
         first = int(heads[0][0])
         if first in (0, 1) and [int(head[0]) for head in heads] == list(range(first, first + len(heads))):
             names = [head[1].strip() for head in heads]
