@@ -6,6 +6,8 @@ import errno
 import glob
 import io
 import os
+import pickletools
+import re
 import secrets
 import stat
 import zipfile
@@ -13,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, BinaryIO, Literal
 
 try:
     import fcntl
@@ -28,6 +30,15 @@ _ARCHIVE_TAIL = (1 << 16) + 256  # bytes at the end of a zip archive that say wh
 _DIRECTORY_BYTES = 4 << 20  # of that list: some hundred bytes for a tensor
 _PICKLE_BYTES = 4 << 20  # of what describes the tensors of a checkpoint: as many
 _ARCHIVE_START = b"PK\x03\x04"
+_STEPS = 1_000_000
+"""To make its containers; some 35 for a tensor."""
+_LONG = 1_000
+"""Whole numbers of more than 64 bits, as in the state of a random generator. As keys, their hashes can be chosen."""
+_ENCODED = 64 << 20
+"""Characters that are made bytes at most: the calls times the longest text."""
+# It makes gigabytes of a number.
+_REFUSED = ("builtins bytearray", "__builtin__ bytearray")
+_SLOW = ("idna", "punycode")  # encodings that take time with the square of the text
 
 
 @contextmanager
@@ -159,6 +170,11 @@ def archive_damage(file: BinaryIO) -> str:
                 return "its records claim more bytes than it has"
             if any(record.file_size > _PICKLE_BYTES for record in records if record.filename.endswith("data.pkl")):
                 return f"what describes its tensors has more than {_PICKLE_BYTES:,} bytes, the limit"
+            for record in records:
+                if record.filename.endswith("data.pkl"):
+                    with archive.open(record) as described:
+                        if fault := pickle_fault(described):
+                            return fault
             bad = archive.testzip()
     except zipfile.BadZipFile as error:
         if zipfile.is_zipfile(file):
@@ -173,6 +189,46 @@ def archive_damage(file: BinaryIO) -> str:
             raise
         return "its index points outside"
     return f"the CRC-32 of its record {bad} is wrong" if bad else ""
+
+
+def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:
+    """Why a file's pickles are not handed to torch, empty for nothing; none of their steps is taken.
+
+    Args:
+        file: at the beginning of the first.
+        pickles: one after the other.
+
+    Raises:
+        ValueError: something is no pickle.
+
+    Example:
+        >>> import io, pickle
+        >>> pickle_fault(io.BytesIO(pickle.dumps(bytearray(2), 2)))
+        'it asks for builtins bytearray, which no weights need'
+    """
+    longs = calls = longest = 0
+    encodes = is_slow = False
+    steps = (step for _ in range(pickles) for step in pickletools.genops(file))
+    for number, (code, argument, _) in enumerate(steps):
+        if number >= _STEPS:
+            return f"more than {_STEPS:,} steps to make its containers"
+        if code.name == "GLOBAL":
+            if argument in _REFUSED:
+                return f"it asks for {str(argument).replace('__builtin__', 'builtins')}, which no weights need"
+            encodes = encodes or argument == "_codecs encode"
+        elif code.name == "REDUCE":
+            calls += 1
+        elif isinstance(argument, str):
+            longest = max(longest, len(argument))
+            letters = re.sub(r"[^a-z0-9]", "", argument.lower())
+            is_slow = is_slow or any(name in letters for name in _SLOW)
+        elif isinstance(argument, int) and abs(argument) > 2**64:
+            longs += 1
+            if longs > _LONG:
+                return f"it has more than {_LONG:,} whole numbers of more than 64 bits"
+    if encodes and (is_slow or calls * longest > _ENCODED):
+        return "its texts take too long, or too much memory, as bytes: store them as tensors"
+    return ""
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:

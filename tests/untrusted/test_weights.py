@@ -88,6 +88,23 @@ def one(**values: object) -> dict[str, object]:
     return {"dtype": "F32", "shape": [1], "data_offsets": [0, 4], **values}
 
 
+def called(name: bytes, *arguments: bytes) -> bytes:
+    return b"\x80\x02}" + text(b"a") + b"c" + name + b"\n(" + b"".join(arguments) + b"tRs."
+
+
+ASKED = {
+    "gigabytes of a number": called(b"builtins\nbytearray", long(3 * 10**9)),
+    "a slow encoding": called(
+        b"_codecs\nencode", text("".join(map(chr, range(256, 50_000))).encode() * 20), text(b"Puny-Code")
+    ),
+    "bytes of one text": b"\x80\x02]("
+    + text(b"a" * 2_000_000)
+    + b"q\1"
+    + (b"c_codecs\nencode\nh\1" + text(b"latin1") + b"\x86R") * 1500
+    + b"e.",
+    "numbers of one hash": b"\x80\x02}(" + b"".join(long(k * (2**61 - 1)) + b"N" for k in range(1, 100_000)) + b"u.",
+}
+
 HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "arrays that share their bytes": ("a.pdparams", lambda: sharing(3000)),
     "memo entries": ("a.pdparams", lambda: b"\x80\x04}" + b"\x94" * 3_000_000 + b"."),
@@ -109,6 +126,15 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
         "a.pth",
         lambda: OLD_TORCH + b"\x80\x02" + b"}" * (3 << 20),
     ),
+    **{
+        f"{kind} in {name}": (
+            name,
+            lambda asked=asked: changed(lambda record, old: asked if record.endswith("data.pkl") else old),
+        )
+        for name in ("a.pth", "a.ckpt")
+        for kind, asked in ASKED.items()
+    },
+    **{f"{kind} of old torch": ("a.pth", lambda asked=asked: OLD_TORCH + asked) for kind, asked in ASKED.items()},
     "a header of 2^62 bytes": ("a.safetensors", lambda: struct.pack("<Q", 1 << 62) + b"{}"),
     "a header of brackets": ("a.safetensors", lambda: struct.pack("<Q", 5_000_000) + b"[" * 5_000_000),
     "tensors of nothing": (

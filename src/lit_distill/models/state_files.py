@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import pickletools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lit_distill._files import archive_damage, is_archive
+from lit_distill._files import archive_damage, is_archive, pickle_fault
 from lit_distill.models.paddle import WeightsError, read_pdparams
 from lit_distill.untrusted.budgets import HEADER_BYTES, UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
@@ -116,19 +115,13 @@ def _within(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_pickles(opened: BinaryIO, file: Path) -> None:
-    """Refuse a file of torch before 1.6, five pickles before its values, that makes too many containers."""
-    opened.seek(0)
-    steps = (step for _ in range(5) for step in pickletools.genops(opened))
-    if next(itertools.islice(steps, _MAX_ENTRIES, None), None) is not None:
-        raise WeightsError(f"{file} is refused: more than {_MAX_ENTRIES:,} steps to make its containers")
-
-
 def _read_torch(file: Path) -> dict[str, Tensor]:
     try:
         with open_untrusted(file, what="a weights file", limit=WEIGHTS_BYTES) as opened:
             if not is_archive(opened):
-                _check_pickles(opened, file)
+                opened.seek(0)
+                if fault := pickle_fault(opened, pickles=5):  # before torch 1.6: the values follow after five
+                    raise WeightsError(f"{file} is refused: {fault}")
             elif damage := archive_damage(opened):
                 raise WeightsError(f"{file} is damaged: {damage}")
             opened.seek(0)
