@@ -10,6 +10,8 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
+from operator import add
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,10 @@ def called(name: bytes, *arguments: bytes) -> bytes:
     return b"\x80\x02}" + text(b"a") + b"c" + name + b"\n(" + b"".join(arguments) + b"tRs."
 
 
+def asked_for(asked: bytes, record: str, old: bytes) -> bytes:
+    return asked if record.endswith("data.pkl") else old
+
+
 ASKED = {
     "gigabytes of a number": called(b"builtins\nbytearray", long(3 * 10**9)),
     "a slow encoding": called(
@@ -129,12 +135,12 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     **{
         f"{kind} in {name}": (
             name,
-            lambda asked=asked: changed(lambda record, old: asked if record.endswith("data.pkl") else old),
+            partial(changed, partial(asked_for, asked)),
         )
         for name in ("a.pth", "a.ckpt")
         for kind, asked in ASKED.items()
     },
-    **{f"{kind} of old torch": ("a.pth", lambda asked=asked: OLD_TORCH + asked) for kind, asked in ASKED.items()},
+    **{f"{kind} of old torch": ("a.pth", partial(add, OLD_TORCH, asked)) for kind, asked in ASKED.items()},
     "a header of 2^62 bytes": ("a.safetensors", lambda: struct.pack("<Q", 1 << 62) + b"{}"),
     "a header of brackets": ("a.safetensors", lambda: struct.pack("<Q", 5_000_000) + b"[" * 5_000_000),
     "tensors of nothing": (
