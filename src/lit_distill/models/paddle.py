@@ -107,9 +107,9 @@ def read_pdparams(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         OSError: the file cannot be opened.
 
     Example:
-        >>> import numpy as np, pickle, tempfile
+        >>> import numpy as np, pathlib, pickle, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "fc.pdparams"
+        ...     path = pathlib.Path(folder) / "fc.pdparams"
         ...     _ = path.write_bytes(pickle.dumps({"fc.bias": np.zeros(2, np.float32)}, protocol=4))
         ...     read_pdparams(path)
         {'fc.bias': tensor([0., 0.])}

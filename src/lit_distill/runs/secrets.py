@@ -17,7 +17,7 @@ def is_secret(name: str) -> bool:
     """Whether a key of a config, or a variable of the environment, names a secret.
 
     Example:
-        >>> [is_secret(name) for name in ("WANDB_API_KEY", "logger.wandb.token", "class_tokens", "key")]
+        >>> [is_secret(name) for name in ("WANDB_API_KEY", "logger.wandb.token", "tokens_per_clip", "key")]
         [True, True, False, False]
     """
     return _NAME.search(name.strip()) is not None

@@ -35,7 +35,7 @@ UNFOLDED_FREE: Final = 1 << 20
 
 
 def lines_of(path: str | os.PathLike[str], *, what: str, errors: str = "strict") -> Iterator[str]:
-    """The lines of a list in UTF-8, with their ends, within limits of their number and length.
+    r"""The lines of a list in UTF-8, with their ends, within limits of their number and length.
 
     Args:
         path: of the list.
