@@ -21,6 +21,7 @@ from lit_distill.models.identity import state_of, state_sha256
 from lit_distill.models.state_files import file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.runs.artifacts import stage_folders
+from lit_distill.runs.contents import IN_CARD, IN_CONFIG, IN_RESULTS, read_content, read_optional
 from lit_distill.runs.names import (
     BEST,
     BEST_CHECKPOINT,
@@ -38,17 +39,9 @@ from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.networks import held_to
-from lit_distill.untrusted.plain import dotted, read_plain, resolved
+from lit_distill.untrusted.plain import dotted, read_plain
 
 _Built = TypeVar("_Built")
-# Of what kind the content is that is read here and by those who open runs.
-_IN_CONFIG = {
-    "models": dict, "data": dict, "losses": dict, "val_losses": dict, "callbacks": dict, "inputs": dict, "start": dict,
-    "trainer": dict, "optimizer": dict, "student": str, "frozen": list, "candidates": list, "train_only": list,
-    "replaced_frozen": list,
-}  # fmt: skip
-_IN_CARD = {"model": dict, "data": dict, "input": dict, "teachers": dict, "class_names": list, "sha256": str}
-_IN_RESULTS = {"student": str, "student_stage": str, "versions": dict, "final": dict, "best": dict}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,12 +291,12 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
         hint = f": did you mean {inner[-1]}?" if inner else f": it has no {CONFIG_FILE}"
         raise FileNotFoundError(f"{path} is no run folder{hint}")
     file, stage = path / CONFIG_FILE, None
-    card, results = _optional(path / CARD_FILE, _IN_CARD), _optional(path / RESULTS_FILE, _IN_RESULTS)
+    card, results = read_optional(path / CARD_FILE, IN_CARD), read_optional(path / RESULTS_FILE, IN_RESULTS)
     content = read_plain(file)
     if isinstance(content, Mapping) and (content.get("stages") or content.get("generations")):
         stage = _stage(path, results)
         file = stage / CONFIG_FILE
-    config = _resolved(file, _IN_CONFIG)
+    config = read_content(file, IN_CONFIG)
     if not config.get("models") or config.get("data") is None:
         raise ValueError(f"{file} is no config of a run: it names no models or no data")
     if config.get("student") == BEST and BEST not in config["models"]:
@@ -376,7 +369,7 @@ def _of_card(file: Path, allow: tuple[str, ...]) -> Run:
     beside = card_of(file)
     if not beside.is_file():
         raise FileNotFoundError(f"no card {beside}: {file.name} needs it beside it, a run leaves both")
-    card = _resolved(beside, _IN_CARD)
+    card = read_content(beside, IN_CARD)
     if card.get("model") is None or card.get("data") is None:
         raise ValueError(f"{beside} is no card of a student: it names no model or no data")
     config = {"models": {"Student": card["model"]}, "data": card["data"], "student": "Student"}
@@ -419,25 +412,6 @@ def _count(number: Any) -> int | None:
     if number is not None and not isinstance(number, (int, float)):
         raise ValueError(f"num_classes: expected a number, got {type(number).__name__}")
     return None if number is None else int(number)
-
-
-def _resolved(file: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
-    content = read_plain(file)
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is refused: expected a mapping, got {type(content).__name__}")
-    try:
-        made: dict[str, Any] = resolved(content)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
-    for key, kind in kinds.items():
-        value = made.get(key)
-        if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{file}: expected {key} to be a {kind.__name__}, got {type(value).__name__}")
-    return made
-
-
-def _optional(file: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
-    return _resolved(file, kinds) if file.is_file() else {}
 
 
 def _without_weights(node: Any) -> Any:
