@@ -170,11 +170,8 @@ def archive_damage(file: BinaryIO) -> str:
                 return "its records claim more bytes than it has"
             if any(record.file_size > _PICKLE_BYTES for record in records if record.filename.endswith("data.pkl")):
                 return f"what describes its tensors has more than {_PICKLE_BYTES:,} bytes, the limit"
-            for record in records:
-                if record.filename.endswith("data.pkl"):
-                    with archive.open(record) as described:
-                        if fault := pickle_fault(described):
-                            return fault
+            if fault := described_fault(archive):
+                return fault
             bad = archive.testzip()
     except zipfile.BadZipFile as error:
         if zipfile.is_zipfile(file):
@@ -189,6 +186,16 @@ def archive_damage(file: BinaryIO) -> str:
             raise
         return "its index points outside"
     return f"the CRC-32 of its record {bad} is wrong" if bad else ""
+
+
+def described_fault(archive: zipfile.ZipFile) -> str:
+    """Why what describes the tensors of an archive is not handed to torch, empty for nothing."""
+    for record in archive.infolist():
+        if record.filename.endswith("data.pkl"):
+            with archive.open(record) as described:
+                if fault := pickle_fault(described):
+                    return fault
+    return ""
 
 
 def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:

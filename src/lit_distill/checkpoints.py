@@ -7,6 +7,7 @@ import pickle
 import re
 import shutil
 import warnings
+import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from lit_distill._files import archive_damage, atomic_file
+from lit_distill._files import archive_damage, atomic_file, described_fault
 from lit_distill.untrusted.budgets import UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
@@ -128,6 +129,14 @@ def write_checkpoint(checkpoint: Mapping[str, Any], path: _Path) -> None:
                 f"{' (' + '; '.join(places) + ')' if places else ''}; keep tensors, numbers, texts, lists and dicts "
                 "in a state_dict"
             )
+        with zipfile.ZipFile(file.name) as archive:
+            fault = described_fault(archive)
+        if fault:
+            places = [f"{place} is a {name}" for place, name in _foreign(checkpoint, "")][:3]
+            raise CheckpointError(
+                f"{path} is not written, since it could not be read back: {fault}"
+                f"{' (' + '; '.join(places) + ')' if places else ''}"
+            )
 
 
 def read_checkpoint(path: _Path, *, map_location: Any | None = "cpu") -> dict[str, Any]:
@@ -225,7 +234,7 @@ def _local(path: _Path) -> Path:
 
 _PLAIN = (
     torch.Tensor, torch.Size, torch.dtype, torch.device,
-    str, bytes, bytearray, int, float, complex, bool, type(None),
+    str, bytes, int, float, complex, bool, type(None),
 )  # fmt: skip
 _CONTAINERS = (dict, OrderedDict, Counter, defaultdict, list, tuple, set)
 

@@ -379,3 +379,11 @@ def test_a_cut_row_of_metrics_is_left_out_on_resuming(tmp_path: Path) -> None:
     log.log_metrics({"train/loss": 0.25}, step=3)
     log.finalize("success")
     assert log.path.read_text().split() == ["step,train/loss", "1,0.5", "3,0.25"]
+
+
+def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(content(1), path)
+    with pytest.raises(CheckpointError, match=r"could not be read back: it asks for .*bytearray.*state\.own\[0\] is a"):
+        write_checkpoint({**content(2), "state": {"own": [bytearray(b"ab")]}}, path)
+    assert equal(read_checkpoint(path), content(1))
