@@ -162,7 +162,7 @@ class SignalStore:
                 fitting = dict(islice(pending.items(), rows_within(room, self.row_bytes)))
                 if fitting:
                     write_shard(path, list(fitting), np.stack(list(fitting.values())))
-        except (OSError, UntrustedFileError) as error:  # no room on the disk, no permission: training goes on without
+        except (OSError, UntrustedFileError) as error:  # no room on the disk or no permission: train without a cache
             self._tell_unwritable(error)
             return
         self.refresh()

@@ -251,9 +251,9 @@ class _Resolver:
             if key is None:
                 raise ValueError(f"{dotted(path)}: {match[0]} points to nothing")
             place, value = (*place, key), value[key]
-            if isinstance(value, str) and (
-                pointer := _POINTER.fullmatch(value)
-            ):  # a pointer to a mapping, gone through
+            # a pointer to a mapping that the path goes through
+            pointer = _POINTER.fullmatch(value) if isinstance(value, str) else None
+            if pointer is not None:
                 value = self._within(place, pointer)
         if value == "???":
             raise ValueError(f"{dotted(path)}: {match[0]} points to a value that is not given")

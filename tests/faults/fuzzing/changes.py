@@ -135,7 +135,7 @@ def repickled(data: bytes, chance: Random, tokens: Sequence[bytes]) -> bytes:
     """A pickle whose opcodes are left out, doubled, moved, or given other arguments."""
     try:
         places = [place for _, _, place in pickletools.genops(data) if place is not None]
-    except Exception:
+    except Exception:  # pickletools raises whatever comes up on bytes that are no pickle
         return flipped(data, chance, tokens)
     parts = [data[a:b] for a, b in zip(places, [*places[1:], len(data)], strict=True)]
     for _ in range(chance.choice((1, 1, 2, 3, 6))):
