@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -259,18 +260,20 @@ class _Resolver:
             raise ValueError(f"{dotted(path)}: {match[0]} points to a value that is not given")
         if place in self.open or place == path[: len(place)]:
             raise ValueError(f"{dotted(path)}: {match[0]} points in a circle")
-        self.open.append(place)
-        try:
+        with self._at_work(place):
             return self.copy(place, value)
-        finally:
-            self.open.pop()
 
     def _within(self, place: KeyPath, pointer: re.Match[str]) -> Any:
         if place in self.open:
             raise ValueError(f"{dotted(place)}: {pointer[0]} points in a circle")
+        with self._at_work(place):
+            return self._target(place, pointer)
+
+    @contextmanager
+    def _at_work(self, place: KeyPath) -> Iterator[None]:
         self.open.append(place)
         try:
-            return self._target(place, pointer)
+            yield
         finally:
             self.open.pop()
 
