@@ -28,7 +28,7 @@ _TEMPORARY = ".tmp"
 _NO_LINK_NO_WAIT = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _ARCHIVE_TAIL = (1 << 16) + 256  # bytes at the end of a zip archive that say where its list of records is
 _DIRECTORY_BYTES = 4 << 20  # of that list: some hundred bytes for a tensor
-_PICKLE_BYTES = 4 << 20  # of what describes the tensors of a checkpoint: as many
+_PICKLE_BYTES = 32 << 20  # of what describes the tensors of a checkpoint, with lists and texts that callbacks keep
 _ARCHIVE_START = b"PK\x03\x04"
 _STEPS = 1_000_000
 """To make its containers; some 35 for a tensor."""
@@ -168,8 +168,6 @@ def archive_damage(file: BinaryIO) -> str:
                 return "its records are compressed, which torch.save never does"
             if sum(record.file_size for record in records) > size:
                 return "its records claim more bytes than it has"
-            if any(record.file_size > _PICKLE_BYTES for record in records if record.filename.endswith("data.pkl")):
-                return f"what describes its tensors has more than {_PICKLE_BYTES:,} bytes, the limit"
             if fault := described_fault(archive):
                 return fault
             bad = archive.testzip()
@@ -192,6 +190,8 @@ def described_fault(archive: zipfile.ZipFile) -> str:
     """Why what describes the tensors of an archive is not handed to torch, empty for nothing."""
     for record in archive.infolist():
         if record.filename.endswith("data.pkl"):
+            if record.file_size > _PICKLE_BYTES:
+                return f"what describes its tensors has more than {_PICKLE_BYTES:,} bytes, the limit"
             with archive.open(record) as described:
                 if fault := pickle_fault(described):
                     return fault

@@ -387,3 +387,9 @@ def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"could not be read back: it asks for .*bytearray.*state\.own\[0\] is a"):
         write_checkpoint({**content(2), "state": {"own": [bytearray(b"ab")]}}, path)
     assert equal(read_checkpoint(path), content(1))
+
+
+def test_what_a_callback_keeps_may_have_many_entries(tmp_path: Path) -> None:
+    kept = {"order": list(range(250_000)), "paths": [f"class/{number:06}.mp4" for number in range(250_000)]}
+    write_checkpoint({**content(1), "callbacks": kept}, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["callbacks"] == kept
