@@ -14,7 +14,7 @@ from parity.adapters import (
     training,
     weights,
 )
-from parity.harness import Case, CaseAdapter, LossAdapter, check_loss, load_cases
+from parity.harness import SHIPPED, Case, CaseAdapter, LossAdapter, check_loss, load_cases
 
 LOSS_ADAPTERS: dict[str, LossAdapter] = {
     **response_losses.ADAPTERS,
@@ -30,15 +30,48 @@ CASE_ADAPTERS: dict[str, CaseAdapter] = {
 }
 LEFT_OUT = {
     "hard_dark_rank": "DarkRank is a metric-learning ranking loss, not among the library's methods",
-    "ab": "activation-boundary transfer is superseded by OverHaul of the same authors",
+    "softsupcon": "a contrastive loss with pseudo-labels for semi-supervised training: it has no teacher",
+    "regularization_norm": "a p-norm of one tensor: no distillation, torch.linalg.vector_norm",
 }
+PENDING = {
+    **dict.fromkeys(
+        ("skd_instance", "skd_direction", "deit_soft", "deit_hard", "tfkd_reg", "tfkd_self", "tfkd_label_smoothing",
+         "ttm", "wttm", "sdd_kd", "sdd_dkd", "sdd_nkd", "sdd_kd_maps", "nkd", "nkd_sdd", "uskd", "lskd_dkd", "mlkd_cc",
+         "mlkd_bc", "dkd_mmrazor", "wsld_mmrazor", "kl_mmrazor", "cat_kd"),
+        "logits",
+    ),
+    **dict.fromkeys(
+        ("ab", "ab_torchdistill", "ab_mmrazor", "pad_l2", "kta", "affinity", "cwd", "cwd_official", "pkd", "fbkd",
+         "at_mmrazor", "mgd", "vitkd", "pefd", "vkd", "vkd_orthogonal", "vkd_detection", "norm_n_to_one",
+         "norm_logits", "maskd", "maskd_tokens", "freekd", "diffkd", "fcfd", "crosskd_qfl", "crosskd_gfl",
+         "crosskd_kl"),
+        "features",
+    ),
+    **dict.fromkeys(
+        ("ickd_torchdistill", "ickd_official", "srd_torchdistill", "srd_official", "srd_deit", "dist_plus",
+         "itrd_correlation", "itrd_mutual", "sskd", "sskd_aux", "lightly_v1_loss", "lightly_v1_step",
+         "lightly_v2_step", "lightly_v3_step"),
+        "relations and queues",
+    ),
+    **dict.fromkeys(
+        ("distilbert", "tinybert", "tinybert_logits", "patient_kd", "patient_kd_logits", "minilmv2"), "text"
+    ),
+    **dict.fromkeys(("dafl_onehot", "dafl_entropy", "dafl_activation"), "distillation without data"),
+}  # fmt: skip
+"""Families of cases whose method is still to come, with its part of the library."""
+
+
+def test_what_is_left_out_has_no_adapter() -> None:
+    """A family that gets an adapter leaves these lists; a name in them that no case has is a slip."""
+    assert not (LEFT_OUT.keys() | PENDING.keys()) & LOSS_ADAPTERS.keys()
+    assert not LEFT_OUT.keys() & PENDING.keys()
+    assert LEFT_OUT.keys() | PENDING.keys() <= {case.family for case in load_cases(SHIPPED)}
 
 
 @pytest.mark.parametrize("case", load_cases(), ids=str)
 def test_golden(case: Case) -> None:
     if case.kind == "loss":
-        if case.family in LEFT_OUT:
-            assert case.family not in LOSS_ADAPTERS
+        if case.family in LEFT_OUT or case.family in PENDING:
             return
         assert case.family in LOSS_ADAPTERS, f"uncovered: no adapter takes the loss family {case.family!r} of {case.id}"
         check_loss(case, LOSS_ADAPTERS[case.family])
