@@ -7,16 +7,21 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import LightningDataModule, Trainer
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill._command.command import conf_dir
+from lit_distill.data import VideoDataModule
+from lit_distill.data.decoding.encode import write_video
 from lit_distill.diagnosis.cost import measure
 from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.losses import KDLoss
@@ -202,6 +207,54 @@ def test_the_short_validation_is_spread_over_all_samples(samples: int, seen: lis
     assert asked == seen
     assert accuracy is not None
     assert accuracy.samples == len(seen)
+
+
+class Colors(nn.Module):
+    """Classes by the mean color of a clip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, video: Tensor) -> Tensor:
+        out: Tensor = self.fc(video.mean((1, 3, 4)))
+        return out
+
+
+@pytest.mark.parametrize("stored", ["video", "frames"])
+@pytest.mark.parametrize(
+    ("size", "aspect", "found"),
+    [
+        ((48, 48), "fixed", "of the 4 training videos looked at by more than 5 %: 48x48 becomes 32x42, 31 % off"),
+        ((96, 54), "fixed", "96x54 becomes 42x32, 35 % off its shape; set data.aspect=keep"),
+        ((48, 48), "keep", None),
+        ((64, 48), "fixed", None),
+        ((32, 32), "fixed", None),  # at the scale already, so nothing is scaled
+    ],
+)
+def test_videos_that_the_published_scaling_stretches_are_named(
+    stored: Any, size: tuple[int, int], aspect: Any, found: str | None, tmp_path: Path
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (6, size[1], size[0], 3), np.uint8)
+    lines = []
+    for name in "abcd":
+        if stored == "video":
+            write_video(tmp_path / f"{name}.mp4", frames)
+            lines.append(f"{name}.mp4 {len(lines) % 3}")
+        else:
+            (tmp_path / name).mkdir()
+            for number, frame in enumerate(frames, 1):
+                Image.fromarray(frame).save(tmp_path / name / f"img_{number:05}.jpg")
+            lines.append(f"{name} {len(frames)} {len(lines) % 3}")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    videos = VideoDataModule(
+        root=tmp_path, train_list="list.txt", val_list="list.txt", num_classes=3, num_frames=3, size=28, scale=32,
+        aspect=aspect, format=stored, batch_size=2, num_workers=0,
+    )  # fmt: skip
+    findings = diagnose(module(Colors()), videos, validation_samples=0).findings
+    assert [finding for finding in findings if "data.aspect=fixed" in finding] == list(findings)
+    assert len(findings) == (found is not None)
+    assert (found or "") in "".join(findings)
 
 
 @pytest.fixture(scope="module")

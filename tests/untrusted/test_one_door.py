@@ -79,6 +79,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("data.catalogue.video_index", "VideoIndex._entry"): OWN_CACHE,
     ("data.catalogue.video_index", "_path_of"): OWN_CACHE,
     ("data.datasets", "VideoDataset._clip"): "the source's own method",
+    ("data.datasets", "VideoDataset.frame_size"): "the source's own method",
     ("data.decoding.container", "_open"): LIMITED,
     ("data.index", "run"): OWN_CONFIG,
     ("data.moving_digits.making", "_run_workers"): OWN_PROCESS,

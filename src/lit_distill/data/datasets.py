@@ -121,6 +121,18 @@ class VideoDataset(Dataset[Item | BadVideo]):
             room = _shared((len(keys), frames, side, side, 3))
         return [self._item(key, None if room is None else room[place]) for place, key in enumerate(keys)]
 
+    def frame_size(self, index: int) -> tuple[int, int]:
+        """Width and height of a video's frames as they are stored, before any scaling.
+
+        Raises:
+            VideoError: the video can't be read.
+        """
+        video = self.source.open(self.samples[index])
+        if video.size is not None:
+            return video.size
+        height, width = video.read([self.source.first]).shape[1:3]
+        return width, height
+
     def _item(self, key: SampleKey | int, room: Tensor | None) -> Item | BadVideo:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.samples[index]

@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader
 from lit_distill._module.preflight import example_batch, size_of
 from lit_distill._screen import few
 from lit_distill._views import ViewsBatch
+from lit_distill.data.datasets import VideoDataset
+from lit_distill.data.decoding.layout import VideoError
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.gradients import gradients_of, norm_of
 from lit_distill.losses.base import class_indices
@@ -33,6 +35,10 @@ _LOUD = 1e3
 """Gradient norms of two terms that differ by more are told."""
 _ALIKE = 1e-4
 """Means and deviations of two preprocessings that differ by less are the same."""
+_STRETCHED = 0.05
+"""Warn when scaling changes the ratio of a video's sides by a larger share."""
+_SIZES = 8
+"""Training videos whose sizes are looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +160,7 @@ def diagnose(
         batch = _on_device(data, example_batch(loader, samples or loader.batch_size or 1), device)
         inputs, target, index = tried.unpack(batch)
         tried.build(batch, dataset_size=size_of(loader), num_classes=getattr(data, "num_classes", None))
-        findings = [*_class_orders(module, data), *_normalisations(module, data)]
+        findings = [*_class_orders(module, data), *_normalisations(module, data), *_stretched(loader.dataset)]
         models, terms = _one_step(tried, inputs, target, index)
         findings += _of_terms(terms)
         findings += [
@@ -344,6 +350,28 @@ def _normalisations(module: DistillModule, data: LightningDataModule) -> Iterato
             other = theirs.get(key)
             if other and any(abs(a - b) > _ALIKE for a, b in zip(value, other, strict=False)):
                 yield f"{name} was trained on inputs normalised by another {key}: {list(other)}, here {list(value)}"
+
+
+def _stretched(dataset: object) -> Iterator[str]:
+    """Whether the published 4:3 scaling distorts the videos, by the sizes of a few that are spread over the set."""
+    if not isinstance(dataset, VideoDataset) or dataset.transform.aspect != "fixed":
+        return
+    count = min(_SIZES, len(dataset))
+    found = []
+    for place in range(count):
+        with suppress(VideoError):  # reported where it is read
+            width, height = dataset.frame_size(place * len(dataset) // count)
+            scaled_width, scaled_height = dataset.transform.scaled_size(width, height)
+            ratio = scaled_width * height / (scaled_height * width)
+            found.append((max(ratio, 1 / ratio) - 1, (width, height), (scaled_width, scaled_height)))
+    bad = [measured for measured in found if measured[0] > _STRETCHED]
+    if bad:
+        share, size, scaled = max(bad)
+        yield (
+            f"data.aspect=fixed, the published 4:3 scaling, stretches {len(bad)} of the {len(found)} training videos "
+            f"looked at by more than {100 * _STRETCHED:.0f} %: {size[0]}x{size[1]} becomes {scaled[0]}x{scaled[1]}, "
+            f"{100 * share:.0f} % off its shape; set data.aspect=keep, unless the weights that you load expect this"
+        )
 
 
 def _on_device(data: LightningDataModule, batch: Any, device: torch.device | str) -> Any:

@@ -86,6 +86,13 @@ def test_splits_share_no_scan_and_no_background(sources: Sources) -> None:
     assert all(set(part.digits) == set(range(10)) for part in parts)
 
 
+def test_square_clips_stay_square(tmp_path: Path) -> None:
+    spec: Any = {"clips": (4, 4, 4), "digits": (3,), "motions": ("left",), "side": 48, "scale": 32, "size": 32}
+    kept, stretched = (MovingDigits(root=tmp_path, **spec, **given).transform for given in ({}, {"aspect": "fixed"}))
+    assert kept.scaled_size(48, 48) == (32, 32)
+    assert stretched.scaled_size(48, 48) == (32, 42)
+
+
 def paths(motion: str, count: int = 600) -> tuple[NDArray[np.floating[Any]], ...]:
     """Right, down and side (count, frames) of random paths, as fractions: of the frame, and of the range of octaves."""
     spec = dataclasses.replace(SPEC, frames=32, side=64)

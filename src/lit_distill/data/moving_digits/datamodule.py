@@ -11,6 +11,7 @@ from lit_distill._files import cache_root
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.moving_digits.making import CLASS_NAMES, make, set_folder
 from lit_distill.data.moving_digits.rendering import MOTIONS, DigitsSpec
+from lit_distill.data.transforms import Aspect
 
 
 class MovingDigits(VideoDataModule):
@@ -31,6 +32,7 @@ class MovingDigits(VideoDataModule):
         making_seed: of the clips themselves; ``seed`` is that of their sampling in training.
         num_classes: number of digits times number of motions; given, it is checked.
         train_list: another list of training clips than the set's own, such as :mod:`lit_distill.select` writes.
+        aspect: as for :class:`VideoDataModule`; the clips are square, and stay so by default.
         spec: how the scenes look: ``digit_side`` ``speed`` ``radius`` ``octaves`` (fractions of the side, and octaves,
             a frame), ``contrast`` ``noise`` as ranges [low, high]; ``clutter`` ``fps`` ``crf`` as whole numbers.
         **loading: as for :class:`VideoDataModule`, but for its files, and for what would change labels: ``flip``, and
@@ -57,6 +59,7 @@ class MovingDigits(VideoDataModule):
         making_seed: int = 0,
         num_classes: int | None = None,
         train_list: str | os.PathLike[str] = "train.txt",
+        aspect: Aspect = "keep",
         spec: Mapping[str, Any] | None = None,
         **loading: Any,
     ) -> None:
@@ -94,6 +97,7 @@ class MovingDigits(VideoDataModule):
             test_list="test.txt",
             num_classes=classes,
             class_names=CLASS_NAMES,
+            aspect=aspect,
             flip=0.0,
             **loading,
         )
