@@ -12,8 +12,9 @@ import subprocess
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -140,6 +141,43 @@ def test_a_full_disk_leaves_the_last_checkpoint(small_disk: Path) -> None:
     (small_disk / "filler").unlink()
     write_checkpoint(content(2, size=300), path)
     assert read_checkpoint(path)["global_step"] == 2
+
+
+class FailsOnce:
+    """A file of which one write fails, as of a disk on which room is made meanwhile."""
+
+    def __init__(self, file: BinaryIO, *, after: int) -> None:
+        self._file, self._left = file, after
+        self.name = file.name
+
+    def write(self, data: bytes) -> int:
+        self._left -= 1
+        if self._left == -1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def test_one_write_that_fails_is_enough_to_leave_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(content(1), path)
+    for after in (0, 1, 5, 20):
+
+        @contextmanager
+        def failing(path: Path, after: int = after) -> Iterator[FailsOnce]:
+            with atomic_file(path) as file:
+                yield FailsOnce(file, after=after)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lit_distill.checkpoints.atomic_file", failing)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                write_checkpoint(content(2), path)
+        assert os.listdir(tmp_path) == ["last.ckpt"]
+        assert equal(read_checkpoint(path), content(1))
 
 
 def test_a_full_disk_leaves_the_other_files_of_a_run(small_disk: Path) -> None:
