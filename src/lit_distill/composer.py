@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_distill._inputs import left_as_given
+from lit_distill._trial import on_trial
 from lit_distill.balance import Balancer
 from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
@@ -206,7 +208,8 @@ class LossComposer(nn.Module):
         if signals.labelled is not None and term.needs_labels and not len(signals.labelled):
             return _zero(term, arguments)
         try:
-            value = term.loss(*arguments)
+            with left_as_given("the loss", arguments, "other terms and callbacks see the same tensors; make a new one"):
+                value = term.loss(*arguments)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, IndexError, RuntimeError, TypeError) as error:
@@ -246,8 +249,8 @@ class LossComposer(nn.Module):
     ) -> SignalCapture:
         """Try the terms on one example batch: size the losses that have parameters, find taps to clone, check shapes.
 
-        Models and losses run in eval mode without gradients, and their modes are restored. Call it before the optimizer
-        is made. Calling it again changes nothing.
+        Models and losses run in eval mode without gradients. Their modes, buffers and attributes are restored, and so
+        are random states. Call it before the optimizer is made. Calling it again changes nothing.
 
         Args:
             models: the named models.
@@ -333,10 +336,11 @@ def build_composers(
             for module in used:
                 module.eval()
             signals = _captured(composers, models, run)
-        for composer in composers:
-            composer._put_data(signals, target, index)
-            for name, term in composer.terms.items():
-                composer._evaluate(name, term, signals, 0.0)
+        with on_trial(composers):
+            for composer in composers:
+                composer._put_data(signals, target, index)
+                for name, term in composer.terms.items():
+                    composer._evaluate(name, term, signals, 0.0)
     finally:
         for part, mode in modes:
             part.training = mode
@@ -350,7 +354,7 @@ def _captured(
 ) -> SignalCapture:
     references = {ref.text: ref for composer in composers for ref in composer.references}
     clone = frozenset().union(*(composer._clone for composer in composers))
-    with SignalCapture(models, references.values(), clone=clone) as signals:
+    with on_trial(models.values()), SignalCapture(models, references.values(), clone=clone) as signals:
         run(signals)
     return signals
 

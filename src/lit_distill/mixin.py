@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.frozen import FrozenRecord
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
 from lit_distill.composer import LossComposer
-from lit_distill.signals import version_of
 from lit_distill.terms import LossTerm, Weight, check_weight, weight_error
 
 Module = TypeVar("Module", bound="DistillMixin")
@@ -253,15 +253,12 @@ class DistillMixin(LightningModule):
             self._distill_ask(name, *args, **kwargs)
 
     def _distill_ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        given = [(tensor, version_of(tensor)) for tensor in _tensors_in((args, kwargs))]
-        output = self.distill_run_teacher(name, *args, **kwargs)
-        if changed := [tuple(tensor.shape) for tensor, version in given if version_of(tensor) != version]:
-            raise ValueError(
-                f"{name} changes its input {changed[0]} in place (as nn.ReLU(inplace=True) does), and the student "
-                f"would be trained on what it leaves: override distill_run_teacher in {type(self).__name__} and "
-                "give it a clone() of the input"
-            )
-        return output
+        remedy = (
+            f"the student would be trained on what it leaves; override distill_run_teacher in {type(self).__name__} "
+            "and give it a clone() of the input"
+        )
+        with left_as_given(name, (args, kwargs), remedy):
+            return self.distill_run_teacher(name, *args, **kwargs)
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -310,11 +307,3 @@ def _check_class(module: DistillMixin) -> None:
 def _refuse(owner: str, names: set[str]) -> None:
     if names:
         raise ValueError(f"{owner} has {sorted(names)} of its own, and so has DistillMixin: give them other names")
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, Mapping)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(part)

@@ -174,7 +174,7 @@ class DistillModule(EvaluatedModule):
 
         build_composers(
             composers, self.named, target, index=index, dataset_size=dataset_size,
-            run=lambda signals: self.run_models(inputs, signals), check=check,
+            run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip
 
     # ---------------------------------------------------------------- steps

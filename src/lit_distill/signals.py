@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lit_distill._inputs import version_of
 from lit_distill.losses.base import Signal
 
 GROUND_TRUTH = "GroundTruth"
@@ -266,8 +267,3 @@ def _submodule(module: nn.Module, path: str) -> nn.Module:
 def _closest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
     return f"closest are {close}" if close else f"there are {names[:12]}{' …' if len(names) > 12 else ''}"
-
-
-def version_of(tensor: Tensor) -> int:
-    """PyTorch's count of a tensor's in-place changes; always 0 in inference mode, where there is none."""
-    return 0 if tensor.is_inference() else tensor._version

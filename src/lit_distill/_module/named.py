@@ -11,10 +11,16 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from lit_distill._inputs import counted, left_as_given
 from lit_distill._module.preflight import check_names, input_views, student_candidates, unpack_batch
 from lit_distill._module.train_only import TrainOnly
 from lit_distill._views import InputView, average_over_views
 from lit_distill.signals import SignalCache, SignalCapture
+
+_CLONE = (
+    "the models after it and the callbacks would see another batch; let its forward make a new tensor (x = x.sub(…)), "
+    "or override run_model and give {} a clone()"
+)
 
 
 class NamedModels(LightningModule):
@@ -85,12 +91,13 @@ class NamedModels(LightningModule):
         evaluate: bool = False,
         views: bool = False,
         cached: bool = False,
+        thorough: bool = False,
         around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, Any]:
         """Run models on the inputs of a batch, in the order in which they are named.
 
         Training, evaluation, the preflight, ``doctor`` and its costs all run them here, so that all see the same: each
-        model its own view of the inputs, frozen ones in eval mode and without a graph.
+        model its own view of the inputs, frozen ones in eval mode and without a graph. None may change them in place.
 
         Args:
             inputs: what :meth:`unpack` gives.
@@ -98,10 +105,14 @@ class NamedModels(LightningModule):
             evaluate: run every model, not those alone that ``signals`` taps.
             views: whether the inputs are views (B, V, ...), whose class probabilities are averaged.
             cached: whether :attr:`signal_cache` may answer for a frozen model, whose signals go to ``signals``.
+            thorough: hold that each model leaves the inputs' values as they are, beyond PyTorch's count of changes.
             around: gives a context to run each model in, by its name, such as a timer.
 
         Returns:
             Outputs by name. In training, a model that the cache answers for has None.
+
+        Raises:
+            ValueError: a model changes its input in place.
 
         Example:
             >>> from lit_distill import DistillModule, LossTerm
@@ -116,11 +127,12 @@ class NamedModels(LightningModule):
             (True, False)
         """
         outputs: dict[str, Any] = {}
+        inputs = counted(inputs)
         run = self._run_and_average if views else self._run
         for name in self.models:
             if signals is not None and not evaluate and not signals.texts_of(name):
                 continue
-            with around(name):
+            with around(name), left_as_given(name, inputs, _CLONE.format(name), by_value=thorough):
                 if cached and signals is not None and self.signal_cache is not None and name in self.frozen:
                     compute = partial(run, name)
                     outputs[name] = self.signal_cache.run(name, inputs, signals, compute, output=evaluate)

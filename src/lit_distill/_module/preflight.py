@@ -105,7 +105,13 @@ def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
     """A small batch without starting the loader's workers or moving its sampler, where its data set allows it."""
     dataset = loader.dataset
     if loader.batch_sampler is None or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-        return next(iter(loader))
+        if loader.generator is None:
+            return next(iter(loader))
+        state = loader.generator.get_state()
+        try:
+            return next(iter(loader))
+        finally:
+            loader.generator.set_state(state)
     items = map(dataset.__getitem__, range(len(dataset)))
     readable = (item for item in items if not getattr(item, "is_unreadable", False))  # see data.catalogue.quarantine
     return loader.collate_fn(list(islice(readable, samples)))

@@ -1,0 +1,87 @@
+"""A trial run of modules leaves no trace: what a forward pass moves is as it was afterwards."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+_RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
+
+
+@contextmanager
+def on_trial(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Run modules within it; buffers, attributes, training flags and random states are restored.
+
+    The trial works on copies of buffers and of tensors among the attributes, so that the originals are not touched:
+    running statistics, observers of quantization, states that a network carries from batch to batch, counters. A part
+    that makes parameters or submodules in its first forward pass (``nn.LazyLinear``) keeps what it made. Parameters
+    that a forward pass writes to are not restored.
+
+    Args:
+        modules: all that may run.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with on_trial([norm]):
+        ...     _ = norm(torch.randn(4, 2))
+        >>> norm.num_batches_tracked.item(), norm.running_mean.tolist()
+        (0, [0.0, 0.0])
+    """
+    parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
+    copies: dict[int, Any] = {}  # one a tensor, so that what shares it goes on sharing it
+    with isolate_rng(), ExitStack() as stack:
+        for part in parts:
+            if not isinstance(part, (LazyModuleMixin, torch.jit.ScriptModule)):
+                stack.enter_context(_restored(part, copies))
+        yield
+
+
+@contextmanager
+def _restored(part: nn.Module, copies: dict[int, Any]) -> Iterator[None]:
+    def copied(value: Any) -> Any:
+        if isinstance(value, Tensor) and not value.requires_grad:
+            return copies.setdefault(id(value), value.detach().clone())
+        if isinstance(value, torch.Generator):
+            return copies.setdefault(id(value), value.clone_state())
+        if isinstance(value, _RANDOM):
+            return copies.setdefault(id(value), copy.deepcopy(value))
+        return value
+
+    attributes = {key: value for key, value in vars(part).items() if key not in _REGISTERED}
+    contents = {key: value.copy() for key, value in attributes.items() if type(value) in (list, dict, set)}
+    buffers, built = dict(part._buffers), _built(part)
+    vars(part).update({key: copied(value) for key, value in attributes.items()})
+    part._buffers.update({key: copied(value) for key, value in buffers.items()})
+    try:
+        yield
+    finally:
+        untouched = _built(part) == built
+        if untouched:
+            part._buffers.clear()
+        part._buffers.update(buffers)
+        if untouched:
+            for key in vars(part).keys() - attributes.keys() - set(_REGISTERED):
+                del vars(part)[key]
+            for key, content in contents.items():
+                _refill(attributes[key], content)
+            vars(part).update(attributes)
+
+
+def _built(part: nn.Module) -> list[tuple[str, int]]:
+    """The parameters and submodules of a part, to see whether it made some."""
+    return [(key, id(value)) for of in (part._parameters, part._modules) for key, value in of.items()]
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
