@@ -175,7 +175,10 @@ def test_what_is_written_keeps_the_umask(tmp_path: Path) -> None:
 
 
 def test_addresses() -> None:
-    for text in ("a://b", "a::b", "simplecache::s3:b", " //host/a", r"\\host\a", "file:///x", "ABC://"):
+    for text in (
+        "a://b", "a::b", "simplecache::s3:b", " //host/a", r"\\host\a", "file:///x", "ABC://", r"/\host\a",
+        r"\/host/a", r"\\?\C:\a", r"\\.\pipe\a", r"\??\UNC\host\a", "/??/UNC/host", r" \??\a", r"//?/UNC\host",
+    ):  # fmt: skip
         assert is_address(text), text
     for text in ("a/b:c.mp4", "a:b", "videos", "../x", "/etc/x", "C:/videos", "a b.mp4", "val/top1"):
         assert not is_address(text), text

@@ -10,6 +10,8 @@ from lit_distill.untrusted.showing import printable
 
 _FILE_NAME = re.compile(r"\w[\w+=-]{0,99}(?:\.[\w+=-]+)*")
 _MOST = 120
+# \\host in any mixture of slashes, \\?\, \\.\ and \??\: what Windows opens as a share or a device.
+_WINDOWS = re.compile(r"\s*[\\/](?:[\\/]|\?\?[\\/])")
 
 
 def file_name(name: str) -> str:
@@ -65,8 +67,8 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     Untrusted files may name none; where one that the user typed is opened, the opener asks this too.
 
     Example:
-        >>> [is_address(text) for text in ("s3://bucket", "simplecache::http:a", r"\\host\share", "videos/a:b.mp4")]
+        >>> [is_address(text) for text in ("s3://bucket", "simplecache::http:a", r"\/host\share", "videos/a:b.mp4")]
         [True, True, True, False]
     """
     text = os.fspath(text)
-    return "://" in text or "::" in text or text.lstrip().startswith((r"\\", "//"))
+    return "://" in text or "::" in text or _WINDOWS.match(text) is not None

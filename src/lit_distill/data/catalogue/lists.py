@@ -11,11 +11,12 @@ from pathlib import Path
 
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
 from lit_distill.untrusted.budgets import lines_of
+from lit_distill.untrusted.naming import is_address
 
 # Names that FFmpeg would take for a protocol. They are refused for what they mean to be: the reader opens regular files
 # only, by "file:" and an absolute path.
 _REMOTE = re.compile(
-    r"[a-z][a-z0-9+.-]*://|(?:async|cache|concatf?|crypto|data|fd|file|gopher|hls|ftp|https?|ipfs|mms\w*|pipe|rtmp\w*|"
+    r"(?:async|cache|concatf?|crypto|data|fd|file|gopher|hls|ftp|https?|ipfs|mms\w*|pipe|rtmp\w*|"
     r"rtp|rtsp|sctp|srt|subfile|tcp|tee|tls|udp|unix)[:,]",
     re.IGNORECASE,
 )
@@ -221,7 +222,7 @@ def _fields(line: str, numbers: int) -> tuple[str, list[int]]:
 
 def _inside(path: str, root: str, roots: Sequence[str | os.PathLike[str]], where: str) -> str:
     """``path`` under ``root``, judged by its text; where links lead is looked at for all entries together."""
-    if _REMOTE.match(path) or "\0" in path:
+    if is_address(path) or _REMOTE.match(path) or "\0" in path:
         raise ValueError(
             f"{where}: {path!r} is no local file but a URL or protocol, which is never opened; fetch it into data.root "
             "and list its path"
