@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from lit_distill.data.catalogue.tar import TarError, members
 from lit_distill.data.samplers import seeded
 from lit_distill.data.sources.base import named
 from lit_distill.data.sources.videos import VideoFiles
-from lit_distill.untrusted.budgets import INDEX_BYTES, LIST_BYTES
+from lit_distill.untrusted.budgets import INDEX_BYTES
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import UntrustedFileError, private_folder, read_untrusted
 from lit_distill.untrusted.showing import printable
@@ -38,7 +39,8 @@ _LABEL_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 8  # shards looked through side by side: much of that is waiting for the store
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 _NUMBER: Final = re.compile(r"-?[0-9]{1,9}")
-_MOST: Final = 1_000_000
+_MOST: Final = 250_000  # of 64 MB each, they hold 16 TB
+_CHARACTERS: Final = 32 << 20  # of all their names
 _LONGEST: Final = 1024  # characters of a pattern: each name that it stands for may have as many
 
 
@@ -57,7 +59,7 @@ def expand(pattern: str) -> list[str]:
         pattern: with ranges such as ``{0000..0063}``, whose zeros are kept, or alternatives such as ``{a,b}``.
 
     Raises:
-        ValueError: a range runs backwards or is malformed, or there are more than a million names.
+        ValueError: a range runs backwards or is malformed, or there are more than 250,000 names, or too long ones.
 
     Example:
         >>> expand("train-{08..10}.tar"), expand("{a,b}-{1..2}.tar"), expand("a.tar")
@@ -65,6 +67,8 @@ def expand(pattern: str) -> list[str]:
     """
     if len(pattern) > _LONGEST:
         raise ValueError(f"{pattern[:80]!r}…: a pattern has at most {_LONGEST} characters, got {len(pattern)}")
+    if "{" not in pattern and "}" not in pattern:
+        return [pattern]
     names = [""]
     for part in re.split(r"(\{[^{}]*\})", pattern):
         choices = [part]
@@ -75,7 +79,7 @@ def expand(pattern: str) -> list[str]:
                 if int(last) < int(first):
                     raise ValueError(f"{pattern!r}: the range {part} runs backwards")
                 if int(last) - int(first) >= _MOST:
-                    raise ValueError(f"{pattern!r} stands for more than {_MOST} shards")
+                    raise ValueError(f"{pattern!r} stands for more than {_MOST:,} shards")
                 choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
             elif "," in part:
                 choices = part[1:-1].split(",")
@@ -84,7 +88,9 @@ def expand(pattern: str) -> list[str]:
         elif "{" in part or "}" in part:
             raise ValueError(f"{pattern!r}: a brace without its partner")
         if len(names) * len(choices) > _MOST:
-            raise ValueError(f"{pattern!r} stands for more than {_MOST} shards")
+            raise ValueError(f"{pattern!r} stands for more than {_MOST:,} shards")
+        if len(names) * sum(map(len, choices)) + len(choices) * sum(map(len, names)) > _CHARACTERS:
+            raise ValueError(f"{pattern[:80]!r}…: its names have more than {_CHARACTERS:,} characters: shorten them")
         names = [name + choice for name in names for choice in choices]
     return names
 
@@ -100,14 +106,18 @@ def shard_names(listed: str, archives: Archives) -> list[str]:
         names = expand(listed)
     else:
         with archives.open(archives.join(listed)) as file:
-            content = file.read(LIST_BYTES + 1)
-        if len(content) > LIST_BYTES:
-            raise ValueError(f"{listed}: expected a list of shards of at most {LIST_BYTES:,} bytes, got more: split it")
-        names = []
-        for line in content.decode("utf-8-sig").splitlines():
-            names += expand(line.strip()) if line.strip() else []
-            if len(names) > _MOST:
-                raise ValueError(f"{listed} stands for more than {_MOST} shards")
+            content = file.read(_CHARACTERS + 1)
+        if len(content) > _CHARACTERS:
+            raise ValueError(
+                f"{listed}: expected a list of shards of at most {_CHARACTERS:,} bytes, got more: split it"
+            )
+        names, characters = [], 0
+        for line in io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"):
+            more = expand(line.strip()) if line.strip() else []
+            names += more
+            characters += sum(map(len, more))
+            if len(names) > _MOST or characters > _CHARACTERS:
+                raise ValueError(f"{listed} stands for more than {_MOST:,} shards, or {_CHARACTERS:,} characters")
     for name in names:
         if is_address(name) or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
             raise ValueError(f"{listed}: the shard {name!r} is not inside the root {archives.root}")
