@@ -7,7 +7,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -17,11 +17,12 @@ from lit_distill.comparison.paired import LEVEL, PairedGain, holm, paired_gain, 
 from lit_distill.comparison.plan import Plan, PlannedRun, network_name, plain, student_of
 from lit_distill.runs.artifacts import is_finished, read_json, read_results
 from lit_distill.runs.metrics_csv import read_metric
-from lit_distill.runs.names import ACCOUNT_FILE, CARD_FILE, CONFIG_FILE, METRICS_FILE, TEST_FILE
+from lit_distill.runs.names import ACCOUNT_FILE, CARD_FILE, CONFIG_FILE, METRICS_FILE, RESULTS_FILE, TEST_FILE
 from lit_distill.runs.resume import differing_keys
 from lit_distill.runs.secrets import redacted_text
 
 FORMAT = 1
+_LARGEST = 1e100
 
 
 def require_its_own(run: PlannedRun) -> None:
@@ -102,21 +103,47 @@ def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]
         return {"seed": run.seed, "folder": place, "top1": None, "fault": fault or "not done yet"}
     results, account = read_results(run.folder), read_json(run.folder / ACCOUNT_FILE)
     report = read_json(run.folder / TEST_FILE)
+    tested, cost = _Numbers(run.folder / TEST_FILE, report), _Numbers(run.folder / ACCOUNT_FILE, account)
     metric = f"val/{student_of(run.config)}/top1"
-    validation = results["best"].get(metric)
+    best = _Numbers(run.folder / RESULTS_FILE, results.get("best"))
+    validation = best.of(metric, optional=True)
     return {
         "seed": run.seed,
         "folder": place,
-        "top1": 100 * report["top1"],
-        "top5": 100 * report["top5"],
+        "top1": 100 * tested.of("top1"),
+        "top5": 100 * tested.of("top5"),
         "val_top1": None if validation is None else 100 * validation,
         "val_curve": [100 * value for value in read_metric(run.folder / METRICS_FILE, metric)],
-        "best_epoch": results["best"].get("epoch"),
-        "test_samples": report["samples"],
-        **{name: account[name] for name in ("steps", "epochs", "order", "pixels")},
-        **{name: account[name] for name in ("seconds", "cpu_seconds", "peak_mib", "peak_cuda_mib")},
+        "best_epoch": best.of("epoch", optional=True),
+        "test_samples": tested.of("samples"),
+        **{name: account.get(name) for name in ("order", "pixels")},
+        **{name: cost.of(name) for name in ("steps", "epochs", "seconds", "cpu_seconds")},
+        **{name: cost.of(name, optional=True) for name in ("peak_mib", "peak_cuda_mib")},
         "fault": "",
     }
+
+
+class _Numbers:
+    """The numbers that a file of a run says: they are finite, so that means and charts can be made of them."""
+
+    def __init__(self, file: Path, content: Any) -> None:
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{file}: expected metrics by name, got {type(content).__name__}: run it again")
+        self._file, self._content = file, content
+
+    @overload
+    def of(self, name: str, *, optional: Literal[False] = False) -> float: ...
+
+    @overload
+    def of(self, name: str, *, optional: bool) -> float | None: ...
+
+    def of(self, name: str, *, optional: bool = False) -> float | None:
+        value: object = self._content.get(name)
+        if optional and value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
+            raise ValueError(f"{self._file}: expected a finite number as {name}, got {value!r:.80}: run it again")
+        return value
 
 
 def summary(done: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

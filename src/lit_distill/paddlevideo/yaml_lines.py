@@ -12,6 +12,7 @@ import yaml
 
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import read_untrusted
+from lit_distill.untrusted.plain import PARSER, check_nesting
 from lit_distill.untrusted.showing import printable
 
 Key: TypeAlias = "tuple[str | int, ...]"
@@ -60,10 +61,12 @@ class Source:
         self._lines: dict[Key, int] = {}
         self._taken: set[Key] = set()
         self._seen = 0  # each time that an alias repeats them
+        content = read_untrusted(path, what="a config of PaddleVideo", limit=_MAX_BYTES)
         try:
-            text = read_untrusted(path, what="a config of PaddleVideo", limit=_MAX_BYTES).decode()
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            text = content.decode()
+            check_nesting(text, depth=_MAX_DEPTH, values=_MAX_VALUES)
+            root = yaml.compose(text, Loader=PARSER)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path} holds no mapping of keys to values")

@@ -30,13 +30,15 @@ svg text{font-size:10.5px;fill:var(--soft)}svg text.label{font-size:11.5px;fill:
     for name in ("text", "soft", *(f"c{number}" for number in range(COLOURS)))
 )
 GAIN, LOSS = "c2", "c3"
+_LARGEST = 1e100
+_NOTHING = '<text x="0" y="14">no finite value was logged</text>'
 _WIDTH, _HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 10, 32
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart, broken where y is not finite; a heavy one is thick and before all others."""
+    """A line of a chart, broken where a point cannot be drawn; a heavy one is thick and before all others."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -122,9 +124,9 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def line_chart(lines: Sequence[Line], *, title: str, x_label: str = "step", legend: bool = False) -> Chart:
     """Lines, at least one, over a common x axis; one without a finite point is in the legend alone."""
-    finite = [(x, y) for line in lines for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+    finite = [point for line in lines for point in line.points if _is_drawn(*point)]
     if not finite:
-        return Chart(title, _WIDTH, 20, '<text x="0" y="14">no finite value was logged</text>', tuple(lines))
+        return Chart(title, _WIDTH, 20, _NOTHING, tuple(lines))
     x_low, x_high = _range([x for x, _ in finite], pad=0.0)
     y_low, y_high = _range([y for _, y in finite], pad=0.05)
     x_of = _scale(x_low, x_high, _LEFT, _WIDTH - _RIGHT)
@@ -147,6 +149,9 @@ def dot_chart(points: Sequence[tuple[float | str, float]], *, title: str, x_labe
     scaled = [
         (float(names.index(x)) if isinstance(x, str) else math.log10(x) if log else float(x), y) for x, y in points
     ]
+    scaled = [point for point in scaled if _is_drawn(*point)]
+    if not scaled:
+        return Chart(title, _WIDTH, 20, _NOTHING)
     low, high = _range([x for x, _ in scaled], pad=0.05)
     if names:
         marks = [(float(place), name) for place, name in enumerate(names)]
@@ -163,8 +168,11 @@ def dot_chart(points: Sequence[tuple[float | str, float]], *, title: str, x_labe
 
 
 def interval_chart(rows: Sequence[Interval], *, title: str) -> Chart:
-    """A line a row: single values, their mean and its interval, beside a line at zero."""
-    height, width, names = 24, 480, [_cut(row.name) for row in rows]
+    """A line a row: single values, their mean and its interval, beside a line at zero. Rows that are not finite are
+    left out."""
+    height, width = 24, 480
+    rows = [row for row in rows if _is_drawn(*row.values, row.mean, *(row.interval or ()))]
+    names = [_cut(row.name) for row in rows]
     ends = [x for row in rows for x in (*row.values, row.mean, *(row.interval or ()))]
     low, high = _range([0.0, *ends], pad=0.04)
     x_of = _scale(low, high, 20 + 6.5 * max(map(len, names), default=0), width - _RIGHT)
@@ -236,6 +244,7 @@ def reliability_chart(bins: Sequence[dict[str, Any]], *, title: str, colour: int
 def bar_chart(rows: Sequence[tuple[str, float, str]], *, title: str) -> Chart:
     """Horizontal bars from zero to either side, each with its name and a text; gains and losses differ in colour."""
     height, middle = 20, 170
+    rows = [(name, value if _is_drawn(value) else 0.0, said) for name, value, said in rows]
     longest = max((abs(value) for _, value, _ in rows), default=0.0) or 1.0
     signed = any(value < 0 for _, value, _ in rows)
     beside = 12 + 6.5 * max((len(said) for _, _, said in rows), default=0)  # no bar reaches what is written there
@@ -292,10 +301,15 @@ def _axes(xs: Sequence[tuple[float, str]], ys: Sequence[float], x_of: Any, y_of:
     return "".join(parts)
 
 
+def _is_drawn(*values: float) -> bool:
+    """Whether numbers, which others may have logged, are within what an axis can be divided by."""
+    return all(abs(value) <= _LARGEST for value in values)  # False for nan
+
+
 def _range(values: Sequence[float], *, pad: float) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
-        room = abs(low) * 0.1 or 1.0
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), 1 / _LARGEST):
+        room = abs(low) * 0.1 if abs(low) > 1e12 / _LARGEST else 1.0
         return low - room, high + room
     return low - pad * (high - low), high + pad * (high - low)
 
@@ -307,7 +321,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Any:
 def _pieces(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in points:
-        if math.isfinite(x) and math.isfinite(y):
+        if _is_drawn(x, y):
             pieces[-1].append((x, y))
         elif pieces[-1]:
             pieces.append([])

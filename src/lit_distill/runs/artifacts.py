@@ -16,9 +16,8 @@ from lit_distill.models.identity import loaded_from, state_sha256
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.names import CONFIG_FILE, RESULTS_FILE, STAGES, STUDENT_FILE, card_of
 from lit_distill.runs.secrets import redacted
+from lit_distill.untrusted.budgets import TEXT_BYTES
 from lit_distill.untrusted.plain import read_plain
-
-_MAX_BYTES = 100_000_000
 
 
 def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -30,10 +29,10 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The content of a JSON file that a run has written; empty where there is none.
 
     Raises:
-        ValueError: it is no JSON object, or has more than 100 MB.
+        ValueError: it is no JSON object, or has more than 16 MB or 200,000 values.
     """
     try:
-        content = read_plain(path, limit=_MAX_BYTES)
+        content = read_plain(path, limit=TEXT_BYTES)
     except FileNotFoundError:
         return {}
     if not isinstance(content, dict):

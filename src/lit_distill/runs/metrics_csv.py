@@ -16,6 +16,10 @@ from lit_distill._files import append_text, write_text
 from lit_distill.untrusted.budgets import TABLE_BYTES
 from lit_distill.untrusted.opening import open_untrusted
 
+_LINE_CHARACTERS = 1 << 18
+_COLUMNS = 2_000
+_NUMBERS = 2_000_000
+
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
     """Yield the rows of a file, as text by column; none of one that is not there.
@@ -38,10 +42,11 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
     with open_untrusted(path, what="a table of metrics", limit=TABLE_BYTES) as file:
         stream = io.TextIOWrapper(file, "utf-8", newline="")
         try:
-            rows = csv.reader(line for line in stream if line.endswith("\n"))
+            lines = iter(lambda: stream.readline(_LINE_CHARACTERS), "")
+            rows = csv.reader(line for line in lines if line.endswith("\n") or len(line) == _LINE_CHARACTERS)
             columns = next(rows, ["step"])
-            if len(set(columns)) < len(columns) or "step" not in columns:
-                raise ValueError("expected different columns, one of them step")
+            if len(set(columns)) < len(columns) or "step" not in columns or len(columns) > _COLUMNS:
+                raise ValueError(f"expected different columns, at most {_COLUMNS:,}, one of them step")
             for row in rows:
                 if len(row) != len(columns):
                     raise ValueError(f"line {rows.line_num} has {len(row)} fields, the header {len(columns)}")
@@ -54,13 +59,18 @@ def read_numbers(path: str | os.PathLike[str]) -> Iterator[dict[str, float]]:
     """Yield the rows as numbers, each without its empty fields.
 
     Raises:
-        ValueError: as :func:`read_rows`, or a field is no number, or a row has no step.
+        ValueError: as :func:`read_rows`, or a field is no number, a row has no step, or there are too many numbers.
     """
+    count = 0
     for row in read_rows(path):
         try:
-            yield {name: float(text) for name, text in row.items() if text or name == "step"}
+            numbers = {name: float(text) for name, text in row.items() if text or name == "step"}
         except ValueError as error:
             raise ValueError(f"{path} is no table of logged metrics: {error}") from error
+        count += len(numbers)
+        if count > _NUMBERS:
+            raise ValueError(f"{path} is refused: it has more than {_NUMBERS:,} numbers, the limit")
+        yield numbers
 
 
 def read_metric(path: str | os.PathLike[str], name: str) -> list[float]:
