@@ -24,6 +24,7 @@ from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 from lit_distill.untrusted.showing import printable
 
 _Path: TypeAlias = "str | os.PathLike[str]"
+_OFFERED = 3  # checkpoints that are tried, newest first, where one is not readable
 
 
 class CheckpointError(ValueError):
@@ -168,10 +169,12 @@ def read_checkpoint(path: _Path, *, map_location: Any | None = "cpu") -> dict[st
 
 def readable_checkpoints(folder: _Path) -> Iterator[Path]:
     """The ``.ckpt`` files of a folder that can be read, newest first; each is verified when it is asked for."""
-    files = [path for path in Path(folder).glob("*.ckpt") if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if not _read(path, "cpu")[0]:
-            yield path
+    return (path for path in _newest_first(Path(folder)) if not _read(path, "cpu")[0])
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    files = [path for path in folder.glob("*.ckpt") if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
 
 
 def _read(path: Path, map_location: Any | None) -> tuple[str, dict[str, Any]]:
@@ -216,8 +219,11 @@ def _unfolded(content: Any) -> int:
 
 
 def _offer(path: Path) -> str:
-    """The newest other checkpoint beside ``path``, as what to say on the command line."""
-    other = next((other for other in readable_checkpoints(path.parent) if other != path), None)
+    """The newest other checkpoint beside ``path``, as what to say on the command line: each is read as a whole."""
+    others = [other for other in _newest_first(path.parent) if other != path]
+    other = next((other for other in others[:_OFFERED] if not _read(other, "cpu")[0]), None)
+    if other is None and len(others) > _OFFERED:
+        return f"; of the {len(others)} others in {path.parent} the newest {_OFFERED} are not readable either"
     if other is None:
         return f"; no other readable checkpoint is in {path.parent}"
     shown = str(other) if re.fullmatch(r"[\w./-]+", str(other)) else f"'{other}'"

@@ -12,6 +12,9 @@ from lit_distill.data.catalogue.archives import Archives
 from lit_distill.data.catalogue.lists import read_class_names, read_list
 from lit_distill.data.catalogue.tar import TarError, members
 from lit_distill.data.sources.shards import shard_names
+from lit_distill.models import state_files
+from lit_distill.models.state_files import file_sha256
+from lit_distill.paddlevideo.yaml_lines import ConfigError, Source
 from lit_distill.untrusted import budgets
 from lit_distill.untrusted.budgets import lines_of
 from lit_distill.untrusted.plain import parse_yaml
@@ -30,9 +33,18 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], Callable[[Path], object], str]] = 
     "a hundred million old lines": (lambda: b"\r" * 10**8, listed, "at most 4,000,000 lines"),
     "a line without end": (lambda: b"a" * (200 << 20), listed, "without end"),
     "too many bytes": (lambda: b"a" * (257 << 20), listed, "at most 268,435,456 bytes"),
-    "shards twice": (lambda: b"{0..499999}.tar\n" * 2, named, "comes twice"),
-    "too many shards": (lambda: b"{0..999999}.tar\n" * 1000, named, "more than 1000000 shards"),
+    "shards twice": (lambda: b"{0..124999}.tar\n" * 2, named, "comes twice"),
+    "too many shards": (lambda: b"{0..999999}.tar\n" * 1000, named, "more than 250,000 shards"),
+    "too many shards, of many lines": (lambda: b"{0..99999}.tar\n" * 1000, named, "more than 250,000 shards"),
     "long names": (lambda: b"{" + b"0" * 60_000 + b"..999999}.tar", named, "at most 1024 characters"),
+    "many names of some length": (lambda: b"{" + b"0" * 900 + b"..249999}.tar", named, "more than 33,554,432 char"),
+    "many lines of names of some length": (
+        lambda: (b"{" + b"0" * 900 + b"..9999}.tar\n") * 99,
+        named,
+        "33,554,432 characters",
+    ),
+    "lines of shards without end": (lambda: b"ab\n" * 10**8, named, "at most 33,554,432 bytes"),
+    "many lines of shards": (lambda: b"ab\n" * 10**7, named, "more than 250,000 shards"),
 }
 
 
@@ -77,6 +89,57 @@ def test_extended_headers_of_shards_are_read_in_linear_time(tmp_path: Path) -> N
     with file.open("rb") as opened, pytest.raises(TarError):
         list(members(opened, file.stat().st_size))
     assert time.process_time() - begin < 3
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "simplecache::http://127.0.0.1:9/x.mp4", "simplecache::x.mp4", "a://b", "videos/a://b.mp4", "x::y.mp4",
+        r"/\host\a.mp4", r"\/host/a.mp4", r"\\?\C:\a.mp4", r"\??\UNC\host\a.mp4", "//host/a.mp4", "hf::b/c.mp4",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["labelled", "counted", "unlabelled"])
+def test_an_address_in_a_list_is_refused_by_its_line(kind: str, entry: str, tmp_path: Path) -> None:
+    rest = {"labelled": " 0", "counted": " 8 1", "unlabelled": ""}[kind]
+    (tmp_path / "train.txt").write_text(f"a.mp4{rest}\n\n{entry}{rest}\n")
+    with pytest.raises(ValueError, match=r"train\.txt:3: .* is no local file"):
+        read_list(
+            tmp_path / "train.txt", root=tmp_path, num_classes=2, counted=kind == "counted",
+            labelled=kind != "unlabelled",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: " + "[" * 3_000 + "]" * 3_000,
+        "a: " + "{a: " * 3_000 + "1" + "}" * 3_000,
+        "".join(" " * level + "a:\n" for level in range(400)),
+        "- " * 40_000,
+        "? " * 40_000,
+        "[" * 49_000 + "]" * 49_000,
+        "".join(f"%TAG !a{number}! x\n" for number in range(6_000)) + "--- {}",
+        "a: [" + "1," * 45_000 + "]",
+    ],
+    ids=["lists", "mappings", "blocks", "dashes", "questions", "long", "directives", "values"],
+)
+def test_a_config_of_paddlevideo_is_refused_before_a_slow_parser_sees_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    begin = time.process_time()
+    with pytest.raises(
+        ConfigError, match=r"nests deeper than 50|maximum nesting depth|more than 20,000 values|more values|directives"
+    ) as caught:
+        Source(tmp_path / "a.yaml")
+    assert time.process_time() - begin < 0.5
+    assert len(str(caught.value)) < 500
+
+
+def test_a_file_to_hash_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"a" * 100)
+    assert len(file_sha256(tmp_path / "a.safetensors")) == 64
+    monkeypatch.setattr(state_files, "WEIGHTS_BYTES", 99)
+    with pytest.raises(ValueError, match="at most 99 bytes, got 100"):
+        file_sha256(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(

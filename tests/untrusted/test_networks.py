@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -57,6 +58,24 @@ def test_links_to_weights_add_no_bytes(tmp_path: Path) -> None:
     for number in range(10):
         (file.parent / "checkpoints" / f"{number}.ckpt").symlink_to(file)
     assert load_run(file).weights_bytes == before
+
+
+@pytest.mark.parametrize("name", ["library.so", "video.mp4", "weights", "folder.pth", "pipe.pth"])
+def test_only_files_that_weights_are_read_from_count(name: str, tmp_path: Path) -> None:
+    model = {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}
+    run = load_run(student_of(model, tmp_path / "run"))
+    alone, named = run.weights_bytes, tmp_path / name
+    if name.startswith("folder"):
+        named.mkdir()
+    elif name.startswith("pipe"):
+        os.mkfifo(named)
+    else:
+        named.write_bytes(b"a" * 100_000)
+    run.config["models"]["Teacher"] = {**model, "pretrained": str(named)}
+    run.config["start"] = {"Teacher": str(named)}  # type: ignore[index]
+    (run.folder / "checkpoints").mkdir()
+    (run.folder / "checkpoints" / "notes.txt").write_bytes(b"a" * 100_000)
+    assert run.weights_bytes == alone
 
 
 def test_layers_that_hold_nothing_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import resource
 import struct
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_distill.checkpoints import CheckpointError, read_checkpoint
+from lit_distill import checkpoints
+from lit_distill.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from lit_distill.models.paddle import WeightsError
 from lit_distill.models.state_files import read_state
 
@@ -181,3 +183,28 @@ def test_a_hollow_file_is_not_read(tmp_path: Path) -> None:
         file.truncate(20 << 30)
     with pytest.raises(WeightsError, match="sparse"):
         read_state(tmp_path / "a.pdparams")
+
+
+def test_the_message_of_a_checkpoint_reads_three_others_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint({"state_dict": {}, "pytorch-lightning_version": "2.6"}, tmp_path / "0.ckpt")
+    for number in range(1, 9):
+        (tmp_path / f"{number}.ckpt").write_bytes(b"damaged")
+        os.utime(tmp_path / f"{number}.ckpt", ns=(0, 10**9 * number))
+    os.utime(tmp_path / "0.ckpt", ns=(0, 0))
+    read: list[Path] = []
+    inner = checkpoints._read
+
+    def counted(path: Path, *rest: object) -> object:
+        read.append(path)
+        return inner(path, *rest)
+
+    monkeypatch.setattr(checkpoints, "_read", counted)
+    with pytest.raises(CheckpointError, match=r"of the 8 others in .* the newest 3 are not readable either"):
+        read_checkpoint(tmp_path / "8.ckpt")
+    assert [path.name for path in read] == ["8.ckpt", "7.ckpt", "6.ckpt", "5.ckpt"]
+    for number in range(3, 8):
+        (tmp_path / f"{number}.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"the newest readable one beside it: ckpt_path=.*0\.ckpt"):
+        read_checkpoint(tmp_path / "8.ckpt")

@@ -22,6 +22,7 @@ from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 PADDLE_SUFFIXES = (".pdparams",)
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 SAFETENSORS_SUFFIXES = (".safetensors",)
+SUFFIXES = (*PADDLE_SUFFIXES, *SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES)
 ORIGIN = "origin"
 """Key in a ``.safetensors`` header: what the tensors come from. Published networks may lack the video parts."""
 PUBLISHED = "published"
@@ -82,8 +83,9 @@ def read_contents(file: Path) -> Contents:
             return Contents(_within(_read_torch(file), file))
     except UntrustedFileError as error:
         raise WeightsError(str(error)) from error
-    known = " ".join((*PADDLE_SUFFIXES, *SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES))
-    raise WeightsError(f"{file}: weights are read from {known}, not from {suffix or 'a file without suffix'}")
+    raise WeightsError(
+        f"{file}: weights are read from {' '.join(SUFFIXES)}, not from {suffix or 'a file without suffix'}"
+    )
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,8 +193,12 @@ def split_name(path: str | os.PathLike[str]) -> tuple[Path, str]:
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open_untrusted(path, what="a file to hash") as stream:
+    """The SHA-256 of a weights file's bytes, in hexadecimal.
+
+    Raises:
+        UntrustedFileError: it is no regular file, or is too large.
+    """
+    with open_untrusted(path, what="a weights file", limit=WEIGHTS_BYTES) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -18,7 +18,7 @@ from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data.preprocess import Preprocess, Views
 from lit_distill.models.identity import state_of, state_sha256
-from lit_distill.models.state_files import file_sha256, read_safetensors, split_name
+from lit_distill.models.state_files import SUFFIXES, file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.runs.artifacts import stage_folders
 from lit_distill.runs.contents import IN_CARD, IN_CONFIG, IN_RESULTS, read_content, read_optional
@@ -121,7 +121,9 @@ class Run:
         named = [name for node in self.config["models"].values() for name in weights_files(node).values() if name]
         files += [Path(split_name(name)[0]) for name in named]
         files += [self._trained_in / str(start) for start in (self.config.get("start") or {}).values()]
-        found = {file: file.stat() for file in (*files, *([self.weights] if self.weights else [])) if file.is_file()}
+        files += [self.weights] if self.weights else []
+        # a config may name any file of this machine: one that no weights are read from does not count
+        found = {file: file.stat() for file in files if file.suffix.lower() in SUFFIXES and file.is_file()}
         once = {(status.st_dev, status.st_ino): status for status in found.values()}  # however many links lead to it
         return sum(min(status.st_size, 512 * status.st_blocks) for status in once.values())
 
