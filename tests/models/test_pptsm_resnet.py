@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_distill.models import PPTSMResNet, temporal_shift
+from lit_distill.models.temporal import TemporalShift
 from models.taps import outputs_of
 
 
@@ -153,7 +154,7 @@ def test_starts_from_a_file(tmp_path: Path) -> None:
     [
         ({"depth": 20}, r"depth of \[18, 34, 50, 101, 152\], came 20"),
         ({"num_classes": 0}, "num_classes above 0"),
-        ({"num_frames": 2}, "at least 3 frames, came 2"),
+        ({"num_frames": 2}, "at least 3 frames, or 1 for stills, got 2"),
         ({"width": 0.0}, "width above 0"),
         ({"dropout": -0.1}, r"\[0, 1\)"),
         ({"batch_norm": "paddle"}, "batch_norm expects one of"),
@@ -162,6 +163,18 @@ def test_starts_from_a_file(tmp_path: Path) -> None:
 def test_hyperparameters_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_stills_have_the_state_dict_of_clips(depth: int) -> None:
+    stills, clips = small(depth, num_frames=1).eval(), small(depth, num_frames=4).eval()
+    clips.load_state_dict(stills.state_dict(), strict=True)
+    shifted = [module for module in clips.modules() if isinstance(module, TemporalShift)]
+    for module in shifted:
+        module.from_previous = module.from_next = 0
+    frame = torch.randn(2, 1, 3, 32, 32)
+    assert shifted
+    torch.testing.assert_close(clips(frame.expand(-1, 4, -1, -1, -1)), stills(frame))
 
 
 def test_names_itself_in_errors() -> None:

@@ -205,7 +205,7 @@ def test_starts_from_a_file(tmp_path: Path) -> None:
     [
         ({"num_classes": 0}, "num_classes and class_expand above 0, came 0, 16"),
         ({"class_expand": 0}, "class_expand above 0"),
-        ({"num_frames": 2}, "at least 3 frames, came 2"),
+        ({"num_frames": 2}, "at least 3 frames, or 1 for stills, got 2"),
         ({"scale": 0.0}, "scale above 0"),
         ({"depths": (2, 2, 6)}, r"4 stages.*\(2, 2, 6\)"),
         ({"depths": (2, 2, 0, 2)}, "1 or more each"),
@@ -216,6 +216,21 @@ def test_starts_from_a_file(tmp_path: Path) -> None:
 def test_hyperparameters_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**options)
+
+
+def test_stills_have_the_state_dict_of_clips_without_attention() -> None:
+    stills, clips = small(num_frames=1), small(num_frames=4)
+    expected = {name: value.shape for name, value in clips.state_dict().items() if "temporal_attention" not in name}
+    assert {name: value.shape for name, value in stills.state_dict().items()} == expected
+    assert small(num_frames=1, temporal_attention=False).state_dict().keys() == stills.state_dict().keys()
+
+
+def test_a_clip_of_equal_frames_is_a_still_where_nothing_is_shifted() -> None:
+    stills, clips = small(num_frames=1).eval(), small(num_frames=4, temporal_attention=False).eval()
+    clips.load_state_dict(stills.state_dict())
+    clips.temporal_shift = nn.Identity()
+    frame = torch.randn(2, 1, 3, 32, 32)
+    torch.testing.assert_close(clips(frame.expand(-1, 4, -1, -1, -1)), stills(frame))
 
 
 def test_names_itself_in_errors() -> None:

@@ -60,9 +60,15 @@ def test_no_frame_leaks_into_another_clip() -> None:
     assert torch.isfinite(temporal_shift(frames, 4)[:4]).all()
 
 
-@pytest.mark.parametrize("num_frames", [0, 1, 2])
+def test_stills_pass_as_they_are() -> None:
+    stills = torch.randn(2, 8, 3, 3)
+    assert torch.equal(TemporalShift(8, 1)(stills), stills)
+    assert torch.equal(temporal_shift(stills, 1), stills)
+
+
+@pytest.mark.parametrize("num_frames", [0, 2])
 def test_too_few_frames_for_the_default_ratio(num_frames: int) -> None:
-    with pytest.raises(ValueError, match="at least 3 frames"):
+    with pytest.raises(ValueError, match="at least 3 frames, or 1 for stills"):
         TemporalShift(8, num_frames)
 
 

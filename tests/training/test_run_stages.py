@@ -84,6 +84,29 @@ def test_a_stage_begins_bit_for_bit_as_the_one_before_ended(two: Path) -> None:
     assert len(equal(module.models["Student"].state_dict(), before)) == len(before)
 
 
+@pytest.mark.parametrize(
+    ("network", "own"),
+    [("pptsmv2", ("temporal_attention.fc.weight", "temporal_attention.fc.bias")), ("pptsm_resnet18", ())],
+)
+def test_clips_begin_as_stills_ended_but_for_the_attention(
+    network: str, own: tuple[str, ...], clips: Path, tmp_path: Path
+) -> None:
+    resnet = ["stages.clips.fresh=[]"] if network == "pptsm_resnet18" else []
+    chosen = ["experiment=stills_first_pptsmv2", f"model@models.Student={network}", "preset.stills.epochs=1", *resnet]
+    results = train(clips, tmp_path / "run", *chosen)
+    stills, second = (tmp_path / "run" / "stages" / name for name in ("1_stills", "2_clips"))
+    assert OmegaConf.load(stills / "config.yaml").data.batch_size == 16  # type: ignore[union-attr]
+    assert load_run(stills).config["data"]["num_frames"] == 1
+    before = last_of(stills)
+    begun = build_module(OmegaConf.load(second / "config.yaml")).models["Student"]  # type: ignore[arg-type]
+    state = begun.state_dict()
+    assert state.keys() - before.keys() == set(own)
+    assert len(equal({name: state[name] for name in before}, before)) == len(before)
+    assert begun(torch.zeros(1, 4, 3, 32, 32)).shape == (1, 8)
+    assert list(results["stages"]) == ["stills", "clips"]
+    assert last_of(second).keys() == state.keys()
+
+
 def test_what_train_only_does_not_name_stands_still_buffers_and_all(two: Path) -> None:
     before, after = (last_of(two / "stages" / name) for name in ("1_wide", "2_head"))
     moved = set(before) - set(equal(before, after))

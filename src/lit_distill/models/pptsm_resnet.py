@@ -107,7 +107,7 @@ class PPTSMResNet(nn.Module):
     Args:
         depth: 18, 34 (basic blocks), 50, 101 or 152 (bottlenecks).
         num_classes: number of logits.
-        num_frames: T, at least 3.
+        num_frames: T, at least 3; or 1 for stills, without temporal shift: their state dict is that of clips.
         width: width multiplier, for small data; channels are rounded to multiples of 8. Published: 1.
         dropout: probability, in [0, 1).
         dropout_mode: ``"upscale_in_train"`` (torch's and published), or ``"downscale_in_infer"``.

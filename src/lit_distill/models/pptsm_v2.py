@@ -174,7 +174,8 @@ class PPTSMv2(nn.Module):
 
     Args:
         num_classes: number of logits.
-        num_frames: T, at least 3.
+        num_frames: T, at least 3; or 1 for stills, without temporal shift and attention: their state dict is that of
+            clips but for the attention.
         temporal_attention: weigh the frames before ``stages.2``; on in the published 16-frame distillation recipe.
         scale: width multiplier; channels are rounded to multiples of 8. Published: 1.
         dropout: probability before the mean over time, in [0, 1).
@@ -243,7 +244,8 @@ class PPTSMv2(nn.Module):
         self.stages = nn.ModuleList()
         for index, (stage, depth) in enumerate(zip(_STAGES, depths, strict=True)):
             if index == 2:
-                self.temporal_attention = TemporalAttention(num_frames) if temporal_attention else nn.Identity()
+                attention = temporal_attention and num_frames > 1
+                self.temporal_attention = TemporalAttention(num_frames) if attention else nn.Identity()
                 self.temporal_shift = TemporalShift(width, num_frames)
             channels, width = width, make_divisible(stage.width * scale)
             self.stages.append(

@@ -46,13 +46,14 @@ def temporal_shift(frames: Tensor, num_frames: int, *, ratio: float | None = Non
     Args:
         frames: features (B*T, C, H, W), clip by clip.
         num_frames: T, at least 1.
-        ratio: r, in (0, 0.5); default 1 / T, as in all PP-TSM networks.
+        ratio: r, in (0, 0.5); default 1 / T, as in all PP-TSM networks, and nothing for stills (T = 1).
 
     Returns:
         Shifted features, of the same shape.
 
     Raises:
-        ValueError: the ratio is out of its range (the default needs T of at least 3), or T does not divide the batch.
+        ValueError: the ratio is out of its range (the default needs T of at least 3, or 1), or T does not divide the
+            batch.
 
     Example:
         >>> frames = torch.arange(1.0, 5.0).reshape(4, 1, 1, 1).expand(4, 3, 1, 1)    # one clip of 4 frames
@@ -63,6 +64,8 @@ def temporal_shift(frames: Tensor, num_frames: int, *, ratio: float | None = Non
         raise ValueError(
             f"temporal shift expects whole clips of {num_frames} frames, came features of shape {tuple(frames.shape)}"
         )
+    if ratio is None and num_frames == 1:
+        return frames
     return _shift(frames, num_frames, *_shifted_channels(frames.shape[1], num_frames, ratio))
 
 
@@ -71,10 +74,10 @@ class TemporalShift(nn.Module):
 
     Args:
         channels: C of the features.
-        num_frames: T, at least 3.
+        num_frames: T, at least 3; or 1 for stills, which pass as they are.
 
     Raises:
-        ValueError: fewer than 3 frames.
+        ValueError: 2 frames, or none.
 
     Example:
         >>> TemporalShift(16, 8)(torch.ones(8, 16, 2, 2))[0, :4, 0, 0]
@@ -88,6 +91,8 @@ class TemporalShift(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Shift features (B*T, C, H, W)."""
+        if self.num_frames == 1:
+            return frames
         return _shift(frames, self.num_frames, self.from_previous, self.from_next)
 
     def extra_repr(self) -> str:
@@ -124,9 +129,12 @@ class TemporalAttention(nn.Module):
 def _shifted_channels(channels: int, num_frames: int, ratio: float | None) -> tuple[int, int]:
     """How many channels come from the frame before, and from the frame after."""
     if ratio is None:
+        if num_frames == 1:
+            return 0, 0
         if num_frames < 3:
             raise ValueError(
-                f"temporal shift expects at least 3 frames, came {num_frames}: its ratio 1/T must be below 0.5"
+                f"temporal shift expects at least 3 frames, or 1 for stills, got {num_frames}: its ratio 1/T must be "
+                "below 0.5"
             )
         ratio = 1.0 / num_frames
     if not 0.0 < ratio < 0.5:
