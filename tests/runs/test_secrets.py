@@ -76,11 +76,67 @@ def test_names_of_secrets() -> None:
         "db.password",
         "passwd",
         "AWS_SECRET_ACCESS_KEY",
+        "authToken",
+        "clientSecret",
+        "secretAccessKey",
+        "PGPASSWORD",
+        "Authorization",
+        "secret_value",
     ):
         assert is_secret(name), name
     for name in ("key", "index_key", "tokens_per_clip", "root", "class_token_count", "monitor", "author"):
         assert not is_secret(name), name
     assert redacted({"token": "", "class_token": True}) == {"token": "", "class_token": True}
+
+
+URLS = [
+    "s3://me:p@{}@bucket/x", "s3://me:a/{}@bucket", "https://h/x?token={}", "https://h/x?a=1&api_key={}&b=2",
+    "https://h/x?sv=2&sig={}%3D&x=1", "https://h/k?X-Amz-Signature={}", "https://h/k?X-Amz-Security-Token={}",
+    "memory://x;password={}", "https://hooks.slack.com/services/T00/B00/{}", "postgresql://u:{}@db:5432/x",
+]  # fmt: skip
+TYPED = [
+    "+x.headers.Authorization='Bearer {}'", "+x.authToken={}", "+x.pwd={}", "PGPASSWORD={} train", "train --token {} a",
+    "+x.auth={}", "+x.clientSecret={}", "+x.secretAccessKey={}", "+x.cookie={}", "+x.api_key_wandb={}",
+    "'+x.password=a {}'", '+x.password="a {}"', "+x={{password:{}}}", "+x.aws_access_key_id={}",
+    "+x.connection_string='AccountKey={};'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [*URLS, *TYPED])
+def test_a_text_holds_none(text: str) -> None:
+    made = redacted_text(text.format(SECRET))
+    assert SECRET not in made
+    assert redacted_text(made) == made
+    for url in URLS if text in URLS else ():
+        assert SECRET not in str(redacted({"data": {"roots": [url.format(SECRET)]}}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model.reg_tokens=4", "+model.class_token=true", "model.author=me", "token=null", "a.token=${b.token}",
+        "https://host:8080/x@v1", "https://host/x?size=3&v=1", "data.root=/data/a@b:c", "seed=7", "password=???",
+    ],
+)  # fmt: skip
+def test_a_text_without_any_stays(text: str) -> None:
+    assert redacted_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [f"hf_{'a1B2' * 8}", f"ghp_{'a1B2' * 9}", f"sk-{'a1B2' * 9}", "AKIAABCDEFGHIJKLMNOP", f"AIza{'a1B2' * 9}",
+     "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abc-DEF"],
+)  # fmt: skip
+def test_a_key_of_a_known_form_needs_no_name(value: str) -> None:
+    assert value not in str(redacted({"note": f"x {value} y", "list": [value]}))
+    assert value not in redacted_text(f"train +note={value} seed=1")
+
+
+def test_a_value_of_the_environment_needs_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", SECRET)
+    monkeypatch.setenv("SHORT_TOKEN", "run")
+    assert redacted({"a": f"x/{SECRET}/y", "runs": "run"}) == {"a": "x/<redacted>/y", "runs": "run"}
+    assert redacted_text(f"train +note={SECRET} run") == "train +note=<redacted> run"
 
 
 def begun(folder: Path, config: DictConfig) -> Path:

@@ -1,26 +1,48 @@
-"""What a run must not leave in its files: keys and passwords of services, by the names that they are given."""
+"""What a run must not leave in its files: keys and passwords of services, by their names, their forms and their values.
+
+Values of the environment's secrets are left out wherever they stand, so that a log of another key does not hold them.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 REDACTED = "<redacted>"
-_NAMES = r"(?:(?:api|access|account|private|secret|signing)_?key|token|secret|passw(?:or)?d|passphrase|credential)s?"
-_NAME = re.compile(rf"(?:^|[\W_]){_NAMES}$", re.IGNORECASE)
-_TYPED = re.compile(rf"((?:^|[\s'\"{{,._+~]){_NAMES}['\"]?\s*[=:]\s*)[^\s,}}\]]+", re.IGNORECASE)
-_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_ANYWHERE = (
+    r"passw(?:or)?d|passphrase|secret(?!ar)|credential|(?:api|access|account|private|signing|encryption)[_-]?key|"
+    r"authorization"
+)
+_AT_THE_END = r"tokens?|(?:^|(?<=[\W_])|o)auth|cookies?|signature|bearer|jwt|pwd|(?:^|(?<=[\W_]))sig"
+_NAMES = rf"(?:[\w.+~-]*(?:{_ANYWHERE})[\w-]*|[\w.+~-]*(?:{_AT_THE_END}))"
+_NAME = re.compile(_NAMES, re.IGNORECASE)
+_HIDDEN = r"""'[^']*'|"[^"]*"|\$\{[^{}]*\}|(?:(?:bearer|basic)\s+)?[^\s,;&}\]'"]+"""
+_TYPED = re.compile(rf"""(?<![\w.+~-])({_NAMES}['"]?\s*[=:]\s*|--{_NAMES}\s+)({_HIDDEN})""", re.IGNORECASE)
+_QUOTED = re.compile(rf"""(?P<quote>['"])({_NAMES}[=:])(?!\$\{{)((?:(?!(?P=quote)).)+)""", re.IGNORECASE)
+# Up to the last @ where a password may hold some; host:8080/a@b is a port.
+_LOGIN = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s'\",]*@|[^/@\s]+@)")
+# Of services whose keys say what they are.
+_FORMS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|"
+    r"sk-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|wandb_v\d_\w{20,})|"
+    r"(?<=hooks\.slack\.com/services/)[\w/]+|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"
+)
+_NO_SECRET = re.compile(
+    r"""['"]?(?:[-+]?\d{1,5}(?:\.\d+)?|true|false|null|none|\?\?\?|\$\{[^{}]*\})?['"]?""", re.IGNORECASE
+)
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^},]*)")
+_SHORTEST = 8  # characters of a value of the environment that is looked for
 
 
 def is_secret(name: str) -> bool:
     """Whether a key of a config, or a variable of the environment, names a secret.
 
     Example:
-        >>> [is_secret(name) for name in ("WANDB_API_KEY", "logger.wandb.token", "tokens_per_clip", "key")]
+        >>> [is_secret(name) for name in ("WANDB_API_KEY", "logger.x.authToken", "tokens_per_clip", "key")]
         [True, True, False, False]
     """
-    return _NAME.search(name.strip()) is not None
+    return _NAME.fullmatch(name.strip()) is not None
 
 
 def takes_secret(text: str) -> bool:
@@ -35,15 +57,7 @@ def redacted(tree: Any, name: str = "") -> Any:
         >>> redacted({"api_key": "abc", "token": "${oc.env:MY_TOKEN}", "root": "s3://me:abc@bucket"})
         {'api_key': '<redacted>', 'token': '${oc.env:MY_TOKEN}', 'root': 's3://<redacted>@bucket'}
     """
-    if isinstance(tree, dict):
-        return {key: redacted(value, str(key)) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [redacted(value, name) for value in tree]
-    if not isinstance(tree, str):
-        return tree
-    if is_secret(name) and tree and not re.fullmatch(r"\$\{[^{}]*\}", tree):
-        return REDACTED
-    return redacted_text(tree)
+    return _redacted(tree, name, _values())
 
 
 def redacted_text(text: str) -> str:
@@ -52,5 +66,39 @@ def redacted_text(text: str) -> str:
     Example:
         >>> redacted_text("train +logger.wandb.api_key=abc data.root=s3://me:abc@bucket/x seed=1")
         'train +logger.wandb.api_key=<redacted> data.root=s3://<redacted>@bucket/x seed=1'
+        >>> redacted_text("train data.root='https://host/x?sig=abc&v=1' model.reg_tokens=4")
+        "train data.root='https://host/x?sig=<redacted>&v=1' model.reg_tokens=4"
     """
-    return _LOGIN.sub(f"{REDACTED}@", _TYPED.sub(lambda match: f"{match[1]}{REDACTED}", text))
+    return _without(text, _values())
+
+
+def _values() -> list[str]:
+    """Of the environment's secrets, the longest first: one may hold another."""
+    found = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name)}
+    return sorted(found, key=len, reverse=True)
+
+
+def _redacted(tree: Any, name: str, values: list[str]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _redacted(value, str(key), values) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_redacted(value, name, values) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    if is_secret(name) and tree and not re.fullmatch(r"\$\{[^{}]*\}", tree):
+        return REDACTED
+    return _without(tree, values)
+
+
+def _without(text: str, values: list[str]) -> str:
+    for value in values:
+        text = text.replace(value, REDACTED)
+    text = _FORMS.sub(REDACTED, _LOGIN.sub(f"{REDACTED}@", text))
+    text = _QUOTED.sub(
+        lambda found: found[0] if _NO_SECRET.fullmatch(found[3]) else f"{found[1]}{found[2]}{REDACTED}", text
+    )
+    return _TYPED.sub(_hidden, text)
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return found[0] if _NO_SECRET.fullmatch(found[2]) else f"{found[1]}{REDACTED}"
