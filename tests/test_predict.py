@@ -220,6 +220,19 @@ def test_another_command_does_not_go_on_with_it(tmp_path: Path) -> None:
         assert opened(**changes).done == 0
 
 
+@pytest.mark.parametrize("content", ['{"input": "a", "error": ""}\n{"inp', "torn"])
+def test_what_a_part_links_to_is_not_cut_off(content: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"inputs": ["a", "b"], "topk": 1, "made_by": {}}
+    part = RowFile(tmp_path / "a.jsonl", **settings).part
+    other = tmp_path / "other"
+    other.write_text(content)
+    part.unlink()
+    part.symlink_to(other)
+    with pytest.raises(ValueError, match="expected the part of a table, a regular file, got a symbolic link"):
+        RowFile(tmp_path / "a.jsonl", **settings, resume=True)
+    assert other.read_text() == content
+
+
 def test_memory_does_not_grow_with_the_number_of_files(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 

@@ -97,7 +97,9 @@ def test_an_error_of_a_command_is_printed_without(capsys: pytest.CaptureFixture[
     assert "[/x]" in said
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@a", " =1", "\t=1", "\r=1", "=cmd|' /C calc'!A0"])
+@pytest.mark.parametrize(
+    "name", ["=1+1", "+1", "-1", "@a", " =1", "\t=1", "\r=1", "=cmd|' /C calc'!A0", "＝1+1", "\u200b=1"]
+)
 def test_a_spreadsheet_runs_no_formula(name: str, tmp_path: Path) -> None:
     assert cell(name).startswith("'")
     assert test_command.confusion_csv([[1]], [name]).count("'") >= 2
@@ -106,6 +108,13 @@ def test_a_spreadsheet_runs_no_formula(name: str, tmp_path: Path) -> None:
     rows.finish()
     line = (tmp_path / "rows.csv").read_text().splitlines()[1]
     assert all(field.strip('"').startswith("'") for field in (line.split(",")[0], line.split(",")[3]))
+
+
+@pytest.mark.parametrize("name", ["a;=1+1", "a; =1", "a;\t@b", "a;b;＋1", ";;-1"])
+def test_no_cell_of_another_language_is_a_formula(name: str) -> None:
+    """Where a comma is a decimal point, a spreadsheet takes the semicolon for the end of a cell."""
+    assert all(part.strip()[:1] not in "=+-@＝＋－＠" or not part.strip() for part in cell(name).split(";"))
+    assert cell("a;b") == "a;b"
 
 
 def test_rows_of_such_names_are_resumed(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from lit_distill._files import append_text
 from lit_distill.inference.predictions import Prediction
 from lit_distill.untrusted.budgets import TABLE_BYTES
-from lit_distill.untrusted.opening import read_untrusted
+from lit_distill.untrusted.opening import open_descriptor
 from lit_distill.untrusted.showing import cell
 
 SUFFIXES = (".jsonl", ".csv")
@@ -63,11 +63,15 @@ class RowFile:
 
     def _resumed(self, inputs: Sequence[str]) -> tuple[int, int]:
         """How many rows the part holds, and how many of them are errors; a torn last line is cut off."""
-        content = read_untrusted(self.part, what="the part of a table", limit=TABLE_BYTES)
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self.part, len(whole))
-        text = whole.decode("utf-8", "surrogateescape")
+        flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)  # what a link leads to is not cut off
+        with open(open_descriptor(self.part, flags, what="the part of a table", limit=TABLE_BYTES), "r+b") as file:
+            content = file.read()
+            whole = content[: content.rfind(b"\n") + 1]
+            counts = self._counted(whole.decode("utf-8", "surrogateescape"), inputs)
+            file.truncate(len(whole))
+        return counts
+
+    def _counted(self, text: str, inputs: Sequence[str]) -> tuple[int, int]:
         if self._csv:
             rows = [(row[0], row[1]) for row in csv.reader(io.StringIO(text, newline=""))][1:]
         else:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-_FORMULA = ("=", "+", "-", "@")
+import re
+
+# Spreadsheets of some languages take full-width signs too, and of others a semicolon for the end of a cell.
+_FORMULA = re.compile(r"(^|;)([\s?]*?)(?=[=+\-@＝＋－＠])")
 
 
 def printable(text: str) -> str:
@@ -24,7 +27,7 @@ def cell(text: str) -> str:
     """A name in a CSV file: spreadsheets run no formula in it, and it stays in its row.
 
     Example:
-        >>> cell("=1+1"), cell("jump"), cell("a\\nb")
-        ("'=1+1", 'jump', 'a?b')
+        >>> cell("=1+1"), cell("jump"), cell("a\\nb"), cell("a;=1")
+        ("'=1+1", 'jump', 'a?b', "a;'=1")
     """
-    return f"'{printable(text)}" if text.lstrip().startswith(_FORMULA) else printable(text)
+    return _FORMULA.sub(r"\1'\2", printable(text))
