@@ -262,7 +262,7 @@ def test_folders_without_classes_or_images(root: Path, tmp_path: Path) -> None:
     images = shutil.copytree(root, tmp_path / "images")
     (images / "val" / "dog" / "0.jpg").unlink()
     (images / "val" / "dog" / "1.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val: Found no valid file for the classes dog"):
+    with pytest.raises(FileNotFoundError, match=r"val: found no image for the classes dog"):
         make(images).setup("fit")
     shutil.rmtree(images / "val")
     (images / "val").mkdir()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.untrusted.budgets import lines_of
+from lit_distill.untrusted.folders import files_below
 from lit_distill.untrusted.images import SUFFIXES
 
 VIDEO_SUFFIXES = (
@@ -54,8 +55,7 @@ def _of_folder(folder: Path, preprocess: Preprocess) -> Inputs:
     first = preprocess.suffix.format(1)
     paths: list[str] = []
     passed_over = 0
-    for place, folders, files in os.walk(folder):
-        folders.sort()
+    for place, files in files_below(folder):
         if not images and not custom and first in files:  # a video as a folder of frames
             paths.append(place)
             continue

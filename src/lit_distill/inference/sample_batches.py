@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_distill._views import InputView
 from lit_distill.data import ImageFolderDataModule, VideoDataModule, normalize
 from lit_distill.data.preprocess import Preprocess
+from lit_distill.untrusted.folders import files_below
 
 _BATCH = 8
 
@@ -53,7 +54,8 @@ def batches_of(source: str | os.PathLike[str], preprocess: Preprocess, count: in
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path} (input=…)")
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    below = (Path(place, name) for place, names in files_below(path) for name in names)
+    files = [path] if path.is_file() else sorted(file for file in below if file.is_file())
     if not files:
         raise FileNotFoundError(f"no files in the folder {path} (input=…)")
     left = islice(files, count)

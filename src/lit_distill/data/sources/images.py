@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension
 
 from lit_distill._screen import few
 from lit_distill.data.catalogue.lists import read_list, shown
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
 from lit_distill.untrusted.budgets import IMAGE_BYTES
+from lit_distill.untrusted.folders import files_below
 from lit_distill.untrusted.images import open_image
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
@@ -81,17 +81,26 @@ class ImageFolders:
         if not folder.is_dir():
             given = f"data.{split}=<its name> or data.root=<folder>"
             raise FileNotFoundError(f"no folder {shown(folder)}, set {given}; the root must hold {self.layout}")
-        try:
-            return [Sample(*sample) for sample in ImageFolder(folder).samples]
-        except FileNotFoundError as error:  # a class without images
-            raise FileNotFoundError(f"{folder}: {error}; the root must hold {self.layout}") from error
+        samples: list[Sample] = []
+        empty = []
+        for label, name in enumerate(self._classes(folder)):
+            found = sorted((place, sorted(files)) for place, files in files_below(folder / name, links=True))
+            images = [os.path.join(place, file) for place, files in found for file in files if _is_image(file)]
+            samples += [Sample(path, label) for path in images]
+            empty += [] if images else [name]
+        if empty:
+            raise FileNotFoundError(
+                f"{shown(folder)}: found no image for the classes {few(empty)}; the root must hold {self.layout}, with "
+                f"the endings {' '.join(IMG_EXTENSIONS)}"
+            )
+        return samples
 
     def unlabelled(self, given: str | os.PathLike[str]) -> list[Sample]:
         """The images without labels: of a folder in the order of their paths, or as a file lists them."""
         place = self._in_root(given)
         if place.is_file():
             return read_list(place, root=self.root, num_classes=self.num_classes, labelled=False)
-        found = sorted(path for path in place.rglob("*") if has_file_allowed_extension(path.name, IMG_EXTENSIONS))
+        found = sorted(Path(folder, name) for folder, names in files_below(place) for name in names if _is_image(name))
         if not found:
             raise FileNotFoundError(
                 f"no images without labels in {shown(place)}, set data.unlabelled=<folder or list file>"
@@ -127,3 +136,7 @@ class ImageFolders:
             return tuple(find_classes(folder)[0])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no class folders in {shown(folder)}; the root must hold {self.layout}") from error
+
+
+def _is_image(name: str) -> bool:
+    return has_file_allowed_extension(name, IMG_EXTENSIONS)
