@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import io
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,47 +20,65 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_distill.untrusted.budgets import WEIGHTS_BYTES
+from lit_distill.untrusted.budgets import ONNX_BYTES, WEIGHTS_BYTES
+from lit_distill.untrusted.onnx_graphs import check_graph
 from lit_distill.untrusted.opening import read_untrusted
 from lit_distill.untrusted.showing import printable
 
 INPUT, OUTPUT = "clips", "logits"
+_SILENT = 4  # of ONNX Runtime's log: names of the file stand in it as they are
+_UNBOUNDED = ["ConstantFolding"]  # it takes memory from elsewhere; what is exported is folded already
+_LONGEST = 1_000  # characters of an error
 
 
 class OnnxNetwork:
     """An ONNX file as a callable: a float batch (B, ...) to logits (B, C), both on the CPU.
 
-    The file has one input and one output whose first dimension is the batch. By default ONNX Runtime uses all cores.
+    The file has one input and one output whose first dimension is the batch, and nodes that are computed one after the
+    other: see :func:`lit_distill.untrusted.onnx_graphs.check_graph`. All such networks of a process together have
+    ``ONNX_BYTES`` of memory.
+
+    Args:
+        path: of the file.
+        threads: that compute a node; None for as many as there are cores.
+        seconds: that a batch may take; None for any.
 
     Raises:
         ModuleNotFoundError: ONNX Runtime is not installed.
         ValueError: the file is missing, no ONNX model that ONNX Runtime can run, or has other inputs and outputs.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None, seconds: float | None = None
+    ) -> None:
         runtime = _imported("onnxruntime")
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"no ONNX file at {self.path}")
         options = runtime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = _SILENT
         if threads is not None:
             options.intra_op_num_threads = threads
         # Threads that spin between calls take the cores from the decoding of the next clip.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        self._runtime, self._seconds = runtime, seconds
         try:
-            # Bytes, not a path: external data, which could name any file of the machine, is then refused.
+            content = read_untrusted(self.path, what="an ONNX file", limit=WEIGHTS_BYTES)
+            check_graph(content)
+            _bound_memory()
+            # Bytes, not a path: external data, which could name any file of the machine, is then refused once more.
             self._session = runtime.InferenceSession(
-                read_untrusted(self.path, what="an ONNX file", limit=WEIGHTS_BYTES),
-                options,
-                providers=["CPUExecutionProvider"],
+                content, options, providers=["CPUExecutionProvider"], disabled_optimizers=_UNBOUNDED
             )
         except Exception as error:  # ONNX Runtime's errors have no common class of their own
             raise ValueError(f"{self.path} is no ONNX model that can be run here: {_line(error)}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
             names = [i.name for i in inputs], [o.name for o in outputs]
-            raise ValueError(f"{self.path} must have one input and one output, has {names[0]} and {names[1]}")
+            said = f"{self.path} must have one input and one output, has {names[0]} and {names[1]}"
+            raise ValueError(printable(said)[:_LONGEST])
         self._input: str = inputs[0].name
         self.input_shape: tuple[int | str, ...] = tuple(inputs[0].shape)
 
@@ -73,12 +93,19 @@ class OnnxNetwork:
         if len(batch.shape) != len(self.input_shape) or any(
             isinstance(w, int) and w != c for w, c in zip(wanted, batch.shape[1:], strict=True)
         ):
-            raise ValueError(f"{self.path} takes batches of {self.input_shape}, came {tuple(batch.shape)}")
+            said = f"{self.path} takes batches of {self.input_shape}, came {tuple(batch.shape)}"
+            raise ValueError(printable(said)[:_LONGEST])
+        options = self._runtime.RunOptions()
+        options.log_severity_level = _SILENT
         try:
-            (outputs,) = self._session.run(None, {self._input: batch.numpy()})
+            with _stopped_after(self._seconds, options):
+                (outputs,) = self._session.run(None, {self._input: batch.numpy()}, options)
             return torch.from_numpy(outputs)
         except Exception as error:
-            raise ValueError(f"{self.path} cannot be run on {tuple(batch.shape)}: {_line(error)}") from error
+            late = (
+                f"it takes more than {self._seconds:g} seconds: give fewer samples a batch" if options.terminate else ""
+            )
+            raise ValueError(f"{self.path} cannot be run on {tuple(batch.shape)}: {late or _line(error)}") from error
 
 
 def write_onnx(network: nn.Module, example: Tensor, path: str | os.PathLike[str]) -> None:
@@ -159,6 +186,29 @@ class _Calibration:
             return None
         self.count += 1
         return {INPUT: batch.detach().cpu().float().numpy()}
+
+
+@functools.cache
+def _bound_memory() -> None:
+    """Have ONNX Runtime take at most ``ONNX_BYTES`` in this process: it keeps one allocator for all of its sessions."""
+    runtime = _imported("onnxruntime")
+    place = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    runtime.create_and_register_allocator(place, runtime.OrtArenaCfg({"max_mem": ONNX_BYTES}))
+
+
+@contextlib.contextmanager
+def _stopped_after(seconds: float | None, options: Any) -> Iterator[None]:
+    """Stop the run of these options, between two nodes, when its time is over."""
+    if seconds is None:
+        yield
+        return
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.classifiers import Classifier, NetworkClassifier
 from lit_distill.inference.exported import load_program
 from lit_distill.runs.opened import Run
+from lit_distill.untrusted.budgets import ONNX_SECONDS
 
 LOADS_PROGRAMS = "torch.export.load"
 """What ``allow`` has to name before a ``.pt2`` file is loaded."""
@@ -28,7 +29,7 @@ def open_classifier(
     if opened.weights is not None and opened.weights.suffix == ".onnx":
         from lit_distill.inference.onnx_files import OnnxNetwork  # its extra may be missing
 
-        network: Callable[[Tensor], Tensor] = OnnxNetwork(opened.verified(opened.weights))
+        network: Callable[[Tensor], Tensor] = OnnxNetwork(opened.verified(opened.weights), seconds=ONNX_SECONDS)
         return NetworkClassifier(network, preprocess)
     if opened.weights is not None and opened.weights.suffix == ".pt2":
         if LOADS_PROGRAMS not in opened.allow:

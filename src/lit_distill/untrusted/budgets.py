@@ -25,6 +25,10 @@ IMAGE_BYTES: Final = 256 << 20
 """Of an image: one of 64 million pixels without compression has 192 MB."""
 WEIGHTS_BYTES: Final = 32 << 30
 """Of a weights file, a checkpoint or an exported network."""
+ONNX_BYTES: Final = 4 << 30
+"""Of all tensors that ONNX Runtime keeps at a time in a process: weights, and what its nodes give."""
+ONNX_SECONDS: Final = 300.0
+"""That ONNX Runtime may take for a batch of an untrusted file."""
 
 HEADER_BYTES: Final = 4 << 20
 """Of the header of a safetensors file: some hundred for a tensor."""

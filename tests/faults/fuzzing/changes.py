@@ -420,7 +420,7 @@ def refielded(data: bytes, chance: Random, tokens: Sequence[bytes], depth: int =
             case 2:
                 fields[place] = chance.choice((1, 2, 3, 4, 5, 7, 8, 9, 13, 14, 20)), kind, content
             case 3:
-                fields.append((chance.choice((1, 5, 8, 9, 13, 14)), 2, chance.choice(tokens)))
+                fields.append((chance.choice((1, 5, 6, 8, 9, 11, 13, 14, 15, 20, 22, 25)), 2, chance.choice(tokens)))
             case _ if isinstance(content, int):
                 fields[place] = number, kind, chance.choice(EDGES)
             case _:

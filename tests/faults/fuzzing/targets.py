@@ -476,8 +476,9 @@ def onnx_files(folder: Path) -> Case:
     import onnx
     from onnx import TensorProto, helper
 
-    from lit_distill.inference.onnx_files import OnnxNetwork
+    from lit_distill.inference import onnx_files as runtime
 
+    runtime.ONNX_BYTES = 128 << 20  # type: ignore[misc]
     weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], np.ones(12, np.float32).tobytes(), raw=True)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["clips", "w"], ["x"]), helper.make_node("Relu", ["x"], ["logits"])], "g",
@@ -486,15 +487,34 @@ def onnx_files(folder: Path) -> Case:
     )  # fmt: skip
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     outside = onnx.StringStringEntryProto(key="location", value="/etc/passwd").SerializeToString()
-    tokens = (*encoded(*NAMES, "MatMul", "Relu", "Constant", "Expand", "ConstantOfShape", "Loop", "If", "clips",
-        "logits",
-                       "com.microsoft", "ai.onnx.ml", "location", "value"), outside, struct.pack("<q", 1 << 40),
-              b"\x0a" + bytes([len(outside)]) + outside)  # fmt: skip
+    # what a node, a model and a graph may have besides: a graph, a function, a sparse tensor
+    body = onnx.AttributeProto(name="body", type=onnx.AttributeProto.GRAPH, g=graph).SerializeToString()
+    sparse = helper.make_sparse_tensor(weight, helper.make_tensor("at", TensorProto.INT64, [1], [0]), [1 << 30])
+    function = helper.make_function("x", "f", ["a"], ["b"], [helper.make_node("f", ["a"], ["b"], domain="x")],
+                                    [helper.make_opsetid("x", 1)]).SerializeToString()  # fmt: skip
+    named = encoded(*NAMES, "MatMul", "Relu", "Constant", "Expand", "ConstantOfShape", "Loop", "If", "clips", "logits",
+                    "com.microsoft", "ai.onnx.ml", "location", "value")  # fmt: skip
+    tokens = (
+        body, function, sparse.SerializeToString(), graph.SerializeToString(), *named, outside,
+        struct.pack("<q", 1 << 40), b"\x0a" + bytes([len(outside)]) + outside,
+    )  # fmt: skip
 
     def read(file: Path) -> object:
-        network = OnnxNetwork(file, threads=1)
+        network = runtime.OnnxNetwork(file, threads=1, seconds=1)
+        check_nodes(onnx.ModelProto.FromString(file.read_bytes()))
         shape = [size if isinstance(size, int) and 0 <= size < 64 else 2 for size in network.input_shape]
         return network(torch.zeros([2, *shape[1:]])) if len(shape) > 1 else network.input_shape
+
+    def check_nodes(parsed: Any) -> None:
+        """What protobuf's own reader finds in a file that was not refused."""
+        assert not parsed.functions
+        assert not parsed.training_info
+        assert not parsed.graph.sparse_initializer
+        for part in (attribute for node in parsed.graph.node for attribute in node.attribute):
+            assert not part.HasField("g"), "a node with a graph"
+            assert not part.graphs
+            assert not part.HasField("sparse_tensor")
+            assert not part.sparse_tensors
 
     honest = [model.SerializeToString()]
     return reading(folder, "a.onnx", honest, lambda data, chance: changes.refielded(data, chance, tokens), read)
