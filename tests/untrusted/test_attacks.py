@@ -188,6 +188,11 @@ TEXTS = {
     "a long number in base 2": "models: 0b" + "1" * 90_000 + "\n",
     "many pointers to one of many keys": "".join(f"k{n}: 1\nv{n}: ${{k9998}}\n" for n in range(9_999)),
     "laughs": "\n".join(f"a{n}: ${{a{n + 1}}}${{a{n + 1}}}" for n in range(90)) + "\na90: ha",
+    "a chain of pointers": "\n".join(f"a{n}: ${{a{n + 1}}}" for n in range(5_000)) + "\na5000: 1",
+    "a pointer of many dots": "models: ${" + "." * 90_000 + "a}",
+    "a pointer of many names": "models: ${" + "a." * 40_000 + "a}",
+    "a pointer of many digits": "models: [1]\ndata: ${models[" + "9" * 90_000 + "]}",
+    "a pointer of other digits": "models: [1]\ndata: ${models.\u0660}",
     "UTF-16": "models: {}\n".encode("utf-16").decode("latin1"),
 }
 CARDS = {

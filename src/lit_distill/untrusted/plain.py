@@ -21,6 +21,7 @@ MAX_DEPTH = 32
 MAX_TEXT = 100_000
 _MAX_NAME = 1_000
 _MAX_NUMBER = 64
+_MAX_CHAIN = 4 * MAX_DEPTH
 _MAX_ALL_TEXT = 4_000_000
 
 KeyPath = tuple[str | int, ...]
@@ -254,7 +255,7 @@ class _Resolver:
 
     def copy(self, path: KeyPath, value: Any) -> Any:
         self.nodes += 1
-        if self.nodes > MAX_NODES or len(path) + len(self.open) > 4 * MAX_DEPTH:
+        if self.nodes > MAX_NODES or len(path) + len(self.open) > _MAX_CHAIN:
             raise ValueError(f"{dotted(path)}: its interpolations grow to more than {MAX_NODES:,} values, or too deep")
         if isinstance(value, Mapping):
             return {key: self.copy((*path, key), item) for key, item in value.items()}
@@ -277,7 +278,7 @@ class _Resolver:
     def _inserted(self, path: KeyPath, match: re.Match[str]) -> str:
         value = self._target(path, match)
         if isinstance(value, (dict, list)):
-            raise ValueError(f"{dotted(path)}: {match[0]} is no plain value, and cannot stand within a text")
+            raise ValueError(f"{dotted(path)}: {_short(match[0])} is no plain value, and cannot stand within a text")
         text = str(value)
         self.characters += len(text)
         if self.characters > _MAX_ALL_TEXT:
@@ -292,27 +293,29 @@ class _Resolver:
         for part in parts:
             key = _key(value, part)
             if key is None:
-                raise ValueError(f"{dotted(path)}: {match[0]} points to nothing")
+                raise ValueError(f"{dotted(path)}: {_short(match[0])} points to nothing")
             place, value = (*place, key), value[key]
             # a pointer to a mapping that the path goes through
             pointer = _POINTER.fullmatch(value) if isinstance(value, str) else None
             if pointer is not None:
                 value = self._within(place, pointer)
         if value == "???":
-            raise ValueError(f"{dotted(path)}: {match[0]} points to a value that is not given")
+            raise ValueError(f"{dotted(path)}: {_short(match[0])} points to a value that is not given")
         if place in self.open or place == path[: len(place)]:
-            raise ValueError(f"{dotted(path)}: {match[0]} points in a circle")
+            raise ValueError(f"{dotted(path)}: {_short(match[0])} points in a circle")
         with self._at_work(place):
             return self.copy(place, value)
 
     def _within(self, place: KeyPath, pointer: re.Match[str]) -> Any:
         if place in self.open:
-            raise ValueError(f"{dotted(place)}: {pointer[0]} points in a circle")
+            raise ValueError(f"{dotted(place)}: {_short(pointer[0])} points in a circle")
         with self._at_work(place):
             return self._target(place, pointer)
 
     @contextmanager
     def _at_work(self, place: KeyPath) -> Iterator[None]:
+        if len(self.open) >= _MAX_CHAIN:
+            raise ValueError(f"{dotted(place)}: more than {_MAX_CHAIN} interpolations point to each other")
         self.open.append(place)
         try:
             yield
@@ -328,8 +331,9 @@ class _Resolver:
 
 def _key(value: Any, part: str) -> Any:
     """The key of a container that ``part`` names, or None."""
+    number = int(part) if part.isascii() and part.isdecimal() and len(part) < _MAX_NUMBER else None
     if isinstance(value, Mapping):
-        return part if part in value else int(part) if part.isdecimal() and int(part) in value else None
-    if isinstance(value, Sequence) and not isinstance(value, str) and part.isdecimal():
-        return int(part) if int(part) < len(value) else None
+        return part if part in value else number if number in value else None
+    if isinstance(value, Sequence) and not isinstance(value, str) and number is not None:
+        return number if number < len(value) else None
     return None
