@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,40 @@ def test_all_that_is_not_admitted_is_told_at_once_with_its_key_and_how_to_admit_
     for part in ("models.Student: 'my_package.Net'", "losses.0.loss: 'os.system'", "--allow my_package", "allow=("):
         assert part in message
     assert "Teacher" not in message
+
+
+V2 = "torchvision.transforms.v2"
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": f"{V2}.Resize", "size": 60_000}, {"_target_": f"{V2}.Resize", "size": [224, 60_000]},
+        {"_target_": f"{V2}.Resize", "_args_": [60_000]}, {"_target_": f"{V2}.CenterCrop", "size": [1, 1024]},
+        {"_target_": f"{V2}.Resize", "size": math.inf}, {"_target_": f"{V2}.Resize", "size": math.nan},
+        {"_target_": f"{V2}.RandomCrop", "size": 32, "padding": 10**6}, {"_target_": f"{V2}.Pad", "padding": 500},
+        {"_target_": f"{V2}.Pad", "_args_": [500]}, {"_target_": f"{V2}.RandomZoomOut"},
+        {"_target_": f"{V2}.ScaleJitter", "target_size": [64, 64]},
+        {"_target_": f"{V2}.RandomRotation", "degrees": 45, "expand": True},
+        {"_target_": f"{V2}.Compose", "transforms": [{"_target_": f"{V2}.Pad", "padding": 16}] * 32},
+    ],
+)  # fmt: skip
+def test_a_transform_enlarges_no_image_without_end(node: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not admitted"):
+        check_targets({"data": {"eval_transform": node}})
+
+
+def test_usual_transforms_are_admitted() -> None:
+    steps = [
+        {"_target_": f"{V2}.RandomResizedCrop", "size": 224, "scale": [0.08, 1.0], "ratio": [0.75, 1.33]},
+        {"_target_": f"{V2}.RandomCrop", "size": 32, "padding": 4}, {"_target_": f"{V2}.RandomHorizontalFlip"},
+        {"_target_": f"{V2}.Resize", "size": [256, 256], "antialias": True},
+        {"_target_": f"{V2}.Normalize", "mean": [123.675, 116.28, 103.53], "std": [58.4, 57.1, 57.4]},
+        {"_target_": f"{V2}.RandAugment", "num_ops": 2, "magnitude": 9},
+        {"_target_": f"{V2}.RandomRotation", "degrees": 9},
+    ]  # fmt: skip
+    tree = {"transform": {"_target_": f"{V2}.Compose", "transforms": steps}}
+    assert check_targets(tree) == tree
 
 
 def test_a_message_holds_no_control_characters() -> None:

@@ -57,6 +57,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "GIF": lambda: of_format("GIF"),
     "JPEG 2000": lambda: b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99),
     "more pixels than the limit": lambda: png(30_000, 30_000, pixels=zlib.compress(bytes(1 << 20))),
+    "sides that become long": lambda: png(4, 100_000, pixels=zlib.compress(bytes(13 * 100_000), 9)),
+    "sides that become wide": lambda: png(100_000, 4, pixels=zlib.compress(bytes(4 * 300_001), 9)),
     "text that unfolds": lambda: png(8, 8, chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27), 9))),
     "profile that unfolds": lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 27), 9))),
     "pixels that are missing": lambda: png(7_000, 7_000, pixels=zlib.compress(b"")),

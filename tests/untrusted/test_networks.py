@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import time
@@ -18,6 +19,7 @@ from lit_distill.models import PPTSMv2, torchvision_model
 from lit_distill.runs import artifacts
 from lit_distill.runs.opened import load_run
 from lit_distill.untrusted import networks
+from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import FREE_BYTES, held_to
 
 
@@ -49,6 +51,50 @@ def test_a_run_that_asks_for_a_giant_is_refused_in_one_line(model: dict[str, Any
         run.model()
     assert time.process_time() - started < 5  # a second where the machine is idle
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+LAYER = {"_target_": "torch.nn.TransformerEncoderLayer", "d_model": 1, "nhead": 1, "dim_feedforward": 1}
+COPIES: list[dict[str, Any]] = [
+    {"_target_": "torch.nn.TransformerEncoder", "encoder_layer": LAYER, "num_layers": 10**9},
+    {"_target_": "torch.nn.TransformerEncoder", "encoder_layer": {**LAYER, "d_model": 1024}, "num_layers": 1000},
+    {"_target_": "torch.nn.LSTM", "input_size": 1, "hidden_size": 1, "num_layers": 10**9},
+    {"_target_": "torch.nn.Transformer", "d_model": 1, "nhead": 1, "num_decoder_layers": 10**9},
+]
+
+
+@pytest.mark.parametrize("node", COPIES)
+def test_copies_and_small_tensors_are_counted(node: dict[str, Any]) -> None:
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ValueError, match=r"asks for a network of more than [\d,]+ bytes"):
+        build(node)
+    assert time.process_time() - started < 20  # some seconds where the machine is idle
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"_target_": "torch.nn.TransformerEncoder", "encoder_layer": {"_target_": "torch.nn.Identity"}},
+        {"_target_": "torch.nn.TransformerDecoder", "decoder_layer": COPIES[0]},
+        {"_target_": "torch.nn.TransformerEncoder", "_args_": [LAYER]},
+    ],
+)
+def test_what_is_copied_is_a_layer(node: dict[str, Any]) -> None:
+    """Others hold no tensors, so that a billion copies of them would count for nothing."""
+    with pytest.raises(ValueError, match=r"expected a torch\.nn\.Transformer|its arguments go by name"):
+        build({**node, "num_layers": 10**9})
+    assert build(dict(COPIES[0], num_layers=2)).num_layers == 2
+
+
+@pytest.mark.parametrize("place", ["transform", "root", "x"])
+def test_the_data_of_a_run_have_a_budget_too(place: str, tmp_path: Path) -> None:
+    file = student_of({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}, tmp_path / "run")
+    giant = {"_target_": "torch.nn.Linear", "in_features": 10**5, "out_features": 10**5}
+    card = json.loads((file.parent / "student.json").read_text())
+    card["data"] = {"_target_": "lit_distill.data.ImageFolderDataModule", "num_classes": 3, place: giant}
+    (file.parent / "student.json").write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=r"data: its config asks for a network of more than"):
+        load_run(file).data()
 
 
 def test_links_to_weights_add_no_bytes(tmp_path: Path) -> None:

@@ -33,9 +33,10 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     trainer = config.get("trainer") or {}
 
     def built(node: Any, **_: str) -> Any:
-        return build(node, allow=run.allow, run_dir=folder)
+        return build(node, allow=run.allow, run_dir=folder, weights_bytes=size)
 
-    with held_to(run.weights_bytes, str(folder)):
+    size = run.weights_bytes
+    with held_to(size, str(folder)):
         module = build_module(tree, build=built)
     return measure(
         module, run.data(**{str(key): value for key, value in (data or {}).items()}), steps=steps,

@@ -38,7 +38,6 @@ from lit_distill.runs.names import (
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
 from lit_distill.untrusted.naming import is_address
-from lit_distill.untrusted.networks import held_to
 from lit_distill.untrusted.plain import dotted, read_plain
 
 _Built = TypeVar("_Built")
@@ -160,8 +159,7 @@ class Run:
         name = self._name(model)
         file = self.weights_file(name, checkpoint)
         node = self.config["models"][name]
-        with held_to(self.weights_bytes, name):
-            network = self._built("models", name, _without_weights(node), nn.Module)
+        network = self._built("models", name, _without_weights(node), nn.Module, weights_bytes=self.weights_bytes)
         if file.suffix == ".safetensors":
             state = read_safetensors(self.verified(file))[0]
         elif file.suffix != CHECKPOINT_SUFFIX:
@@ -232,10 +230,10 @@ class Run:
             raise ValueError(f"{self.folder} has no model {name!r:.80}: it has {', '.join(self.models)}")
         return name
 
-    def _built(self, group: str, name: str, node: Any, kind: type[_Built]) -> _Built:
+    def _built(self, group: str, name: str, node: Any, kind: type[_Built], *, weights_bytes: int = 0) -> _Built:
         """Check a part of the config, and build it from what was checked."""
         place = f"{group}.{name}".rstrip(".")
-        made = build(node, name=place, allow=self.allow, run_dir=self.folder)
+        made = build(node, name=place, allow=self.allow, run_dir=self.folder, weights_bytes=weights_bytes)
         if not isinstance(made, kind):
             raise ValueError(f"{dotted((place,))}: expected a {kind.__name__}, got {type(made).__name__}")
         return made

@@ -23,6 +23,8 @@ TEXT_BYTES: Final = 16 << 20
 """Of JSON, YAML and logs that are read as a whole."""
 IMAGE_BYTES: Final = 256 << 20
 """Of an image: one of 64 million pixels without compression has 192 MB."""
+MAX_RATIO: Final = 50
+"""Of a picture's longer side to its shorter one, which is what is scaled: 4 x 100,000 becomes 256 x 6,400,000."""
 WEIGHTS_BYTES: Final = 32 << 30
 """Of a weights file, a checkpoint or an exported network."""
 ONNX_BYTES: Final = 4 << 30

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from lit_distill.untrusted.check import check_targets, located
+from lit_distill.untrusted.networks import held_to
 from lit_distill.untrusted.plain import KeyPath, dotted
 from lit_distill.untrusted.showing import printable
 
@@ -17,7 +18,12 @@ _OWN_KEYS = (_TARGET, "_args_", "_partial_", "_convert_", "_recursive_")
 
 
 def build(
-    config: Any, *, name: str = "", allow: Collection[str] = (), run_dir: str | os.PathLike[str] | None = None
+    config: Any,
+    *,
+    name: str = "",
+    allow: Collection[str] = (),
+    run_dir: str | os.PathLike[str] | None = None,
+    weights_bytes: int = 0,
 ) -> Any:
     """Check an untrusted config against the allow-list, and build what it describes.
 
@@ -29,16 +35,19 @@ def build(
         name: its place in the file, for messages.
         allow: as for :func:`lit_distill.untrusted.check.check_targets`.
         run_dir: as there.
+        weights_bytes: of the files of its weights: see :func:`lit_distill.untrusted.networks.held_to`.
 
     Raises:
-        ValueError: something is not admitted, an argument is missing, or a call does not take its arguments.
+        ValueError: something is not admitted or asks for far more memory than its weights, an argument is missing, or a
+            call does not take its arguments.
 
     Example:
         >>> build({"_target_": "torch.nn.Linear", "_args_": [2, 3]})
         Linear(in_features=2, out_features=3, bias=True)
     """
     checked = check_targets({name: config}, allow=allow, run_dir=run_dir)[name]
-    return _built(checked, (name,))
+    with held_to(weights_bytes, name or "the config"):
+        return _built(checked, (name,))
 
 
 def _built(node: Any, path: KeyPath) -> Any:

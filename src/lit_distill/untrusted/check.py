@@ -7,6 +7,7 @@ you compose from config folders and overrides of your own is your code, and is n
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.plain import KeyPath, dotted, read_plain, resolved, walk
-from lit_distill.untrusted.targets import Rule, rule_of
+from lit_distill.untrusted.targets import MAX_TRANSFORMS, TRANSFORMS, Rule, rule_of
 
 __all__ = ["check_allow", "check_targets", "read_config"]
 
@@ -104,6 +105,9 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
         tree = {**tree, "run_dir": str(Path(run_dir).absolute())}
     plain = resolved(tree)
     faults = [fault for path, value in walk(plain) for fault in _faults(path, value, allow, run_dir)]
+    targets = (str(value.get(_TARGET)) for _, value in walk(plain) if isinstance(value, Mapping))
+    if sum(target.startswith(TRANSFORMS) for target in targets) > MAX_TRANSFORMS:  # each may enlarge an image
+        faults.append(f"more than {MAX_TRANSFORMS} of {TRANSFORMS}")
     if not faults:  # only what the caller admits is imported, and only when nothing else is wrong
         faults = [fault for path, value in walk(plain) for fault in _foreign(path, value, allow)]
     if faults:
@@ -164,14 +168,21 @@ def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os
 
 
 def _argument_fault(name: str, argument: Any, rule: Rule, run_dir: str | os.PathLike[str] | None) -> str | None:
+    if name == "_args_" and (not rule.positional or (rule.numbers and any(True for _ in _numbers(argument)))):
+        return "its arguments go by name"
+    low, high = rule.numbers.get(name, rule.numbers.get("", (-math.inf, math.inf)))
+    if rule.numbers and not all(low <= number <= high for number in _numbers(argument)):
+        return f"expected numbers from {low:g} to {high:g}"
     if name == "_args_":
-        return None if rule.positional else "its arguments go by name"
+        return None
     if rule.arguments is not None and name not in rule.arguments:
         return "this argument is not admitted"
     if name in rule.existing and not (isinstance(argument, str) and Path(argument).expanduser().is_dir()):
         return f"{_shown(argument)} is no folder that exists"
     if name in rule.written:
         return _place_fault(argument, run_dir)
+    if name in rule.parts and (not isinstance(argument, Mapping) or argument.get(_TARGET) != rule.parts[name]):
+        return f"expected a {rule.parts[name]}"
     for text in _texts(argument):
         if name in rule.patterns:
             if not re.fullmatch(rule.patterns[name], text) or ".." in text or "__" in text:
@@ -189,6 +200,15 @@ def _place_fault(argument: Any, run_dir: str | os.PathLike[str] | None) -> str |
     if not Path(argument).resolve().is_relative_to(Path(run_dir).resolve()) or argument.startswith("~"):
         return f"{_shown(argument)} is a place to write outside the run folder"
     return None
+
+
+def _numbers(argument: Any) -> Iterator[float]:
+    """The numbers of an argument, without those of nested targets."""
+    if isinstance(argument, (int, float)):
+        yield argument
+    elif isinstance(argument, (list, tuple)):
+        for item in argument:
+            yield from _numbers(item)
 
 
 def _texts(argument: Any) -> Iterator[str]:

@@ -6,6 +6,8 @@ from typing import BinaryIO, Final
 
 from PIL import Image, UnidentifiedImageError
 
+from lit_distill.untrusted.budgets import MAX_RATIO
+
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 """Pillow's names of the formats that data sets of images are in. Of the others, some start a program (PostScript), and
 all are decoders that nobody here needs."""
@@ -43,6 +45,8 @@ def open_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(f"{width} x {height} is more than {max_pixels} pixels, the limit: scale it down")
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ValueError(f"{width} x {height}: one side is more than {MAX_RATIO} times the other, the limit: crop it")
     if image.info.get("progressive"):
         place = file.tell()
         file.seek(0)

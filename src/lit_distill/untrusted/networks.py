@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,6 +15,8 @@ from lit_distill.untrusted.budgets import UNFOLDED
 
 FREE_BYTES: Final = 256 << 20
 """That any network may have: buffers and initialization are in no weights file."""
+CALL_BYTES: Final = 2_048
+"""That count for a call of torch: a tensor takes some for itself, so that many small ones, or copies, have an end."""
 MODULES: Final = 100_000
 """In a network, and layers among them that hold nothing."""
 
@@ -65,14 +67,20 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
         named = named or {}
-        if not function.is_view:
-            self._left -= _bytes_asked(arguments, named)
-            if self._left < 0:
-                raise ValueError(
-                    f"{self._what}: its config asks for a network of more than {self._most:,} bytes, its weights have "
-                    f"{self._weights_bytes:,}"
-                )
-        return function(*arguments, **named)
+        asked = 0 if function.is_view else _bytes_asked(arguments, named)
+        self._take(asked + CALL_BYTES)
+        made = function(*arguments, **named)
+        if isinstance(made, Tensor) and not function.is_view and not function._schema.is_mutable:  # a copy, say
+            self._take(max(0, made.numel() * made.element_size() - asked))
+        return made
+
+    def _take(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(
+                f"{self._what}: its config asks for a network of more than {self._most:,} bytes, its weights have "
+                f"{self._weights_bytes:,}"
+            )
 
 
 def _bytes_asked(arguments: Sequence[Any], named: dict[str, Any]) -> int:

@@ -26,6 +26,8 @@ class Rule:
         patterns: what the text of an argument must match in full; it holds no ``..`` and no ``__``.
         written: those that name a file or folder to write, which lies in the run folder.
         existing: those that name a folder which must be there.
+        parts: what an argument must be built of, by its name: copied without end, another would take all memory.
+        numbers: the least and the largest number in an argument, by its name; those of ``""`` are for all others.
         positional: whether ``_args_`` are taken.
     """
 
@@ -34,6 +36,8 @@ class Rule:
     patterns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     written: frozenset[str] = frozenset()
     existing: frozenset[str] = frozenset()
+    parts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    numbers: Mapping[str, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
     positional: bool = False
 
 
@@ -52,6 +56,10 @@ _PLACES = _names(
 
 _PLAIN = Rule()
 _LAYER = Rule(positional=True)
+TRANSFORMS = "torchvision.transforms.v2"
+MAX_TRANSFORMS = 32
+# Pixels, so that no side of an image is scaled to 1024 whose other side is much longer.
+_TRANSFORM = Rule(numbers={"": (-1024, 1024), "size": (16, 1024)}, positional=True)
 # Their further arguments go to other libraries: timm's checkpoint_path would be unpickled by an old release.
 _NETWORK_BY_NAME = Rule(
     arguments=_names(
@@ -141,6 +149,10 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.models.torchvision_model": _NETWORK_BY_NAME,
         "lit_distill.optim.paddle_momentum": _PLAIN,
         "lit_distill.terms.LossTerm": _PLAIN,
+        "torch.nn.TransformerDecoder": Rule(parts={"decoder_layer": "torch.nn.TransformerDecoderLayer"}),
+        "torchvision.transforms.v2.Pad": Rule(numbers={"": (-1024, 1024), "padding": (0, 16)}),
+        "torchvision.transforms.v2.RandomRotation": Rule(arguments=_names("degrees interpolation center fill")),
+        "torch.nn.TransformerEncoder": Rule(parts={"encoder_layer": "torch.nn.TransformerEncoderLayer"}),
     }
 )
 
@@ -157,11 +169,16 @@ _KINDS: Mapping[str, tuple[type | str, Rule]] = MappingProxyType(
         "torch.nn": (nn.Module, _LAYER),
         "torch.optim": (torch.optim.Optimizer, _PLAIN),
         "torch.optim.lr_scheduler": (LRScheduler, _PLAIN),
-        "torchvision.transforms.v2": (nn.Module, _LAYER),
+        TRANSFORMS: (nn.Module, _TRANSFORM),
     }
 )
-# They call what they are given, or are no layers.
-_NOT = frozenset({nn.Module, torch.optim.lr_scheduler.LambdaLR, torch.optim.lr_scheduler.MultiplicativeLR, v2.Lambda})
+# They call what they are given, are no layers, or enlarge an image by a factor.
+_NOT = frozenset(
+    {
+        nn.Module, torch.optim.lr_scheduler.LambdaLR, torch.optim.lr_scheduler.MultiplicativeLR, v2.Lambda,
+        v2.RandomZoomOut, v2.ScaleJitter,
+    }
+)  # fmt: skip
 
 
 def rule_of(target: str) -> Rule | None:

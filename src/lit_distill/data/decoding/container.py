@@ -18,6 +18,7 @@ import av.video.codeccontext
 import av.video.stream
 
 from lit_distill.data.decoding.layout import Limits, VideoError, VideoSource, name_of
+from lit_distill.untrusted.budgets import MAX_RATIO
 from lit_distill.untrusted.containers import ExcessError, check_container
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
@@ -112,6 +113,9 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
             video.check_time()
             if context.width * context.height > limits.pixels:
                 reason = f"{context.width} x {context.height} is more than {limits.pixels} pixels a frame, the limit"
+                raise VideoError(name, reason)
+            if max(context.width, context.height) > MAX_RATIO * min(context.width, context.height):
+                reason = f"{context.width} x {context.height}: one side is more than {MAX_RATIO} times the other"
                 raise VideoError(name, reason)
             if len(stream.index_entries) > limits.frames:
                 reason = f"its index has {len(stream.index_entries)} frames, the limit is {limits.frames}"

@@ -139,4 +139,4 @@ class ImageFolders:
 
 
 def _is_image(name: str) -> bool:
-    return has_file_allowed_extension(name, IMG_EXTENSIONS)
+    return bool(has_file_allowed_extension(name, IMG_EXTENSIONS))
