@@ -63,12 +63,15 @@ CALLS: Final = (
     "torch.nn.Module.register_forward_hook", "torch.nn.modules.linear.torch.load", "torch.optim.SGD", "torch.save",
     "lit_distill.losses.KDLoss", "lit_distill.models.PPTSMv2", "lit_distill.data.VideoDataModule", "lightning.Trainer",
     "lit_distill.untrusted.building.build", "lit_distill.models.timm_model", "lightning.pytorch.loggers.CSVLogger",
-    "lit_distill.checkpoints.os.system", "numpy.load", "torchvision.transforms.v2.Lambda", "lit_distill", "", ".",
+    "lit_distill.checkpoints.os.system", "numpy.load", "torchvision.transforms.v2.Lambda",
+    "torch.nn.TransformerEncoder", "torch.nn.LSTM", "torchvision.transforms.v2.Resize",
+    "torchvision.transforms.v2.Pad", "lit_distill", "", ".",
     "a..b",
 )  # fmt: skip
 KEYS: Final = (
     T, "_args_", "_partial_", "_recursive_", "_convert_", "a", "b", "c", "d", "f", "root", "roots", "size", "scale",
-    "num_classes", "num_frames", "pretrained", "in_features", "out_features", "lr", "Student", "models", "data",
+    "num_classes", "num_frames", "pretrained", "num_layers", "encoder_layer", "padding",
+    "in_features", "out_features", "lr", "Student", "models", "data",
     "student",
     "losses", "callbacks", "trainer", "cache", "train_list", "format", "<<", "${a}", "a b", "__class__", "0",
     "class_names",
@@ -478,7 +481,7 @@ def onnx_files(folder: Path) -> Case:
 
     from lit_distill.inference import onnx_files as runtime
 
-    runtime.ONNX_BYTES = 128 << 20  # type: ignore[misc]
+    runtime.ONNX_BYTES = 128 << 20  # type: ignore[attr-defined]
     weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 3], np.ones(12, np.float32).tobytes(), raw=True)
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["clips", "w"], ["x"]), helper.make_node("Relu", ["x"], ["logits"])], "g",
