@@ -56,6 +56,7 @@ _PLACES = _names(
 
 _PLAIN = Rule()
 _LAYER = Rule(positional=True)
+_RECURRENT = Rule(numbers={"num_layers": (1, 64)}, positional=True)  # torch looks for each tensor in a list of all
 TRANSFORMS = "torchvision.transforms.v2"
 MAX_TRANSFORMS = 32
 # Pixels, so that no side of an image is scaled to 1024 whose other side is much longer.
@@ -149,10 +150,16 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.models.torchvision_model": _NETWORK_BY_NAME,
         "lit_distill.optim.paddle_momentum": _PLAIN,
         "lit_distill.terms.LossTerm": _PLAIN,
-        "torch.nn.TransformerDecoder": Rule(parts={"decoder_layer": "torch.nn.TransformerDecoderLayer"}),
+        **{f"torch.nn.{name}": _RECURRENT for name in ("GRU", "LSTM", "RNN", "RNNBase")},
+        "torch.nn.Transformer": Rule(numbers={"num_encoder_layers": (0, 256), "num_decoder_layers": (0, 256)}),
+        "torch.nn.TransformerDecoder": Rule(
+            parts={"decoder_layer": "torch.nn.TransformerDecoderLayer"}, numbers={"num_layers": (1, 256)}
+        ),
+        "torch.nn.TransformerEncoder": Rule(
+            parts={"encoder_layer": "torch.nn.TransformerEncoderLayer"}, numbers={"num_layers": (1, 256)}
+        ),
         "torchvision.transforms.v2.Pad": Rule(numbers={"": (-1024, 1024), "padding": (0, 16)}),
         "torchvision.transforms.v2.RandomRotation": Rule(arguments=_names("degrees interpolation center fill")),
-        "torch.nn.TransformerEncoder": Rule(parts={"encoder_layer": "torch.nn.TransformerEncoderLayer"}),
     }
 )
 
