@@ -31,7 +31,7 @@ def sources(root: Path) -> ImageFolders:
 
 
 def nested(folder: Path, depth: int) -> None:
-    """Deeper than a path may be long."""
+    """No deeper than pytest can remove."""
     folder.mkdir(parents=True)
     place = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
@@ -66,7 +66,7 @@ def test_chains_of_links_are_walked_once(tmp_path: Path) -> None:
     assert len(sources(tmp_path).samples("train")) == 2
 
 
-@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 3_000])
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 400])
 def test_folders_nest_to_a_depth(depth: int, tmp_path: Path) -> None:
     picture(tmp_path / "train" / "cat" / "a.png")
     nested(tmp_path / "train" / "dog", depth)
