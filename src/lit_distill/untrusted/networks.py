@@ -16,7 +16,7 @@ from lit_distill.untrusted.budgets import UNFOLDED
 FREE_BYTES: Final = 256 << 20
 """That any network may have: buffers and initialization are in no weights file."""
 CALL_BYTES: Final = 2_048
-"""That count for a call of torch: a tensor takes some for itself, so that many small ones, or copies, have an end."""
+"""That count at least for a call of torch, so that many small tensors, or copies, have an end."""
 MODULES: Final = 100_000
 """In a network, and layers among them that hold nothing."""
 
@@ -67,8 +67,8 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
         named = named or {}
-        asked = 0 if function.is_view else _bytes_asked(arguments, named)
-        self._take(asked + CALL_BYTES)
+        asked = max(CALL_BYTES, 0 if function.is_view else _bytes_asked(arguments, named))
+        self._take(asked)
         made = function(*arguments, **named)
         if isinstance(made, Tensor) and not function.is_view and not function._schema.is_mutable:  # a copy, say
             self._take(max(0, made.numel() * made.element_size() - asked))
