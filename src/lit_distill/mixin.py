@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
-from lit_distill._module.frozen import FrozenRecord
+from lit_distill._module.frozen import FrozenRecord, shared_tensors
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
+from lit_distill._screen import few
 from lit_distill.composer import LossComposer
 from lit_distill.terms import LossTerm, Weight, check_weight, weight_error
 
@@ -109,10 +111,12 @@ class DistillMixin(LightningModule):
             raise ValueError(f"{STUDENT!r} is the student: give the teacher another name")
         networks = {STUDENT: learner, **teachers}
         check_names(networks, list(teachers))
-        own = {id(p) for p in self.parameters()}
         for name, network in teachers.items():
-            if any(id(p) in own for p in network.parameters()):
-                raise ValueError(f"{name} shares parameters with {type(self).__name__}: freezing it would freeze both")
+            if shared := shared_tensors(self, network):
+                raise ValueError(
+                    f"{name} shares parameters, buffers or dropouts with {type(self).__name__}: {few(shared)}; "
+                    "freezing it would freeze both: give it a copy (copy.deepcopy)"
+                )
             network.requires_grad_(False).eval()
         composer = LossComposer(losses)
         composer.check(networks)
@@ -193,6 +197,14 @@ class DistillMixin(LightningModule):
         super().on_train_epoch_start()
         for teacher in self._distill_teachers.values():
             teacher.eval()
+
+    def on_train_epoch_end(self) -> None:
+        """After your own: warn of terms that are NaN or infinite."""
+        super().on_train_epoch_end()
+        for name, term in self.distillation.terms.items():
+            value = self.trainer.callback_metrics.get(f"distill/{name}")
+            if value is not None and not math.isfinite(float(value)):
+                rank_zero_warn(f"distill/{name} is {float(value)} ({repr(term)[9:-1]}) in epoch {self.current_epoch}")
 
     # ---------------------------------------------------------------- steps
 

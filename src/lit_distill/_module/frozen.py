@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from lit_distill._screen import few
@@ -90,6 +91,49 @@ class FrozenRecord:
                 f"{there['sha256'][:12]} from {_source(there)} then, {here['sha256'][:12]} from {_source(here)} now; "
                 f"give the file of then, or say that it is meant: {admit.format(name)}"
             )
+
+
+def shared_tensors(one: nn.Module, other: nn.Module, *, learning: bool = False) -> list[str]:
+    """Names in ``one`` of what it shares with ``other``: parameters and buffers in the same memory, and modules.
+
+    Of modules without either, those alone whose training mode matters: dropouts.
+
+    Args:
+        one: a network.
+        other: another.
+        learning: leave out what takes no gradient in ``one``: parameters, and buffers with such parameters around them.
+
+    Example:
+        >>> base = nn.Linear(2, 2)
+        >>> shared_tensors(nn.Sequential(base, nn.Linear(2, 1)), nn.Sequential(base))
+        ['0.weight', '0.bias']
+    """
+    theirs, parts = set(_places(other)), set(other.modules())
+    found = []
+    for path, part in one.named_modules():
+        tensors = [(name, p, p.requires_grad) for name, p in part.named_parameters(recurse=False)]
+        if buffers := list(part.named_buffers(recurse=False)):
+            learns = any(p.requires_grad for p in _parameters_around(one, path))
+            tensors += [(name, buffer, learns) for name, buffer in buffers]
+        found += [
+            f"{path}.{name}".lstrip(".")
+            for name, tensor, learns in tensors
+            if (learns or not learning) and not is_lazy(tensor) and tensor.numel() and tensor.data_ptr() in theirs
+        ]
+        if isinstance(part, _DropoutNd) and part in parts and not learning:
+            found.append(path)
+    return found
+
+
+def _parameters_around(model: nn.Module, path: str) -> list[nn.Parameter]:
+    """The parameters in a part of a model or, where it has none, in the nearest part around it that has some."""
+    while not (parameters := list(model.get_submodule(path).parameters())) and path:
+        path = path.rpartition(".")[0]
+    return parameters
+
+
+def _places(model: nn.Module) -> list[int]:
+    return [t.data_ptr() for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and t.numel()]
 
 
 def check_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._inputs import counted, left_as_given
+from lit_distill._module.frozen import shared_tensors
 from lit_distill._module.preflight import check_names, input_views, student_candidates, unpack_batch
 from lit_distill._module.train_only import TrainOnly
+from lit_distill._screen import few
 from lit_distill._views import InputView, average_over_views
 from lit_distill.signals import SignalCache, SignalCapture
 
@@ -50,9 +53,13 @@ class NamedModels(LightningModule):
         """What a model sees of a batch, by the names of those that see less than all."""
         self.signal_cache: SignalCache | None = None
         """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
+        learners = {name: model for name, model in self.models.items() if name not in self.frozen}
+        self._train_only = TrainOnly(learners, train_only)
+        for name in self.frozen:
+            for learner, model in learners.items():
+                _check_sharing(name, self.models[name], learner, model, said=bool(train_only))
         for name in self.frozen:
             self.models[name].requires_grad_(False)
-        self._train_only = TrainOnly({n: m for n, m in self.models.items() if n not in self.frozen}, train_only)
 
     @property
     def named(self) -> dict[str, nn.Module]:
@@ -157,3 +164,18 @@ class NamedModels(LightningModule):
     def _seen_by(self, name: str, inputs: Any) -> Any:
         view = self.inputs.get(name)
         return inputs if view is None else view(inputs)
+
+
+def _check_sharing(frozen: str, still: nn.Module, learner: str, model: nn.Module, *, said: bool) -> None:
+    """Refuse a frozen model and one that learns that share what is to learn; warn where neither trains it."""
+    shared = shared_tensors(model, still)
+    if not shared:
+        return
+    what = f"{frozen} is frozen and shares {len(shared)} tensors or dropouts with {learner}: {few(shared)}"
+    if shared_tensors(model, still, learning=True):
+        raise ValueError(
+            f"{what}; they would be in eval mode and in no optimizer in {learner} too: give {frozen} a copy "
+            f"(copy.deepcopy), or name what of {learner} is trained besides: train_only=[{learner}.<part>]"
+        )
+    if not said:
+        rank_zero_warn(f"{what}; they are in eval mode in both. To say that it is meant: train_only=[{learner}.<part>]")
