@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._module.checkpointed import CheckpointedModule
-from lit_distill._module.metrics import TermMeans, TopKAccuracy
+from lit_distill._module.metrics import TermMeans, TopKAccuracy, at_chance, why_no_classes
 from lit_distill._module.preflight import BEST, TOP1, check_judges_best
 from lit_distill._views import ViewsBatch
 from lit_distill.composer import LossComposer
-from lit_distill.losses.base import class_indices
+
+_ENOUGH = 64  # samples of a validation to judge a frozen model by
 
 
 def default_metrics() -> MetricCollection:
@@ -41,6 +44,11 @@ class EvaluatedModule(CheckpointedModule):
         self._own_val_composer = val_composer
         self.val_metrics = nn.ModuleDict({} if metrics is None else {name: metrics() for name in self.models})
         self._metrics_are_default = metrics is default_metrics
+        self._left_out: set[str] = set()
+        self._classes: dict[str, int] = {}
+        self._trusted: set[str] = set()
+        self.non_finite: frozenset[str] = frozenset()
+        """Names of the terms and metrics that were NaN or infinite in the last evaluation, which was warned of."""
         self._chooses_student = chooses_student
         if chooses_student:
             check_judges_best(dict(self.val_metrics.items()), self.candidates)
@@ -60,9 +68,8 @@ class EvaluatedModule(CheckpointedModule):
         size = target.shape[0] if target is not None and target.ndim else 1
         self.val_terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), size)
         for name, metric in self._named_metrics():
-            if self._is_judged(outputs[name], target):
-                assert target is not None
-                metric.update(outputs[name], class_indices(target) if self._metrics_are_default else target)
+            if self._is_judged(name, outputs[name], target):
+                metric.update(outputs[name], target)
         return outputs
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -72,10 +79,51 @@ class EvaluatedModule(CheckpointedModule):
     def _named_metrics(self) -> list[tuple[str, Metric | MetricCollection]]:
         return [(name, cast("Metric | MetricCollection", metric)) for name, metric in self.val_metrics.items()]
 
-    def _is_judged(self, output: Any, target: Tensor | None) -> bool:
-        if target is None:
+    def _is_judged(self, name: str, output: Any, target: Any) -> bool:
+        if target is None or not self._metrics_are_default:
+            return target is not None
+        if (why := why_no_classes(output, target)) is not None:
+            self._leave_out(name, why)
             return False
-        return not self._metrics_are_default or (isinstance(output, Tensor) and output.ndim == 2 and target.ndim <= 2)
+        self._classes[name] = output.shape[1]
+        return True
+
+    def _warn_of_guesses(self, metrics: Mapping[str, Metric | MetricCollection]) -> None:
+        """Once, on the first evaluation of enough samples: name frozen models that are no better than chance."""
+        for name in self.frozen:
+            metric = metrics.get(name)
+            if not self._metrics_are_default or name in (*self._trusted, *self.moving) or name not in self._classes:
+                continue
+            assert isinstance(metric, MetricCollection)
+            top1 = metric[TOP1]
+            samples = int(top1.total)  # of this rank: it is enough where this is
+            if samples >= _ENOUGH and not int(top1.several):
+                self._trusted.add(name)
+                if guesses := at_chance(name, float(top1.correct) / samples, samples, self._classes[name]):
+                    rank_zero_warn(guesses)
+
+    def _leave_out(self, name: str, why: str) -> None:
+        """Say once that a model has no default metrics."""
+        if name not in self._left_out:
+            self._left_out.add(name)
+            rank_zero_warn(
+                f"top1 and top5 of {name} are left out: {why}; give metrics=<a function that makes a torchmetrics "
+                "Metric or MetricCollection of your task>, or metrics=None"
+            )
+
+    def _warn_of_non_finite(self, stage: str, values: Mapping[str, float], composer: LossComposer) -> frozenset[str]:
+        """Name the terms and metrics that are NaN or infinite, and return their names."""
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if not bad:
+            return frozenset()
+        terms = {f"{stage}/{name}": repr(term)[9:-1] for name, term in composer.terms.items()}
+        parts = [f"{name} is {value}" + (f" ({terms[name]})" if name in terms else "") for name, value in bad.items()]
+        rank_zero_warn(
+            f"{', '.join(parts)} in epoch {self.current_epoch}: whatever monitors it compares nothing. Does the loss "
+            "take logits or (log-)probabilities, and are the network's outputs finite? lit_distill.callbacks.NonFinite "
+            "names the samples in training"
+        )
+        return frozenset(bad)
 
     def on_validation_start(self) -> None:
         """Begin the figures anew; let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
@@ -117,8 +165,15 @@ class EvaluatedModule(CheckpointedModule):
             if metric_was_updated(metric):
                 computed = metric.compute()
                 results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
-                values |= {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
+                found = {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
+                if self._metrics_are_default and any(map(math.isnan, found.values())):
+                    self._leave_out(model, "no sample has a label of one class (targets are multi-hot, or below 0)")
+                else:
+                    values |= found
+        if stage == "val":
+            self._warn_of_guesses(dict(self._named_metrics()))
         self._reset_figures()
+        self.non_finite = self._warn_of_non_finite(stage, values, self.val_composer)
         values |= self._judge_candidates(stage, values)
         # Metrics are already reduced over ranks; Lightning would average the equal values once more.
         self.log_dict(values, on_epoch=True, sync_dist=False)

@@ -24,7 +24,7 @@ class Agreement(Callback):
     the mean Kullback-Leibler divergence of the student's probabilities s from the teacher's t, at temperature 1, in
     nats. Both are over all samples of all processes. It looks at what validation computes anyway. With several
     candidates (``student="best"``) every pair with one of them is logged, the earlier one taken for the student. Models
-    whose output is not (B, C) with equal C, and runs of one model, have none. Test is the same under ``test/``.
+    whose output is not (B, C) with equal C above 1, and runs of one model, have none. Test is the same under ``test/``.
 
     Raises:
         ValueError: at the start of a validation, another module than a DistillModule.
@@ -54,7 +54,13 @@ class Agreement(Callback):
         """Count one batch."""
         for (student, teacher), means in self._means.items():
             s, t = outputs[student], outputs[teacher]
-            if isinstance(s, Tensor) and isinstance(t, Tensor) and s.ndim == 2 and s.shape == t.shape:
+            if (
+                isinstance(s, Tensor)
+                and isinstance(t, Tensor)
+                and s.ndim == 2
+                and s.shape == t.shape
+                and s.shape[1] > 1
+            ):
                 means.update(agreement_and_kl(s, t), len(s))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -232,11 +232,12 @@ class NonFinite(Callback):
         self._stack.enter_context(values_unchecked())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of figures that are not finite."""
+        """Warn of metrics that are not finite; a :class:`lit_distill.DistillModule` does so itself, with its terms."""
         self._stack.close()
+        said = getattr(pl_module, "non_finite", ())
         bad = sorted(
             name for name, value in trainer.callback_metrics.items()
-            if name.startswith("val") and not math.isfinite(float(value))
+            if name.startswith("val") and name not in said and not math.isfinite(float(value))
         )  # fmt: skip
         if bad and not trainer.sanity_checking:
             rank_zero_warn(

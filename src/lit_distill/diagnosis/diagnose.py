@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_distill._module.metrics import at_chance, why_no_classes
 from lit_distill._module.preflight import example_batch, size_of
 from lit_distill._screen import few
 from lit_distill._views import ViewsBatch
@@ -272,7 +273,7 @@ def _short_validation(
             return None
         outputs = module.run_models(inputs, evaluate=True, views=isinstance(batch, ViewsBatch))
         for name, output in outputs.items():
-            if not isinstance(output, Tensor) or output.ndim != 2:
+            if why_no_classes(output, target) is not None:
                 return None
             classes = output.shape[1]
             right[name] = right.get(name, 0) + int((output.argmax(1) == class_indices(target)).sum())
@@ -288,24 +289,13 @@ def _of_accuracy(module: DistillModule, accuracy: Accuracy | None) -> Iterator[s
     student = accuracy.top1[module.student]
     for name in module.frozen:
         top1 = accuracy.top1[name]
-        if _lower_bound(top1, accuracy.samples) <= accuracy.chance:
-            yield (
-                f"the frozen {name} is no better than chance: top-1 {100 * top1:.1f} % on {accuracy.samples} "
-                f"validation samples, chance {100 * accuracy.chance:.1f} %: are these its weights, classes and "
-                "preprocessing?"
-            )
+        if guesses := at_chance(name, top1, accuracy.samples, round(1 / accuracy.chance)):
+            yield guesses
         elif top1 < student:
             yield (
                 f"the frozen {name} is below its student before training: top-1 {100 * top1:.1f} % against "
                 f"{100 * student:.1f} % on {accuracy.samples} validation samples"
             )
-
-
-def _lower_bound(share: float, count: int, z: float = 1.96) -> float:
-    """Lower end of Wilson's 95 % interval of a share."""
-    centre = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - spread) / (1 + z * z / count)
 
 
 def _lineage(module: DistillModule) -> Iterator[tuple[str, Preprocess]]:
