@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
+from lit_distill._term_checks import require_classes, teaches, wrong_values
 from lit_distill._trial import on_trial
 from lit_distill.balance import Balancer
 from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows, tensors_of
@@ -97,6 +100,7 @@ class LossComposer(nn.Module):
         self.terms: dict[str, LossTerm] = {}
         self.losses = nn.ModuleDict()
         self._clone: frozenset[str] = frozenset()
+        self._checked: set[str] = set()
         self._last_weights: tuple[tuple[object, ...], Tensor] | None = None
         for name, given in terms.items():
             term = given if isinstance(given, LossTerm) else term_from_mapping(name, given)
@@ -111,6 +115,10 @@ class LossComposer(nn.Module):
         self.references: tuple[Reference, ...] = tuple(unique.values())
         self.model_names = frozenset(ref.model for ref in self.references if not ref.is_data)
         """The names of the models that some term refers to."""
+        taught = [term for term in self.terms.values() if not term.monitor]
+        self._monitors = len(taught) < len(self.terms)
+        self.taught_names = frozenset(ref.model for term in taught for ref in term.references if not ref.is_data)
+        """The same without terms that only watch."""
         self.balance = balance
         if balance is not None:
             balance.build(list(self.terms))
@@ -149,11 +157,14 @@ class LossComposer(nn.Module):
             ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
         """
         terms = tuple(self.values(signals, target, index=index, epoch=epoch).values())
+        if self.training and torch.is_grad_enabled() and len(self._checked) < len(terms):
+            self._check_first_step(terms, signals, epoch)
         stacked = torch.stack(terms)
         weights, penalty = self._weights_at(epoch, stacked), None
         if self.balance is not None and self.training:
             weights, penalty = self.balance(weights)
-        total = torch.dot(stacked, weights) if penalty is None else torch.dot(stacked, weights) + penalty
+        summed = stacked.where(weights != 0, 0.0) if self._monitors else stacked  # 0 times NaN would be NaN
+        total = torch.dot(summed, weights) if penalty is None else torch.dot(summed, weights) + penalty
         return ComposedLoss(total, tuple(self.terms), terms, stacked.detach(), weights.detach())
 
     def values(
@@ -167,6 +178,65 @@ class LossComposer(nn.Module):
         """Every term before its weight, each with its own graph; arguments and errors are those of :meth:`forward`."""
         self._put_data(signals, target, index)
         return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
+
+    def _check_first_step(self, values: Sequence[Tensor], signals: SignalCapture, epoch: float) -> None:
+        """Once for each term, in the first training step in which it has a weight: raise where it teaches nobody."""
+        for (name, term), value in zip(self.terms.items(), values, strict=True):
+            if name in self._checked or not (term.monitor or term.weight_at(epoch)):
+                continue
+            if self._teaches(name, value, signals):
+                self._checked.add(name)
+            elif not hasattr(term.loss, "set_epoch"):  # of which a trial has seen whether it ever teaches
+                raise ValueError(self._teaches_nobody(name, signals))
+
+    def _teaches(self, name: str, value: Tensor, signals: SignalCapture) -> bool:
+        """Whether the gradient of a term reaches what its first signals depend on, or nobody expects that it does."""
+        term = self.terms[name]
+        if term.monitor or (term.has_fixed_weight and not term.weight):
+            return True
+        return teaches(value, [signals[ref.text] for ref in term.first if not ref.is_data])
+
+    def _ever_teaches(self, name: str, signals: SignalCapture) -> bool:
+        """The same, at any epoch of a loss that depends on it."""
+        term = self.terms[name]
+        epochs = (0, *range(1, 100), 200, 500, 1000) if hasattr(term.loss, "set_epoch") else (0,)
+        return any(self._teaches(name, self._evaluate(name, term, signals, epoch), signals) for epoch in epochs)
+
+    def _teaches_nobody(self, name: str, signals: SignalCapture) -> str:
+        """What to say of a term whose gradient reaches no parameter of its first models."""
+        term = self.terms[name]
+        learners = list(dict.fromkeys(ref.model for ref in term.first if not ref.is_data))
+        texts = [ref.text for ref in term.first if not ref.is_data]
+        if not any(p.requires_grad for model in learners for p in signals.models[model].parameters()):
+            why = f"no parameter of {', '.join(learners)} learns, as it is frozen by name or by hand"
+        elif not any(signals[text].requires_grad for text in texts):
+            why = f"{', '.join(texts)} comes without a graph: it is detached, or nothing before it learns"
+        else:
+            why = "the loss detaches it, or does not depend on it"
+        return (
+            f"term {name!r} ({repr(term)[9:-1]}) teaches nobody: expected a gradient for a parameter of "
+            f"{', '.join(learners)}, got none, since {why}; tap a signal that learns, give a term that begins later a "
+            "weight that is 0 until then, or say monitor=True for one that is only watched"
+        )
+
+    def _refuse(self, idle: Sequence[str], signals: SignalCapture) -> None:
+        """Raise for terms that teach nobody; warn of one whose weight begins at 0, as something may learn by then."""
+        for name in idle:
+            message = self._teaches_nobody(name, signals)
+            if self.terms[name].weight_at(0.0):
+                raise ValueError(message)
+            rank_zero_warn(f"{message} (its weight is 0 at the start, and something may learn by then)")
+
+    def _warn_of_values(self, signals: SignalCapture) -> None:
+        """Warn of probabilities where a loss expects logits, and the other way round."""
+        for name, term in self.terms.items():
+            arguments = self._arguments(name, term, signals)
+            sides = (term.first, term.second)
+            modules = [[ref.module(signals.models) for ref in side if not ref.is_data] for side in sides]
+            for side, place, fault in wrong_values(term.loss, arguments, modules):
+                text, shape = sides[side][place].text, tuple(tensors_of(arguments[side])[place].shape)
+                message = f"term {name!r} ({repr(term)[9:-1]}): {text!r} {shape} does not fit: {fault}"
+                rank_zero_warn(f"{message}; leave the last activation of a network to its loss")
 
     def shapes(self, name: str, signals: SignalCapture) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that a term really gets, by reference; :meth:`values` put the batch's own ones."""
@@ -209,6 +279,8 @@ class LossComposer(nn.Module):
             return _zero(term, arguments)
         try:
             with left_as_given("the loss", arguments, "other terms and callbacks see the same tensors; make a new one"):
+                if name not in self._checked:
+                    require_classes(term.loss, arguments)
                 value = term.loss(*arguments)
         except torch.OutOfMemoryError:
             raise
@@ -223,7 +295,9 @@ class LossComposer(nn.Module):
         try:
             first = signals.resolve(term.first, as_list=term.first_is_list)
             second = signals.resolve(term.second, as_list=term.second_is_list)
-            if term.detach:
+            if term.monitor:
+                first = _detach(first)
+            if term.detach or term.monitor:
                 second = _detach(second)
             if term.align_time:
                 first, second = aligned_in_time(first, second, clips=_clips_of(signals))
@@ -336,11 +410,24 @@ def build_composers(
             for module in used:
                 module.eval()
             signals = _captured(composers, models, run)
+        taught, never = composers[0], list[str]()
         with on_trial(composers):
             for composer in composers:
-                composer._put_data(signals, target, index)
-                for name, term in composer.terms.items():
-                    composer._evaluate(name, term, signals, 0.0)
+                given = signals if composer is taught else signals.detached()
+                composer._put_data(given, target, index)
+                with torch.set_grad_enabled(composer is taught):
+                    values = {name: composer._evaluate(name, term, given, 0.0) for name, term in composer.terms.items()}
+                if composer is taught:
+                    idle = [name for name, value in values.items() if not composer._teaches(name, value, given)]
+                composer._warn_of_values(given)
+        if idle and not torch.is_inference_mode_enabled():  # in training mode it may teach all the same
+            for part, mode in modes:
+                part.training = mode
+            with suppress(RuntimeError, ValueError), on_trial(composers), torch.enable_grad():
+                trained = _captured(composers, models, run)
+                taught._put_data(trained, target, index)
+                never = [name for name in idle if not taught._ever_teaches(name, trained)]
+            taught._refuse(never, signals)
     finally:
         for part, mode in modes:
             part.training = mode
@@ -354,9 +441,17 @@ def _captured(
 ) -> SignalCapture:
     references = {ref.text: ref for composer in composers for ref in composer.references}
     clone = frozenset().union(*(composer._clone for composer in composers))
-    with on_trial(models.values()), SignalCapture(models, references.values(), clone=clone) as signals:
-        run(signals)
-    return signals
+
+    def captured() -> SignalCapture:
+        with on_trial(models.values()), SignalCapture(models, references.values(), clone=clone) as signals:
+            run(signals)
+        return signals
+
+    try:
+        with torch.enable_grad():
+            return captured()
+    except RuntimeError:  # networks whose eval mode is written for no_grad, such as a detector's post-processing
+        return captured()
 
 
 def _clips_of(signals: SignalCapture) -> int | None:

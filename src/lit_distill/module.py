@@ -36,7 +36,9 @@ class DistillModule(EvaluatedModule):
     descends its total; all trainable models share one backward pass and one optimizer.
 
     Args:
-        models: the networks by name; names have no dots, ``GroundTruth`` and ``SampleIndex`` are reserved.
+        models: the networks by name; names have no dots, ``GroundTruth`` and ``SampleIndex`` are reserved. Models that
+            learn may share modules. A frozen model may share with one that learns what ``train_only`` leaves untrained
+            there, such as a base with adapters.
         losses: the terms of training by name, as :class:`LossTerm` or a mapping of its arguments.
         val_losses: the terms of validation and test; those of training where not given.
         frozen: names of models that only teach: eval mode for good, no gradients, in no optimizer and no checkpoint,
@@ -73,7 +75,8 @@ class DistillModule(EvaluatedModule):
     :meth:`unpack` for batches of another form and :meth:`run_model` for models that take something else.
 
     Raises:
-        ValueError: an unknown model or submodule, a reserved name, a model that no term reaches.
+        ValueError: an unknown model or submodule, a reserved name, a model that no term reaches, a frozen model that
+            shares with one that learns what is to learn.
 
     Example:
         >>> from functools import partial
@@ -124,13 +127,14 @@ class DistillModule(EvaluatedModule):
         )
         self.composer.check(models)
         self.val_composer.check(models)
-        unused = set(models) - self.composer.model_names - set(self.frozen)
+        unused = set(models) - self.composer.taught_names - set(self.frozen)
         if unused:
             raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
         self._optimizer_factory = optimizer
         self._scheduler_factory = scheduler
         self._preflight = preflight
         self._record: StepRecord | None = None
+        self._warned = False
         self.composed: ComposedLoss | None = None
         """The losses of the current training step, until its backward pass has ended."""
         tensors = (*dict(self.named_parameters()), *dict(self.named_buffers()))
@@ -251,6 +255,8 @@ class DistillModule(EvaluatedModule):
             if moves:
                 values[f"train/{name}_weight"] = weight
         self.last_terms = values
+        if not self._warned:
+            self._warned = bool(self._warn_of_non_finite("train", values, self.composer))
         optimizers = self.trainer.optimizers
         rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
         self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -118,6 +119,7 @@ class SignalCapture:
         *,
         clone: Collection[str] = (),
     ) -> None:
+        self.models = models
         self._taps = {ref.text: (ref, ref.module(models)) for ref in references if not ref.is_data}
         self._clone = frozenset(clone)
         self._handles: list[RemovableHandle] = []
@@ -194,6 +196,13 @@ class SignalCapture:
     def captured(self) -> dict[str, Tensor]:
         """What was captured or put so far, by the text of its reference, without its graph."""
         return {text: tensor.detach() for text, tensor in self._tensors.items()}
+
+    def detached(self) -> SignalCapture:
+        """The same signals without their graphs."""
+        other = copy.copy(self)
+        other._tensors = self.captured()
+        other._versions, other._fired = dict(self._versions), dict(self._fired)
+        return other
 
     def changed_in_place(self) -> set[str]:
         """Texts of the references whose tensor an in-place operation changed after the capture."""

@@ -16,7 +16,7 @@ from lit_distill.signals import GROUND_TRUTH, Reference, parse_references
 Weight: TypeAlias = float | Callable[[float], float]
 """A number, or a schedule: a function of the fractional epoch."""
 
-_KEYS = "loss, pair, and optionally target, weight, detach, align_time"
+_KEYS = "loss, pair, and optionally target, weight, detach, align_time, monitor"
 
 
 class LossTerm:
@@ -33,6 +33,9 @@ class LossTerm:
             ``same_signals`` that it takes the same references twice is held to it.
         align_time: whether signals of frames (B * T, ...) of different T are compared: the longer one is averaged over
             the time of each frame of the other.
+        monitor: whether the term is only logged and teaches no model: all its signals are detached, and it is no part
+            of the total. Parameters of the loss itself learn all the same, as those of a probe. A term that is no
+            monitor and whose gradient reaches no parameter of its first model is refused.
 
     Raises:
         ValueError: a malformed pair, reference or weight.
@@ -52,6 +55,7 @@ class LossTerm:
         weight: Weight = 1.0,
         detach: bool | None = None,
         align_time: bool = False,
+        monitor: bool = False,
     ) -> None:
         if not callable(loss):
             raise ValueError(f"loss must be a callable of two signals, got {loss!r}")
@@ -78,6 +82,7 @@ class LossTerm:
                     f"detach=True leaves {_loss_name(loss)} as it is, where both sides learn: leave it out"
                 )
         self.align_time = align_time
+        self.monitor = monitor
         self.detach = not both if detach is None else detach
 
     @property
@@ -101,7 +106,10 @@ class LossTerm:
         return not callable(self.weight)
 
     def weight_at(self, epoch: float) -> float:
-        """The weight at a fractional epoch."""
+        """The weight at a fractional epoch; 0 for a monitor, unless its loss has parameters that learn."""
+        learns = isinstance(self.loss, nn.Module) and any(p.requires_grad for p in self.loss.parameters())
+        if self.monitor and not learns:
+            return 0.0
         return float(self.weight(epoch)) if callable(self.weight) else float(self.weight)
 
     def __repr__(self) -> str:
@@ -127,7 +135,7 @@ def weight_error(name: str, weight: float, epoch: float) -> ValueError:
 
 def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
     """The term of these arguments; raises ValueError that names it."""
-    known = {"loss", "pair", "target", "weight", "detach", "align_time"}
+    known = {"loss", "pair", "target", "weight", "detach", "align_time", "monitor"}
     unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
     if unknown or missing:
         problem = f"unknown keys {sorted(unknown)}" if unknown else f"missing keys {sorted(missing)}"

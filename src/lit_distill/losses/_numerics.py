@@ -19,6 +19,12 @@ from lit_distill.losses._hyperparameters import check, rules_of
 P = ParamSpec("P")
 Nested = TypeVar("Nested")
 
+ONE_CLASS = (
+    "the softmax of one logit is 1 whatever it is, so the loss has no gradient; use a loss for single logits "
+    "(nn.BCEWithLogitsLoss on labels, nn.MSELoss between models), or give the model two outputs"
+)
+"""Why a loss over classes refuses one class."""
+
 _HALF = (torch.float16, torch.bfloat16)
 
 # Whether losses look at their own values: not where a training step does, once, for all ranks and on every device.
@@ -137,6 +143,13 @@ def require_logits(name: str, student: Tensor, teacher: Tensor) -> None:
             f"{name} expects logits of shape (N, C) with at least one sample and one class, "
             f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
         )
+    require_classes(name, student, 1)
+
+
+def require_classes(name: str, logits: Tensor, dim: int) -> None:
+    """Raise ValueError where a softmax over ``dim`` would be over one class."""
+    if logits.shape[dim] == 1:
+        raise ValueError(f"{name} expects at least two classes, got logits {tuple(logits.shape)}: {ONE_CLASS}")
 
 
 def centered(x: Tensor, dim: int) -> Tensor:

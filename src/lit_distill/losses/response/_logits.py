@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lit_distill.losses._numerics import can_look, require_same_shape
+from lit_distill.losses._numerics import can_look, require_classes, require_same_shape
 from lit_distill.losses.base import class_indices
 
 
@@ -20,7 +20,7 @@ def class_rows(name: str, student: Tensor, teacher: Tensor, class_dim: int | Non
             (B, C, H, W) and (B, T, S, C) look alike, so it must be given.
 
     Raises:
-        ValueError: the shapes differ, hold no element, or leave the class dimension open.
+        ValueError: the shapes differ, hold no element or a single class, or leave the class dimension open.
     """
     require_same_shape(name, student, teacher)
     shapes = f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
@@ -35,6 +35,7 @@ def class_rows(name: str, student: Tensor, teacher: Tensor, class_dim: int | Non
         class_dim = -1
     if not -student.ndim < class_dim < student.ndim or class_dim == 0:
         raise ValueError(f"{name}: class_dim={class_dim} names no class dimension, {shapes}")
+    require_classes(name, student, class_dim)
     if student.ndim == 2:
         return student, teacher
     return tuple(x.movedim(class_dim, -1).flatten(0, -2) for x in (student, teacher))  # type: ignore[return-value]
@@ -52,6 +53,7 @@ def check_labels(name: str, student: Tensor, target: Tensor) -> Tensor:
             f"{name} expects class indices int64 ({rows},) or class probabilities ({rows}, {classes}) "
             f"for logits {tuple(student.shape)}, got a target {tuple(target.shape)} of {target.dtype}"
         )
+    require_classes(name, student, 1)
     if target.ndim == 2:
         return target.to(student.dtype)
     if can_look(target):

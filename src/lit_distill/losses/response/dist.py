@@ -96,6 +96,8 @@ class DISTLoss(Loss):
         0.0
     """
 
+    expects_logits = True
+
     beta: NonNegative = 1.0
     gamma: NonNegative = 1.0
     temperature: Positive = 1.0

@@ -88,6 +88,8 @@ class DKDLoss(Loss):
         4.6075
     """
 
+    expects_logits = True
+
     alpha: NonNegative = 1.0
     beta: NonNegative = 8.0
     temperature: Positive = 4.0

@@ -162,6 +162,8 @@ class DMLLoss(Loss):
         (True, False)
     """
 
+    expects_logits = True
+
     activation: Activation = "softmax"
     mutual: Form = "symmetric"
     detach_peer: bool = False

@@ -99,6 +99,8 @@ class DMLGroupLoss(Loss):
         0.3728
     """
 
+    expects_logits = True
+
     same_signals = True
 
     mutual: Form = "symmetric"

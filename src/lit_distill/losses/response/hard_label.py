@@ -50,6 +50,8 @@ class HardLabelLoss(Loss):
         0.4076
     """
 
+    expects_logits = True
+
     class_dim: int | None = None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -76,6 +76,8 @@ class KDLoss(Loss):
         0.0
     """
 
+    expects_logits = True
+
     temperature: Positive = 4.0
     logit_standardization: bool = False
     standardization_eps: Positive = 1e-7

@@ -110,6 +110,8 @@ class MLLDLoss(Loss):
         0.0
     """
 
+    expects_logits = True
+
     temperatures: Temperatures = (2.0, 3.0, 4.0, 5.0, 6.0)
     instance: NonNegative = 1.0
     batch: NonNegative = 1.0

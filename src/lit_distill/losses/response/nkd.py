@@ -65,6 +65,8 @@ class NKDLoss(Loss):
         0.9284
     """
 
+    expects_logits = True
+
     gamma: NonNegative = 1.5
     temperature: Positive = 1.0
 

@@ -79,6 +79,8 @@ class SKDLoss(Loss):
         0.2937
     """
 
+    expects_logits = True
+
     temperature: Positive = 1.0
     multiplier: Positive = 2.0
     alpha: Share = 0.9

@@ -79,6 +79,8 @@ class SoftTargetCrossEntropy(Loss):
         0.0
     """
 
+    expects_logits = True
+
     form: SoftForm = "cross_entropy"
     temperature: Positive = 1.0
     class_dim: int | None = None

@@ -66,6 +66,8 @@ class WSLDLoss(Loss):
         3.227
     """
 
+    expects_logits = True
+
     temperature: Positive = 2.0
     teacher_labels: bool = False
 
