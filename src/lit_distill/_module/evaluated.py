@@ -95,7 +95,7 @@ class EvaluatedModule(CheckpointedModule):
             if not self._metrics_are_default or name in (*self._trusted, *self.moving) or name not in self._classes:
                 continue
             assert isinstance(metric, MetricCollection)
-            top1 = metric[TOP1]
+            top1 = cast("TopKAccuracy", metric[TOP1])
             samples = int(top1.total)  # of this rank: it is enough where this is
             if samples >= _ENOUGH and not int(top1.several):
                 self._trusted.add(name)
