@@ -117,11 +117,11 @@ class EvaluatedModule(CheckpointedModule):
         if not bad:
             return frozenset()
         terms = {f"{stage}/{name}": repr(term)[9:-1] for name, term in composer.terms.items()}
-        parts = [f"{name} is {value}" + (f" ({terms[name]})" if name in terms else "") for name, value in bad.items()]
+        parts = [f"{name} is {value} ({terms[name]})" for name, value in bad.items() if name in terms]
         rank_zero_warn(
-            f"{', '.join(parts)} in epoch {self.current_epoch}: whatever monitors it compares nothing. Does the loss "
-            "take logits or (log-)probabilities, and are the network's outputs finite? lit_distill.callbacks.NonFinite "
-            "names the samples in training"
+            f"values that are not finite: {', '.join(sorted(bad))} in epoch {self.current_epoch}: {'; '.join(parts)}. "
+            "Does the loss take logits or (log-)probabilities, and are the outputs finite? Whatever monitors such a "
+            "value compares nothing; lit_distill.callbacks.NonFinite names the samples of a training step"
         )
         return frozenset(bad)
 
