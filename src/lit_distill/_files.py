@@ -192,8 +192,8 @@ def described_fault(archive: zipfile.ZipFile) -> str:
         if record.filename.endswith("data.pkl"):
             if record.file_size > _PICKLE_BYTES:
                 return f"what describes its tensors has more than {_PICKLE_BYTES:,} bytes, the limit"
-            with archive.open(record) as described:
-                if fault := pickle_fault(described):
+            with archive.open(record) as described:  # read at once: a byte at a time takes three times as long
+                if fault := pickle_fault(io.BytesIO(described.read())):
                     return fault
     return ""
 
