@@ -204,3 +204,11 @@ def test_a_small_honest_video_passes(tmp_path: Path) -> None:
     changed = content[:place] + numbers(MANY) + content[place + 4 :]
     with pytest.raises(ExcessError):
         check_container(io.BytesIO(changed), len(changed), changed[:8])
+
+
+@pytest.mark.parametrize("sides", [(16, 1600), (1600, 16)])
+def test_a_video_that_becomes_long_is_refused(sides: tuple[int, int], tmp_path: Path) -> None:
+    """Its shorter side is scaled to a size, and the other with it where the data keep the ratio."""
+    write_video(tmp_path / "a.mp4", np.zeros((2, *sides, 3), np.uint8))
+    with pytest.raises(VideoError, match="one side is more than 50 times the other"):
+        read_frames(tmp_path / "a.mp4", [0])
