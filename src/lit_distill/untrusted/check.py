@@ -168,7 +168,7 @@ def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os
 
 
 def _argument_fault(name: str, argument: Any, rule: Rule, run_dir: str | os.PathLike[str] | None) -> str | None:
-    if name == "_args_" and (not rule.positional or (rule.numbers and any(True for _ in _numbers(argument)))):
+    if name == "_args_" and (not rule.positional or (rule.numbers and list(_numbers(argument)))):
         return "its arguments go by name"
     low, high = rule.numbers.get(name, rule.numbers.get("", (-math.inf, math.inf)))
     if rule.numbers and not all(low <= number <= high for number in _numbers(argument)):
