@@ -56,7 +56,7 @@ def deaths(folder: Path, number: int) -> dict[str, dict[str, int]]:
     return counts
 
 
-@pytest.fixture(scope="module", params=[40, pytest.param(1500, marks=pytest.mark.slow)], ids=["some", "many"])
+@pytest.fixture(scope="module", params=[16, pytest.param(1500, marks=pytest.mark.slow)], ids=["some", "many"])
 def died(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     return deaths(tmp_path_factory.mktemp("deaths") / "x", request.param)
 

@@ -52,25 +52,27 @@ def deep(width: int = 16) -> nn.Sequential:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("steps", [20, pytest.param(STEPS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "setting",
     [
         {}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}, {"gradient_clip_val": 0.1},
-        {"accumulate_grad_batches": 2, "max_steps": STEPS // 2}, {"val_check_interval": 2},
+        {"accumulate_grad_batches": 2}, {"val_check_interval": 2},
         {"callbacks": [Meddler()]}, {"detect_anomaly": True, "precision": "64-true"},
     ],
     ids=lambda setting: ", ".join(f"{k}={v}" for k, v in setting.items() if k != "callbacks") or "plain",
 )  # fmt: skip
-def test_a_hundred_steps_leave_every_bit_of_the_teacher(tmp_path: Path, setting: dict[str, Any]) -> None:
+def test_no_step_changes_a_bit_of_the_teacher(tmp_path: Path, setting: dict[str, Any], steps: int) -> None:
     torch.manual_seed(0)
     teacher = deep()
     module = tiny.module(models={"Student": tiny.net(), "Teacher": teacher})
-    fit = tiny.trainer(tmp_path, **{"max_epochs": -1, "max_steps": STEPS, **setting})
+    fit = tiny.trainer(tmp_path, max_epochs=-1, max_steps=steps // setting.get("accumulate_grad_batches", 1), **setting)
     placed = {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(setting.get("precision", ""), torch.float32)
     before = state_sha256({k: v.to(placed) if v.is_floating_point() else v for k, v in teacher.state_dict().items()})
     fit.fit(module, tiny.loader(), tiny.loader())
     same = state_sha256(teacher.state_dict()) == before
-    report("frozen: teacher's hash after 100 steps", tried=1, survived=int(same))
+    if steps == STEPS:
+        report(f"frozen: teacher's hash after {steps} steps", tried=1, survived=int(same))
     assert same
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert not any(part.training for part in teacher.modules())
