@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.preflight import BEST, check_classes, try_example
+from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import StepRecord, fractional_epoch
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
@@ -25,7 +26,7 @@ from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
-SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler]
+SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler | Mapping[str, Any]]
 Terms: TypeAlias = Mapping[str, LossTerm | Mapping[str, Any]]
 
 
@@ -48,7 +49,8 @@ class DistillModule(EvaluatedModule):
             list of the losses' own parameters.
         scheduler: a :class:`lit_distill.schedules.Schedule` that multiplies the learning rate as a function of the
             fractional epoch, stepped every optimizer step; or a factory from optimizer to a torch scheduler, stepped
-            every epoch.
+            every epoch (``OneCycleLR``, ``CyclicLR`` and what holds them: every step), or to a dict such as
+            ``{"scheduler": …, "interval": "step"}``.
         student: the model that ``forward`` runs and that is deployed; by default ``Student``, or the only model.
             ``"best"`` for the best of several peers by validation top-1: each validation logs ``val/best/top1``, which
             a checkpoint may monitor, and sets the attribute ``student``, which checkpoints hold.
@@ -294,7 +296,21 @@ class DistillModule(EvaluatedModule):
             schedule, steps = self._scheduler_factory, self._steps_per_epoch()
             scheduler: LRScheduler = LambdaLR(optimizer, lambda step: schedule(step / steps))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler_factory(optimizer)}}
+        made = self._scheduler_factory(optimizer)
+        steps, epochs = self._training_length()
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(made, steps=steps, epochs=epochs)}
+
+    def _training_length(self) -> tuple[float, float]:
+        """Optimizer steps and epochs of the training, infinite where they are not known."""
+        load_train_data(self.trainer)
+        batches, most, steps = self.trainer.num_training_batches, self.trainer.max_epochs, math.inf
+        epochs = math.inf if most is None or most < 0 else float(most)
+        if math.isfinite(batches):
+            within = max(1, steps_within(self.trainer, int(batches)))
+            limit = self.trainer.max_steps if self.trainer.max_steps >= 0 else math.inf
+            steps = min(limit, within * epochs)
+            epochs = min(epochs, math.ceil(steps / within)) if math.isfinite(steps) else epochs
+        return steps, epochs
 
     def _steps_per_epoch(self) -> int:
         load_train_data(self.trainer)

@@ -1,0 +1,130 @@
+"""Whether a torch scheduler moves with every step or with every epoch, which the scheduler itself does not say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    SequentialLR,
+)
+
+_LENGTHS = {
+    CosineAnnealingLR: "T_max", CosineAnnealingWarmRestarts: "T_0", LinearLR: "total_iters",
+    PolynomialLR: "total_iters",
+}  # fmt: skip
+
+
+def scheduler_config(made: Any, *, steps: float, epochs: float) -> Any:
+    """What ``configure_optimizers`` gives for what a scheduler factory made.
+
+    A dict (``{"scheduler": …, "interval": "step"}``) says itself how often it moves. A scheduler moves with every
+    epoch, except one that is, or holds, ``OneCycleLR``, ``CyclicLR`` or a schedule of transformers: these count
+    optimizer steps, unless they have as many as the training has epochs. A warning asks about others whose length fits
+    steps, or is not known.
+
+    Args:
+        made: the scheduler, or a dict with it.
+        steps: optimizer steps of the training; infinite where that is not known.
+        epochs: of the training; infinite where that is not known.
+
+    Raises:
+        ValueError: a ``OneCycleLR`` ends before the training does, or a dict has no scheduler.
+    """
+    if isinstance(made, Mapping):
+        given = dict(made)
+        if "scheduler" not in given:
+            raise ValueError(
+                f'a scheduler factory gives a scheduler or {{"scheduler": …}}, got a dict of {list(given)}'
+            )
+        if "interval" not in given:
+            given["interval"] = _interval(given["scheduler"], steps, epochs)
+        _check(given["scheduler"], given["interval"], steps, epochs)
+        return given
+    interval = _interval(made, steps, epochs)
+    _check(made, interval, steps, epochs)
+    return {"scheduler": made, "interval": interval}
+
+
+def _parts(scheduler: Any) -> Iterator[LRScheduler]:
+    """A scheduler, or those that it is made of."""
+    if isinstance(scheduler, (SequentialLR, ChainedScheduler)):
+        for part in scheduler._schedulers:
+            yield from _parts(part)
+    else:
+        yield scheduler
+
+
+def _interval(scheduler: Any, steps: float, epochs: float) -> Literal["step", "epoch"]:
+    parts = list(_parts(scheduler))
+    if any(isinstance(part, CyclicLR) for part in parts):
+        return "step"
+    counted = [total for part in parts if (total := _total_steps(part)) is not None]
+    if counted:
+        return "epoch" if all(total == epochs for total in counted) else "step"
+    if any(isinstance(part, (LambdaLR, MultiplicativeLR)) for part in parts):
+        rank_zero_warn(
+            f"{type(scheduler).__name__} as a scheduler factory moves with every epoch: if its function counts steps, "
+            'have the factory give {"scheduler": …, "interval": "step"}; with "interval": "epoch" this is not asked'
+        )
+    return "epoch"
+
+
+def _total_steps(part: LRScheduler) -> int | None:
+    """The steps that a scheduler counts: of ``OneCycleLR``, and of the schedules of Hugging Face's transformers."""
+    if isinstance(part, OneCycleLR):
+        return int(part.total_steps)
+    functions = getattr(part, "lr_lambdas", ())
+    given = (getattr(function, "keywords", {}).get("num_training_steps") for function in functions)
+    return next((int(number) for number in given if number is not None), None)
+
+
+def _check(scheduler: Any, interval: str, steps: float, epochs: float) -> None:
+    moves = steps if interval == "step" else epochs
+    said = f"training has {_number(steps)} optimizer steps in {_number(epochs)} epochs"
+    parts = list(_parts(scheduler))
+    sequence = isinstance(scheduler, SequentialLR)
+    for part in parts:
+        name, total, length = type(part).__name__, _total_steps(part), _length(part)
+        if total is not None and math.isfinite(moves) and (not sequence or part is parts[-1]):
+            wanted = int(moves) - (scheduler._milestones[-1] if sequence else 0)
+            text = f"{name} has {total} steps, but {said} and it moves with every {interval}"
+            if total < wanted and isinstance(part, OneCycleLR):
+                raise ValueError(f"{text}, so that it would fail after its last one: give total_steps={wanted}")
+            if total != wanted:
+                rank_zero_warn(f"{text}, so that it ends at another learning rate than its last: give it {wanted}")
+        if length is not None and interval == "epoch" and epochs < length <= steps and math.isfinite(steps):
+            rank_zero_warn(
+                f"{name} has a length of {length}, but {said} and it moves with every epoch: if it counts steps, have "
+                'the factory give {"scheduler": …, "interval": "step"}'
+            )
+        if length is not None and interval == "step" and length == epochs < steps:
+            rank_zero_warn(
+                f"{name} has a length of {length}, as many as the epochs, but moves with every step, as a scheduler "
+                "beside it does: give it a length in steps"
+            )
+
+
+def _length(part: LRScheduler) -> int | None:
+    """How many moves it is made for, where it says so."""
+    if isinstance(part, MultiStepLR):
+        return max(part.milestones, default=None)
+    name = next((name for kind, name in _LENGTHS.items() if type(part) is kind), None)
+    return None if name is None else int(getattr(part, name))
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if math.isfinite(value) else "an unknown number of"
