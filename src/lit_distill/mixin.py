@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.frozen import FrozenRecord, shared_tensors
+from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
@@ -24,6 +25,7 @@ Module = TypeVar("Module", bound="DistillMixin")
 
 STUDENT = "Student"
 _RECORD = "lit_distill_teachers"
+_LOSSES = "lit_distill_losses"
 
 
 class DistillMixin(LightningModule):
@@ -129,6 +131,7 @@ class DistillMixin(LightningModule):
         self._distill_record = FrozenRecord(teachers)
         self._distill_stepped = False
         self.distillation = composer
+        self._distill_settings = loss_settings(self._distill_composers())
         return self
 
     # ---------------------------------------------------------------- to override
@@ -164,6 +167,7 @@ class DistillMixin(LightningModule):
                 f"{type(self).__name__}(DistillMixin, YourModule), where YourModule has it"
             )
         self._distill_record_teachers()  # before a precision or a device changes them
+        self._distill_settings = loss_settings(self._distill_composers())
         for teacher in self._distill_teachers.values():
             self.trainer.precision_plugin.convert_module(teacher)
             teacher.to(self.device)
@@ -285,6 +289,7 @@ class DistillMixin(LightningModule):
         if hasattr(self, "distillation"):
             self._distill_record.require_unchanged(self._distill_teachers)
             checkpoint[_RECORD] = self._distill_record.stored
+            checkpoint[_LOSSES] = settings_that_held(self._distill_composers(), self._distill_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """After your own: raise ValueError if a teacher is another one than the checkpoint was trained with."""
@@ -293,6 +298,16 @@ class DistillMixin(LightningModule):
             self._distill_record_teachers()
             replaced = list(self._distill_teachers) if self._distill_replaced else []
             self._distill_record.compare(checkpoint.get(_RECORD, {}), replaced, admit="replaced_teachers=True")
+            stored = checkpoint.get(_LOSSES, {})
+            for key in ("state_dict", "current_model_state"):  # the second of Lightning's WeightAveraging
+                if key in checkpoint:
+                    keep_settings(
+                        self._distill_composers(), self._distill_settings, stored, checkpoint[key],
+                        warn=key == "state_dict",
+                    )  # fmt: skip
+
+    def _distill_composers(self) -> Composers:
+        return {"losses": ("distillation.", self.distillation)}
 
     def on_train_end(self) -> None:
         """After your own: hold that the teachers are what they were, every byte."""

@@ -148,6 +148,7 @@ class DistillModule(EvaluatedModule):
     def setup(self, stage: str) -> None:
         """Try one example batch: errors show before training, and losses get their shapes before the optimizer."""
         self._record_frozen()  # before a precision or a device changes them
+        self._record_settings()
         self.expect_labels_of(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.composer.balance is not None:
             self.composer.balance.check(self.trainer)

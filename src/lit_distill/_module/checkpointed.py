@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_distill._lightning import trainer_of
 from lit_distill._module.frozen import FrozenRecord, check_keys
+from lit_distill._module.hyperparameters import Composers, Settings, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.named import NamedModels
 from lit_distill._module.step import RunningTerms
 from lit_distill._version import versions
@@ -31,6 +32,7 @@ class CheckpointedModule(NamedModels):
             raise ValueError(f"replaced_frozen names {sorted(unknown)}, which are not in frozen={list(self.frozen)}")
         self._replaced_frozen = tuple(replaced_frozen)
         self._frozen_record: FrozenRecord | None = None
+        self._settings: Settings = {}
         self._train_terms = RunningTerms()
         self._stored_terms: dict[str, Any] = {}
         self.last_terms: dict[str, float] = {}
@@ -56,6 +58,14 @@ class CheckpointedModule(NamedModels):
         if self._frozen_record is None or not self._frozen_record.is_of(unmoved):
             self._frozen_record = FrozenRecord(unmoved)
         return self._frozen_record
+
+    def _composers(self) -> Composers:
+        raise NotImplementedError
+
+    def _record_settings(self) -> Settings:
+        """Take what the losses are set to now for their hyperparameters."""
+        self._settings = loss_settings(self._composers())
+        return self._settings
 
     def on_train_start(self) -> None:
         """Take the frozen models as they stand now, on their device, for what they must stay; go on with the sums."""
@@ -83,6 +93,7 @@ class CheckpointedModule(NamedModels):
             "frozen": list(self.frozen),
             "frozen_records": {name: record.stored[name] for name in unmoved},
             "student": self.student,
+            "losses": settings_that_held(self._composers(), self._settings or self._record_settings()),
             "figures": {name: value for name, value in figures.items() if name.startswith("val/")},
             "train_terms": self._train_terms.state_dict(self._gather_ranks),
             "last_terms": dict(self.last_terms),
@@ -111,7 +122,13 @@ class CheckpointedModule(NamedModels):
                 f"the checkpoint was trained with a callback that moves {moved}, such as EMATeacher: add it"
             )
         present = {key: value for key, value in state.items() if self._is_unmoved_key(key)}
-        checkpoint["state_dict"] = {**present, **checkpoint["state_dict"]}
+        for key in ("state_dict", "current_model_state"):
+            if key in checkpoint:
+                checkpoint[key] = {**present, **checkpoint[key]}
+                keep_settings(
+                    self._composers(), self._settings or self._record_settings(), stored.get("losses", {}),
+                    checkpoint[key], warn=key == "state_dict",
+                )  # fmt: skip
         if self.strict_loading:
             check_keys(state, checkpoint["state_dict"])
 

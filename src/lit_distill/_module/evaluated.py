@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._module.checkpointed import CheckpointedModule
+from lit_distill._module.hyperparameters import Composers
 from lit_distill._module.metrics import TermMeans, TopKAccuracy, at_chance, why_no_classes
 from lit_distill._module.preflight import BEST, TOP1, check_judges_best
 from lit_distill._views import ViewsBatch
@@ -58,6 +59,10 @@ class EvaluatedModule(CheckpointedModule):
     def val_composer(self) -> LossComposer:
         """The composer of validation and test."""
         return self._own_val_composer or self.composer
+
+    def _composers(self) -> Composers:
+        own = {} if self._own_val_composer is None else {"val_losses": ("_own_val_composer.", self._own_val_composer)}
+        return {"losses": ("composer.", self.composer), **own}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""

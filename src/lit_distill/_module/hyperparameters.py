@@ -1,0 +1,138 @@
+"""What the losses of a run are set to, so that a resumed run says what differs and uses what the code says."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_distill.composer import LossComposer
+from lit_distill.losses.base import SizedLoss
+
+Settings: TypeAlias = dict[str, str]
+"""A text for each hyperparameter, by ``<terms>.<term>: <attribute>``: plain, as checkpoints hold it."""
+
+Composers: TypeAlias = Mapping[str, tuple[str, LossComposer]]
+"""By name: how the keys of a composer begin in a state_dict, and the composer."""
+
+
+def loss_settings(composers: Composers) -> Settings:
+    """What the terms are set to: hyperparameters in attributes and buffers, weights, schedules.
+
+    Example:
+        >>> from lit_distill import LossTerm
+        >>> term = LossTerm(nn.CrossEntropyLoss(label_smoothing=0.1), pair=("Student", "GroundTruth"), weight=0.5)
+        >>> settings = loss_settings({"losses": ("composer.", LossComposer({"ce": term}))})
+        >>> settings["losses.ce: label_smoothing"], settings["losses.ce: weight of the term"]
+        ('0.1', '0.5')
+    """
+    found: Settings = {}
+    for where, (_, composer) in composers.items():
+        for name, term in composer.terms.items():
+            at = f"{where}.{name}: "
+            found[f"{at}loss"] = _name(term.loss)
+            if (weight := _text(term.weight)) is not None:
+                found[f"{at}weight of the term"] = weight
+            found |= {f"{at}{key}": text for key, text in _of(term.loss)}
+        if composer.balance is not None:
+            found |= {f"{where}: {key} of {_name(composer.balance)}": text for key, text in _of(composer.balance)}
+    return found
+
+
+def settings_that_held(composers: Composers, settings: Settings) -> Settings:
+    """For a checkpoint: what the losses are still set to; what training moves, such as a warm-up, is left out."""
+    now = loss_settings(composers)
+    return {key: text for key, text in settings.items() if now.get(key) == text}
+
+
+def keep_settings(
+    composers: Composers, here: Settings, stored: Mapping[str, str], state: dict[str, Any], *, warn: bool = True
+) -> None:
+    """Warn of what a checkpoint was trained with and is set to something else here, which is what is used.
+
+    Args:
+        composers: those of here.
+        here: what the losses are set to now.
+        stored: what the checkpoint records of its own.
+        state: the checkpoint's state_dict; buffers of class weights and their like are replaced by those of here.
+        warn: whether to say what differs.
+    """
+    lines = []
+    for key in (key for key in stored if key in here and here[key] != stored[key]):
+        lines.append(f"{key} {here[key]} (the checkpoint: {stored[key]})")
+        if (found := _buffer(key, composers)) is not None and found[0] in state:
+            state[found[0]] = found[1].detach().clone()
+    if lines and warn:
+        rank_zero_warn(
+            "the losses are set to other values than those that the checkpoint was trained with; the present ones are "
+            f"used: {'; '.join(lines)}"
+        )
+
+
+def _buffer(key: str, composers: Composers) -> tuple[str, Tensor] | None:
+    """The key in a state_dict, and the tensor, of a hyperparameter that is a buffer."""
+    place, _, attribute = key.partition(": ")
+    where, _, name = place.partition(".")
+    if where not in composers:
+        return None
+    start, composer = composers[where]
+    loss = composer.terms[name].loss if name in composer.terms else None
+    buffers = dict(loss.named_buffers()) if isinstance(loss, nn.Module) else {}
+    return (f"{start}losses.{name}.{attribute}", buffers[attribute]) if attribute in buffers else None
+
+
+def _of(loss: Callable[..., Any]) -> Iterator[tuple[str, str]]:
+    while isinstance(loss, functools.partial):
+        yield from _texts(loss.keywords.items())
+        loss = loss.func
+    if not isinstance(loss, nn.Module):
+        return
+    for path, part in loss.named_modules():
+        start = f"{path}." if path else ""
+        own = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
+        if not isinstance(loss, SizedLoss):  # whose buffers are made for the data
+            own |= {key: value for key, value in part._buffers.items() if value is not None}
+        yield from ((f"{start}{key}", text) for key, text in _texts(own.items()))
+
+
+def _texts(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
+    for key, value in items:
+        if (text := _text(value)) is not None:
+            yield key, text
+
+
+def _text(value: Any) -> str | None:
+    """A number, a text, a list of them, a tensor or a frozen dataclass such as a schedule; None for any other value."""
+    if isinstance(value, Tensor):
+        return _tensor_text(value.detach())
+    if isinstance(value, (bool, int, float, str, type(None), torch.dtype)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        parts = [_text(part) for part in value]
+        return None if None in parts else f"[{', '.join(map(str, parts))}]"
+    if hasattr(value, "__dataclass_params__") and value.__dataclass_params__.frozen:
+        parts = [_text(getattr(value, name)) for name in value.__dataclass_fields__]
+        return None if None in parts else repr(value)
+    return None
+
+
+def _tensor_text(tensor: Tensor) -> str:
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return f"{tuple(tensor.shape)}"
+    plain = tensor.cpu()
+    if plain.numel() <= 8:
+        return str([round(each, 6) for each in plain.double().flatten().tolist()])
+    digest = hashlib.sha256(plain.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return f"{tuple(tensor.shape)} of sha256 {digest[:12]}"
+
+
+def _name(loss: Callable[..., Any]) -> str:
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    kind = loss if hasattr(loss, "__qualname__") else type(loss)
+    return f"{kind.__module__}.{kind.__qualname__}"
