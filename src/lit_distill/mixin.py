@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
-from lit_distill._module.frozen import FrozenRecord, shared_tensors
+from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
@@ -129,7 +129,8 @@ class DistillMixin(LightningModule):
         self._distill_own_weight, self._distill_preflight = own_weight, preflight
         self._distill_replaced = replaced_teachers
         self._distill_record = FrozenRecord(teachers)
-        self._distill_stepped = False
+        self._distill_stepped = self._distill_looked = False
+        self._distill_changed: list[str] = []
         self.distillation = composer
         self._distill_settings = loss_settings(self._distill_composers())
         return self
@@ -195,10 +196,13 @@ class DistillMixin(LightningModule):
         for teacher in self._distill_teachers.values():
             teacher.to(self.device).eval()
         self._distill_record.moved(self._distill_teachers)
+        self._distill_changed, self._distill_looked = [], False
 
     def on_train_epoch_start(self) -> None:
-        """After your own: the teachers are in eval mode, every part of them."""
+        """After your own: the teachers are in eval mode, and were not changed in the epoch before."""
         super().on_train_epoch_start()
+        if self.current_epoch:
+            self._distill_hold()
         for teacher in self._distill_teachers.values():
             teacher.eval()
 
@@ -259,6 +263,9 @@ class DistillMixin(LightningModule):
                 "the teacher: call super().training_step(…) in it, or move it to YourModule of "
                 "class X(DistillMixin, YourModule); a term that is to start later has a weight that is 0 until then"
             )
+        if not self._distill_looked:
+            self._distill_looked = True
+            self._distill_hold()
 
     @torch.no_grad()
     def _distill_teach(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -287,7 +294,10 @@ class DistillMixin(LightningModule):
         """After your own: record the hashes of the teachers, which are held to what they were."""
         super().on_save_checkpoint(checkpoint)
         if hasattr(self, "distillation"):
-            self._distill_record.require_unchanged(self._distill_teachers)
+            if not self.trainer.training and not self.trainer.validating:
+                self._distill_record.require_unchanged(self._distill_teachers)
+            elif changed := self._distill_record.changed(self._distill_teachers):
+                self._distill_changed = changed  # written all the same: the student is not to be lost
             checkpoint[_RECORD] = self._distill_record.stored
             checkpoint[_LOSSES] = settings_that_held(self._distill_composers(), self._distill_settings)
 
@@ -312,7 +322,12 @@ class DistillMixin(LightningModule):
     def on_train_end(self) -> None:
         """After your own: hold that the teachers are what they were, every byte."""
         super().on_train_end()
-        self._distill_record.require_unchanged(self._distill_teachers, thorough=True)
+        self._distill_hold(thorough=True)
+
+    def _distill_hold(self, *, thorough: bool = False) -> None:
+        if self._distill_changed:
+            raise changed_error(self._distill_changed)
+        self._distill_record.require_unchanged(self._distill_teachers, thorough=thorough)
 
 
 def _check_class(module: DistillMixin) -> None:

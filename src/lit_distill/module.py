@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
+from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.preflight import BEST, check_classes, try_example
 from lit_distill._module.scheduling import scheduler_config
@@ -154,6 +155,8 @@ class DistillModule(EvaluatedModule):
             self.composer.balance.check(self.trainer)
         if stage == "fit" and self._preflight:
             try_example(self, lambda batch, size: self.build(batch, dataset_size=size))
+        if stage == "fit":
+            leave_frozen_alone(self.trainer, self, self.frozen)
 
     def expect_labels_of(self, data: Any) -> None:
         """Look for samples without labels in training batches if a data module says that it has some."""
@@ -232,6 +235,7 @@ class DistillModule(EvaluatedModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of all terms since the last logged step, every ``log_every_n_steps`` optimizer steps."""
         self._record = None  # it would keep the step's activations
+        self._look_at_frozen_once()
         if not ends_step(self.trainer):
             return
         self._train_terms.commit()

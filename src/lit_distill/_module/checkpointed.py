@@ -9,10 +9,12 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._lightning import trainer_of
-from lit_distill._module.frozen import FrozenRecord, check_keys
+from lit_distill._module.averaging import complete_averaged
+from lit_distill._module.frozen import FrozenRecord, changed_error, check_keys
 from lit_distill._module.hyperparameters import Composers, Settings, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.named import NamedModels
 from lit_distill._module.step import RunningTerms
@@ -32,6 +34,8 @@ class CheckpointedModule(NamedModels):
             raise ValueError(f"replaced_frozen names {sorted(unknown)}, which are not in frozen={list(self.frozen)}")
         self._replaced_frozen = tuple(replaced_frozen)
         self._frozen_record: FrozenRecord | None = None
+        self._changed: list[str] = []  # frozen models whose values have changed, by a checkpoint of this training
+        self._looked = False
         self._settings: Settings = {}
         self._train_terms = RunningTerms()
         self._stored_terms: dict[str, Any] = {}
@@ -73,18 +77,45 @@ class CheckpointedModule(NamedModels):
         self._train_terms.load_state_dict(stored, self.global_rank, self.trainer.world_size, self.device)
         if self._frozen_record is not None:
             self._frozen_record.moved(self._unmoved())
+        self._changed, self._looked = [], False
+
+    def _look_at_frozen_once(self) -> None:
+        """After the first batch: what writes to a frozen model in every step need not train for epochs first."""
+        if not self._looked and self._frozen_record is not None:
+            self._looked = True
+            self._frozen_record.require_unchanged(self._unmoved())
+
+    def on_train_epoch_start(self) -> None:
+        """Hold that the frozen models were not changed in the epoch before, whose checkpoints are written by now."""
+        if self._changed or (self.current_epoch and self._frozen_record is not None):
+            self._require_unchanged(thorough=False)
 
     def on_train_end(self) -> None:
-        """Hold that the frozen models are what they were, every byte."""
+        """Hold that the frozen models are what they were, every byte; checkpoints are written by now."""
+        self._require_unchanged(thorough=True)
+
+    def _require_unchanged(self, *, thorough: bool) -> None:
+        if self._changed:
+            raise changed_error(self._changed)
         if self._frozen_record is not None:
-            self._frozen_record.require_unchanged(self._unmoved(), thorough=True)
+            self._frozen_record.require_unchanged(self._unmoved(), thorough=thorough)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen models out, which come from their own weights files, and record their hashes."""
+        """Leave the frozen models out, which come from their own weights files, and record their hashes.
+
+        A checkpoint within training is written even where one of them has changed, and says so: the student is not to
+        be lost. Training then ends with the epoch.
+        """
         record, unmoved = self._frozen_record or self._record_frozen(), self._unmoved()
-        record.require_unchanged(unmoved)
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not self._is_unmoved_key(key)}
+        if not self.trainer.training and not self.trainer.validating:
+            record.require_unchanged(unmoved)
+        elif changed := record.changed(unmoved):
+            self._changed = changed
+        for key in ("state_dict", "current_model_state"):  # the second of Lightning's WeightAveraging
+            if key in checkpoint:
+                state = checkpoint[key]
+                checkpoint[key] = {name: value for name, value in state.items() if not self._is_unmoved_key(name)}
+        complete_averaged(checkpoint)
         figures = {name: float(value) for name, value in self.trainer.callback_metrics.items() if "/" in name}
         checkpoint["lit_distill"] = {
             "format": FORMAT,
@@ -97,6 +128,7 @@ class CheckpointedModule(NamedModels):
             "figures": {name: value for name, value in figures.items() if name.startswith("val/")},
             "train_terms": self._train_terms.state_dict(self._gather_ranks),
             "last_terms": dict(self.last_terms),
+            **({"changed_frozen": self._changed} if self._changed else {}),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -120,6 +152,11 @@ class CheckpointedModule(NamedModels):
         if moved and trainer is not None and trainer.training:
             raise ValueError(
                 f"the checkpoint was trained with a callback that moves {moved}, such as EMATeacher: add it"
+            )
+        if changed := stored.get("changed_frozen"):
+            rank_zero_warn(
+                f"the checkpoint was written after something had changed {', '.join(map(str, changed))}, which is "
+                "frozen: its student learned from a wrong teacher"
             )
         present = {key: value for key, value in state.items() if self._is_unmoved_key(key)}
         for key in ("state_dict", "current_model_state"):

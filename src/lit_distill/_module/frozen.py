@@ -13,6 +13,10 @@ from lit_distill._screen import few
 from lit_distill.models.identity import loaded_from, state_sha256
 
 
+class FrozenModelChanged(RuntimeError):
+    """Something wrote to a frozen model while it taught."""
+
+
 class FrozenRecord:
     """What frozen models held when they were loaded, and a check that costs microseconds that they still do.
 
@@ -67,12 +71,9 @@ class FrozenRecord:
         return {name: _mark(model) for name, model in models.items()} == self._marks
 
     def require_unchanged(self, models: Mapping[str, nn.Module], *, thorough: bool = False) -> None:
-        """Raise a RuntimeError that names the models that are no longer what they were."""
+        """Raise FrozenModelChanged, which names the models that are no longer what they were."""
         if self._placed and (names := self.changed(models, thorough=thorough)):
-            raise RuntimeError(
-                f"{', '.join(names)}: frozen, but its values have changed since training began; something writes to it "
-                "(an optimizer, a callback, a hook). What was trained since then learned from a wrong teacher"
-            )
+            raise changed_error(names)
 
     def compare(self, stored: Mapping[str, Mapping[str, Any]], replaced: Collection[str], *, admit: str) -> None:
         """Compare with what a checkpoint recorded of the models that it was trained with.
@@ -134,6 +135,14 @@ def _parameters_around(model: nn.Module, path: str) -> list[nn.Parameter]:
 
 def _places(model: nn.Module) -> list[int]:
     return [t.data_ptr() for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and t.numel()]
+
+
+def changed_error(names: Collection[str]) -> FrozenModelChanged:
+    """To raise for frozen models whose values have changed."""
+    return FrozenModelChanged(
+        f"{', '.join(names)}: frozen, but its values have changed since training began; something writes to it "
+        "(an optimizer, a callback, a hook). What was trained since then learned from a wrong teacher"
+    )
 
 
 def check_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from lit_distill._lightning import starts_command_again
+from lit_distill._module.frozen import FrozenModelChanged
 from lit_distill._screen import Screen
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
@@ -51,6 +52,7 @@ def fit(config: DictConfig) -> Fitted:
 
     Raises:
         ValueError: the config describes something that cannot be trained; nothing has been written then but the config.
+        ValueError: something wrote to a frozen model; the student is kept, and ``results.json`` says so.
         Interrupted: a signal ended it, with a checkpoint; ``results.json`` says so.
     """
     started = time.perf_counter()
@@ -81,8 +83,11 @@ def fit(config: DictConfig) -> Fitted:
     }
     if config.doctor and not config.ckpt_path and trainer.is_global_zero:
         _look_first(module, datamodule)
+    changed: FrozenModelChanged | None = None
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
+    except FrozenModelChanged as error:
+        changed = error  # what was trained is kept all the same
     except Interrupted as end:
         if trainer.is_global_zero:
             results |= _reached(trainer, _best(checkpoint), started) | {"interrupted": end.signal.name}
@@ -90,9 +95,13 @@ def fit(config: DictConfig) -> Fitted:
         wait_for_first_process()
         raise
     if not trainer.is_global_zero:
+        if changed is not None:
+            raise ValueError(str(changed)) from changed
         return Fitted(module, {})
     stored = _best(checkpoint)
     results |= _reached(trainer, stored, started)
+    if changed is not None:
+        results["error"] = str(changed)
     if stored is not None:
         module.student = stored["lit_distill"]["student"]  # of several candidates the best one then
         state = state_of(stored, module.student)
@@ -101,6 +110,8 @@ def fit(config: DictConfig) -> Fitted:
     results["student"] = module.student
     artifacts.write_student(folder, state, _card(config, module, datamodule, results))
     artifacts.write_results(folder, results)  # the last file: it says that the run is finished
+    if changed is not None:
+        raise ValueError(f"{changed}; the student, and the results until then, are in {folder}") from changed
     return Fitted(module, results)
 
 
