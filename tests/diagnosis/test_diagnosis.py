@@ -236,7 +236,7 @@ def test_videos_that_the_published_scaling_stretches_are_named(
     stored: Any, size: tuple[int, int], aspect: Any, found: str | None, tmp_path: Path
 ) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (6, size[1], size[0], 3), np.uint8)
-    lines = []
+    lines: list[str] = []
     for name in "abcd":
         if stored == "video":
             write_video(tmp_path / f"{name}.mp4", frames)

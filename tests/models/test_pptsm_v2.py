@@ -228,7 +228,7 @@ def test_stills_have_the_state_dict_of_clips_without_attention() -> None:
 def test_a_clip_of_equal_frames_is_a_still_where_nothing_is_shifted() -> None:
     stills, clips = small(num_frames=1).eval(), small(num_frames=4, temporal_attention=False).eval()
     clips.load_state_dict(stills.state_dict())
-    clips.temporal_shift = nn.Identity()
+    clips.temporal_shift = nn.Identity()  # type: ignore[assignment]
     frame = torch.randn(2, 1, 3, 32, 32)
     torch.testing.assert_close(clips(frame.expand(-1, 4, -1, -1, -1)), stills(frame))
 

@@ -95,7 +95,7 @@ def test_clips_begin_as_stills_ended_but_for_the_attention(
     chosen = ["experiment=stills_first_pptsmv2", f"model@models.Student={network}", "preset.stills.epochs=1", *resnet]
     results = train(clips, tmp_path / "run", *chosen)
     stills, second = (tmp_path / "run" / "stages" / name for name in ("1_stills", "2_clips"))
-    assert OmegaConf.load(stills / "config.yaml").data.batch_size == 16  # type: ignore[union-attr]
+    assert OmegaConf.load(stills / "config.yaml").data.batch_size == 16
     assert load_run(stills).config["data"]["num_frames"] == 1
     before = last_of(stills)
     begun = build_module(OmegaConf.load(second / "config.yaml")).models["Student"]  # type: ignore[arg-type]

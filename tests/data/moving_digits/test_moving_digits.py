@@ -88,7 +88,8 @@ def test_splits_share_no_scan_and_no_background(sources: Sources) -> None:
 
 def test_square_clips_stay_square(tmp_path: Path) -> None:
     spec: Any = {"clips": (4, 4, 4), "digits": (3,), "motions": ("left",), "side": 48, "scale": 32, "size": 32}
-    kept, stretched = (MovingDigits(root=tmp_path, **spec, **given).transform for given in ({}, {"aspect": "fixed"}))
+    kept = MovingDigits(root=tmp_path, **spec).transform
+    stretched = MovingDigits(root=tmp_path, aspect="fixed", **spec).transform
     assert kept.scaled_size(48, 48) == (32, 32)
     assert stretched.scaled_size(48, 48) == (32, 42)
 
