@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 import lit_distill.losses
+from lit_distill.losses import SizedLoss
 
 KINDS = ("response", "feature", "relation")
 STEMS = {
@@ -27,14 +28,16 @@ STEMS = {
 DATASET_SIZE = 16
 
 Signals: TypeAlias = Literal[
-    "rows", "map", "maps", "equal map", "equal maps", "own stages", "peers", "samples", "labels", "mixed labels"
-]
+    "rows", "map", "maps", "equal map", "equal maps", "last map", "own stages", "peers", "heads", "samples", "labels",
+    "mixed labels", "feature and labels",
+]  # fmt: skip
 """What a loss compares.
 
 ``rows`` are logits or embeddings (B, C) of student and teacher; ``map`` and ``maps`` one feature map or three levels,
 ``equal`` ones of the same channels; ``own stages`` the maps of one network against its last map and logits; ``peers``
 the same three rows twice; ``samples`` rows with a target of sample indices (below ``DATASET_SIZE``) and classes.
-``labels`` and ``mixed labels`` are rows of the student against the target itself.
+``labels`` and ``mixed labels`` are rows of the student against the target itself, ``feature and labels`` these rows and
+a feature map of the student; ``heads`` are two rows of the student. ``last map`` is in front of each ``fc``.
 """
 
 
@@ -70,6 +73,15 @@ def cases_of(stem: str) -> list[Case]:
     """The ``CASES`` of a loss's test file; none where it lists none."""
     cases: list[Case] = getattr(importlib.import_module(f"losses.test_{stem}"), "CASES", [])
     return cases
+
+
+def row_losses() -> list[type[nn.Module]]:
+    """The response losses that compare logits (B, C) with logits or labels, and have no parameters."""
+    of_rows = {type(c.make()) for s, k in STEMS.items() if k == "response" for c in cases_of(s) if c.signals in _ROWS}
+    return [loss for loss in classes_of("response") if loss in of_rows and not issubclass(loss, SizedLoss)]
+
+
+_ROWS = ("rows", "labels")
 
 
 def classes_of(kind: str) -> list[type[nn.Module]]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_distill.losses import KDLoss, kd_loss
+from lit_distill.losses.response._logits import Divergence
 from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
 
@@ -73,6 +76,24 @@ def test_middle_dimensions_count_as_samples() -> None:
     maps_s, maps_t = logits(2, 5, 3, 4, seed=1), logits(2, 5, 3, 4, seed=2)
     rows = [x.permute(0, 2, 3, 1).reshape(24, 5) for x in (maps_s, maps_t)]
     torch.testing.assert_close(kd_loss(maps_s, maps_t, class_dim=1), kd_loss(*rows))
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "js", "mean_kl"])
+def test_other_divergences(kind: Divergence) -> None:
+    def by_hand(student: Tensor, teacher: Tensor) -> Tensor:
+        q, p = (student / 2).softmax(1), (teacher / 2).softmax(1)
+        m = (p + q) / 2
+        pairs = {"reverse_kl": [(q, p)], "js": [(p, m), (q, m)], "mean_kl": [(p, q), (q, p)]}[kind]
+        return torch.stack([(a * (a / b).log()).sum(1).mean() for a, b in pairs]).mean() * 4
+
+    loss = KDLoss(temperature=2.0, divergence=kind)
+    ours, theirs = gradients(loss, STUDENT, TEACHER), gradients(by_hand, STUDENT, TEACHER)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    check_all(loss, STUDENT, TEACHER, wrt=(0, 1))
+    check_zero_when_equal(loss, STUDENT)
+    if kind == "js":
+        far = KDLoss(temperature=1.0, divergence="js")(100 * STUDENT, -100 * STUDENT)
+        assert far <= math.log(2) + 1e-12
 
 
 def test_says_what_is_wrong() -> None:

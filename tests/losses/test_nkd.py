@@ -68,6 +68,13 @@ def test_the_rest_does_not_see_the_target_logit() -> None:
     torch.testing.assert_close(rest[0], rest[1])
 
 
+def test_the_rest_may_hold_the_target_as_well() -> None:
+    """As in the copy of the program of SDD, whose mask leaves no class out."""
+    rest = nkd_loss(STUDENT, TEACHER, TARGET, gamma=1.0, temperature=2.0, rest="all")
+    expected = -((TEACHER / 2).softmax(1) * (STUDENT / 2).log_softmax(1)).sum(1).mean() * 4
+    torch.testing.assert_close(rest - nkd_loss(STUDENT, TEACHER, TARGET, gamma=0.0), expected)
+
+
 def test_mixed_labels_count_by_their_dominant_class() -> None:
     mixed = 0.7 * F.one_hot(TARGET, 5) + 0.3 * F.one_hot(TARGET.roll(1), 5)
     torch.testing.assert_close(NKDLoss()(STUDENT, TEACHER, mixed), NKDLoss()(STUDENT, TEACHER, TARGET))

@@ -131,33 +131,25 @@ def require_same_shape(name: str, student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def require_logits(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise unless both signals are logits (N, C) of one shape.
-
-    Raises:
-        ValueError: names both shapes.
-    """
-    require_same_shape(name, student, teacher)
-    if student.ndim != 2 or student.numel() == 0:
-        raise ValueError(
-            f"{name} expects logits of shape (N, C) with at least one sample and one class, "
-            f"got student {tuple(student.shape)} and teacher {tuple(teacher.shape)}"
-        )
-    require_classes(name, student, 1)
-
-
 def require_classes(name: str, logits: Tensor, dim: int) -> None:
     """Raise ValueError where a softmax over ``dim`` would be over one class."""
     if logits.shape[dim] == 1:
         raise ValueError(f"{name} expects at least two classes, got logits {tuple(logits.shape)}: {ONE_CLASS}")
 
 
-def centered(x: Tensor, dim: int) -> Tensor:
+def centered(x: Tensor, dim: int | tuple[int, ...], weights: Tensor | None = None) -> Tensor:
     """``x`` without its mean along ``dim``; a slice that is constant but for rounding becomes 0, without a gradient.
 
     Its direction is noise: whoever divides by its length plus an eps would turn that noise into gradients of 1/eps.
+    With ``weights``, which broadcast, the mean is theirs and the result is times their root, so that its inner products
+    are weighted sums.
     """
-    result = x - x.mean(dim=dim, keepdim=True)
+    if weights is None:
+        result = x - x.mean(dim=dim, keepdim=True)
+    else:
+        total = weights.sum(dim=dim, keepdim=True)
+        mean = (x * weights).sum(dim=dim, keepdim=True) / total.masked_fill(total == 0, 1)
+        result = (x - mean) * weights.sqrt()
     rounding = 4 * torch.finfo(x.dtype).eps * x.detach().abs().amax(dim=dim, keepdim=True)
     return result.masked_fill(result.detach().abs().amax(dim=dim, keepdim=True) <= rounding, 0.0)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,9 @@ def hyperparameters(cls: _Class) -> _Class:
     dataclass(eq=False, repr=False, kw_only=True)(cls)
     made._fields = tuple(made.__dataclass_fields__)
     del made.__dataclass_fields__
+    for name in made._fields:
+        if vars(cls).get(name, name) is None:
+            delattr(cls, name)  # a default at the class would hide a module that is given as this field
     return cls
 
 
@@ -63,13 +67,25 @@ class Loss(nn.Module):
     """A module whose hyperparameters are annotated fields, each checked against its annotation.
 
     A subclass is decorated with :func:`hyperparameters`, which makes its constructor. What else a subclass needs is
-    made in its ``__post_init__``, after that of this class.
+    made in its ``__post_init__``, after that of this class. A field may be a module.
     """
 
     _fields: ClassVar[tuple[str, ...]] = ()
+    arguments: ClassVar[frozenset[str]] = frozenset()
+    """The names of what ``forward`` takes."""
+
+    def __init_subclass__(cls) -> None:
+        """Read the signature once, as torch.compile could not."""
+        super().__init_subclass__()
+        cls.arguments = frozenset(inspect.signature(cls.forward).parameters)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """A module that is ready to take its fields, modules among them."""
+        made = super().__new__(cls)
+        nn.Module.__init__(made)
+        return made
 
     def __post_init__(self) -> None:
-        super().__init__()
         check(type(self).__name__, rules_of(type(self).__init__), self.hyperparameters)
 
     @property
@@ -78,8 +94,9 @@ class Loss(nn.Module):
         return {name: getattr(self, name) for name in self._fields}
 
     def extra_repr(self) -> str:
-        """The hyperparameters, for ``repr``."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.hyperparameters.items())
+        """The hyperparameters, for ``repr``, which shows modules below."""
+        plain = {name: value for name, value in self.hyperparameters.items() if not isinstance(value, nn.Module)}
+        return ", ".join(f"{name}={value!r}" for name, value in plain.items())
 
 
 class SizedLoss(Loss, ABC):
@@ -109,6 +126,13 @@ class SizedLoss(Loss, ABC):
                 f"{type(self).__name__} has no parameters yet: they are sized from an example batch. "
                 "DistillModule does that before training; in your own loop call composer.build(models, batch) first."
             )
+
+
+def takes(loss: Callable[..., Tensor], name: str) -> bool:
+    """Whether a loss, a module or a function, has an argument of this name: ``target``, or ``mask``."""
+    if isinstance(loss, Loss):
+        return name in loss.arguments
+    return name in inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
 
 
 def tensors_of(signal: Signal) -> list[Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -100,18 +99,6 @@ def size_of(features: Tensor) -> tuple[int, int]:
 def averaged(features: Tensor, size: tuple[int, int]) -> Tensor:
     """A map at another size by adaptive average pooling; itself where the size is its own."""
     return features if size_of(features) == size else F.adaptive_avg_pool2d(features, size)
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension; a zero vector stays zero and gets no amplified gradient.
-
-    Dividing by the largest entry first lets neither the squares overflow nor a small vector vanish below an eps.
-    """
-    largest = x.detach().abs().amax(dim=-1, keepdim=True)
-    scaled = x / torch.where(largest == 0, 1.0, largest)
-    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    result: Tensor = scaled / torch.where(length == 0, 1.0, length)
-    return result
 
 
 def apply_layer(layer: nn.Module, features: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count
+from lit_distill.losses._normalized import unit_vectors
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import (
@@ -17,7 +18,6 @@ from lit_distill.losses.feature._maps import (
     require_maps,
     shapes_of,
     size_of,
-    unit_vectors,
 )
 
 __all__ = ["AFDLoss", "afd_loss"]

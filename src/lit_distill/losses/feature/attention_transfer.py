@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count
+from lit_distill.losses._normalized import unit_vectors
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, Signal, hyperparameters
-from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
+from lit_distill.losses.feature._maps import averaged_alike, layer_pairs
 
 __all__ = ["AttentionTransferLoss", "attention_transfer_loss"]
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count, NonNegative, Positive
+from lit_distill.losses._normalized import unit_vectors
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Example, Signal, hyperparameters
 from lit_distill.losses.feature._maps import (
@@ -16,7 +17,6 @@ from lit_distill.losses.feature._maps import (
     averaged_alike,
     layer_pairs,
     shapes_of,
-    unit_vectors,
 )
 
 __all__ = ["FactorTransferLoss", "factor_transfer_loss"]

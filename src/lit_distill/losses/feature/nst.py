@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lit_distill.losses._normalized import unit_vectors
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Signal
-from lit_distill.losses.feature._maps import averaged_alike, layer_pairs, unit_vectors
+from lit_distill.losses.feature._maps import averaged_alike, layer_pairs
 
 __all__ = ["NSTLoss", "nst_loss"]
 

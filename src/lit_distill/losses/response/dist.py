@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._hyperparameters import NonNegative, Positive
 from lit_distill.losses._numerics import centered, full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import class_rows
+from lit_distill.losses.response._logits import logit_rows
 
 __all__ = ["DISTLoss", "dist_loss"]
 
@@ -24,6 +23,7 @@ def dist_loss(
     student: Tensor,
     teacher: Tensor,
     *,
+    mask: Tensor | None = None,
     beta: NonNegative = 1.0,
     gamma: NonNegative = 1.0,
     temperature: Positive = 1.0,
@@ -33,18 +33,20 @@ def dist_loss(
     gather: bool = False,
 ) -> Tensor:
     """One minus the correlation of rows and of columns of the class probabilities; see :class:`DISTLoss`."""
-    student, teacher = class_rows("dist_loss", student, teacher, class_dim)
-    if gather:
-        student, teacher = gather_with_gradients(student), gather_with_gradients(teacher)
-    p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (student, teacher))
-    between = 1 - _correlation(p_s, p_t, dim=1, eps=eps, eps_form=eps_form).mean()
-    within = 1 - _correlation(p_s, p_t, dim=0, eps=eps, eps_form=eps_form).mean()
+    rows = logit_rows("dist_loss", student, teacher, class_dim, mask)
+    rows = rows.gathered() if gather else rows
+    weights = None if rows.mask is None else rows.weights[:, None]
+    p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (rows.student, rows.teacher))
+    between = rows.mean(1 - _correlation(centered(p_s, 1), centered(p_t, 1), dim=1, eps=eps, eps_form=eps_form))
+    columns = centered(p_s, 0, weights), centered(p_t, 0, weights)
+    within = (1 - _correlation(*columns, dim=0, eps=eps, eps_form=eps_form)).mean()
+    if weights is not None:
+        within = within * (weights.sum() > 0)  # where no row counts, no column correlates
     return (beta * between + gamma * within) * temperature**2
 
 
 def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsForm) -> Tensor:
-    """Pearson's correlation along ``dim``; what is constant but for rounding has none, hence 0 and no gradient."""
-    a, b = centered(a, dim), centered(b, dim)
+    """Pearson's correlation of centered values along ``dim``; what is constant has none, hence 0 and no gradient."""
     length_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
     length_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
     product = length_a * length_b + eps if eps_form == "added" else length_a.clamp_min(eps) * length_b.clamp_min(eps)
@@ -106,6 +108,6 @@ class DISTLoss(Loss):
     class_dim: int | None = None
     gather: bool = False
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return dist_loss(student, teacher, **self.hyperparameters)
+        return dist_loss(student, teacher, mask=mask, **self.hyperparameters)

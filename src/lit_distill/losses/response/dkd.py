@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive
-from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities, require_logits
+from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import check_indices, without_class
+from lit_distill.losses.response._logits import index_rows, logit_rows, without_class
 
 __all__ = ["DKDLoss", "dkd_loss"]
 
@@ -19,22 +19,22 @@ def dkd_loss(
     teacher: Tensor,
     target: Tensor,
     *,
+    mask: Tensor | None = None,
     alpha: NonNegative = 1.0,
     beta: NonNegative = 8.0,
     temperature: Positive = 4.0,
     teacher_labels: bool = False,
+    class_dim: int | None = None,
 ) -> Tensor:
     """Target-class and non-target-class distillation with separate weights, without warm-up; see :class:`DKDLoss`."""
-    require_logits("dkd_loss", student, teacher)
-    labels = teacher.argmax(dim=1) if teacher_labels else check_indices("dkd_loss", student, target)
-    if student.shape[1] == 1:
-        return (student + teacher).sum() * 0.0  # both are sure of the only class
-
+    rows = logit_rows("dkd_loss", student, teacher, class_dim, mask)
+    student, teacher = rows.student, rows.teacher
+    labels = teacher.argmax(dim=1) if teacher_labels else index_rows("dkd_loss", rows, target, class_dim)
     binary_s, rest_s = _decouple(student / temperature, labels)
     binary_t, rest_t = _decouple(teacher / temperature, labels)
-    target_part = kl_from_log_probabilities(binary_t, binary_s).mean()
-    rest_part = kl_from_log_probabilities(rest_t, rest_s).mean()
-    return (alpha * target_part + beta * rest_part) * temperature**2
+    target_part = kl_from_log_probabilities(binary_t, binary_s)
+    rest_part = kl_from_log_probabilities(rest_t, rest_s)
+    return rows.mean(alpha * target_part + beta * rest_part) * temperature**2
 
 
 def _decouple(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,8 +60,9 @@ class DKDLoss(Loss):
     Averaged over samples, times T². With w = min(epoch / ``warmup_epochs``, 1) as the authors train it: an owner
     (DistillModule does) calls :meth:`set_epoch` with the fractional epoch; until the first call, w = 1.
 
-    Signals: student logits (N, C), teacher logits (N, C), target class indices (N,), or class probabilities (N, C)
-    after mixing, of which the dominant class counts.
+    Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``; as
+    target class indices (B,) or (B, T), or class probabilities of the logits' shape after mixing, of which the dominant
+    class counts.
 
     Paper: Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022. Matches its authors' mdistiller and PaddleClas,
     save that they shift the target logit by -1000 where it is left out here, and take log(1 - p) of rounded
@@ -76,6 +77,7 @@ class DKDLoss(Loss):
         temperature: T, above 0; the authors use 4 on CIFAR-100, 1 on ImageNet.
         warmup_epochs: length of the linear warm-up, 0 for none; the authors use 20 on CIFAR-100, 1 on ImageNet.
         teacher_labels: take the teacher's most likely class instead of the target, PaddleClas' ``use_target_as_gt``.
+        class_dim: where the classes stand, needed for four and more dimensions.
 
     Raises:
         ValueError: a bad hyperparameter, shapes that differ, labels that are no classes, NaN or infinite logits.
@@ -95,6 +97,7 @@ class DKDLoss(Loss):
     temperature: Positive = 4.0
     warmup_epochs: NonNegative = 20.0
     teacher_labels: bool = False
+    class_dim: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,14 +107,16 @@ class DKDLoss(Loss):
         """Set the warm-up factor w for this fractional epoch."""
         self.warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against teacher logits, given the labels: a scalar."""
         return self.warmup * dkd_loss(
             student,
             teacher,
             target,
+            mask=mask,
             alpha=self.alpha,
             beta=self.beta,
             temperature=self.temperature,
             teacher_labels=self.teacher_labels,
+            class_dim=self.class_dim,
         )

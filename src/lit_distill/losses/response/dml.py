@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_distill.losses._hyperparameters import NonNegative, checked
 from lit_distill.losses._numerics import can_look, checks_values, full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import class_rows
+from lit_distill.losses.response._logits import logit_rows
 
 __all__ = ["DMLLoss", "dml_loss"]
 
@@ -34,6 +34,7 @@ def dml_loss(
     student: Tensor,
     teacher: Tensor,
     *,
+    mask: Tensor | None = None,
     activation: Activation = "softmax",
     mutual: Form = "symmetric",
     detach_peer: bool = False,
@@ -45,13 +46,14 @@ def dml_loss(
     eps = _eps("dml_loss", activation, mutual, eps)
     if activation is None and torch.float16 in (student.dtype, teacher.dtype):
         eps = max(eps, _EPS_OF_FLOAT16)
-    return _dml_loss(student, teacher, activation, mutual, detach_peer, eps, sum_over_classes, class_dim)
+    return _dml_loss(student, teacher, mask, activation, mutual, detach_peer, eps, sum_over_classes, class_dim)
 
 
 @full_precision
 def _dml_loss(
     student: Tensor,
     teacher: Tensor,
+    mask: Tensor | None,
     activation: Activation,
     mutual: Form,
     detach_peer: bool,
@@ -59,15 +61,14 @@ def _dml_loss(
     sum_over_classes: bool,
     class_dim: int | None,
 ) -> Tensor:
-    student, teacher = class_rows("dml_loss", student, teacher, class_dim)
-    if detach_peer:
-        teacher = teacher.detach()
+    rows = logit_rows("dml_loss", student, teacher, class_dim, mask)
+    student, teacher = rows.student, rows.teacher.detach() if detach_peer else rows.teacher
     if activation is None:
         cost = _cost_of_probabilities(student, teacher, mutual, eps)
     else:
         log_of = _LOG_ACTIVATION[activation]
         cost = cost_of_logarithms(log_of(student), log_of(teacher), mutual, eps)
-    return cost.sum(dim=-1).mean() * (student.shape[-1] if sum_over_classes else 1)
+    return rows.mean(cost.sum(dim=-1)) * (student.shape[-1] if sum_over_classes else 1)
 
 
 def cost_of_logarithms(log_s: Tensor, log_t: Tensor, mutual: Form, eps: float) -> Tensor:
@@ -176,6 +177,6 @@ class DMLLoss(Loss):
         self.eps = _eps("DMLLoss", self.activation, self.mutual, self.eps)
         self.teaches_both = self.mutual == "symmetric" and not self.detach_peer
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against the peer's: a scalar."""
-        return dml_loss(student, teacher, **self.hyperparameters)
+        return dml_loss(student, teacher, mask=mask, **self.hyperparameters)

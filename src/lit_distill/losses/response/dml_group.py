@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_distill.losses._hyperparameters import NonNegative
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, Signal, hyperparameters, tensors_of
-from lit_distill.losses.response._logits import class_rows
+from lit_distill.losses.response._logits import logit_rows
 from lit_distill.losses.response.dml import PUBLISHED_EPS, Form, cost_of_logarithms
 
 __all__ = ["DMLGroupLoss", "dml_group_loss"]
@@ -19,6 +19,7 @@ def dml_group_loss(
     peers: Signal,
     others: Signal,
     *,
+    mask: Tensor | None = None,
     mutual: Form = "symmetric",
     average: bool = False,
     eps: NonNegative | None = None,
@@ -39,13 +40,14 @@ def dml_group_loss(
                 f"dml_group_loss expects logits of one shape, got {tuple(ours[0].shape)} of the first peer and "
                 f"{tuple(one.shape)} of peer {number + 1}"
             )
-        logs.append([row.log_softmax(dim=-1) for row in class_rows("dml_group_loss", one, other, class_dim)])
+        rows = logit_rows("dml_group_loss", one, other, class_dim, mask)
+        logs.append((rows.student.log_softmax(dim=-1), rows.teacher.log_softmax(dim=-1)))
     costs = []
     for i, (log_i, _) in enumerate(logs):
         for j, (as_peer, as_teacher) in enumerate(logs):
             if j > i or (j < i and mutual == "one_sided"):
                 log_j = as_teacher.detach() if mutual == "one_sided" else as_peer  # a symmetric pair teaches both
-                costs.append(cost_of_logarithms(log_i, log_j, mutual, eps).sum(dim=-1).mean())
+                costs.append(rows.mean(cost_of_logarithms(log_i, log_j, mutual, eps).sum(dim=-1)))
     return torch.stack(costs).sum() / (len(ours) - 1 if average else 1)
 
 
@@ -113,11 +115,12 @@ class DMLGroupLoss(Loss):
         self.eps = PUBLISHED_EPS[self.mutual] if self.eps is None else self.eps
         self.teaches_both = self.mutual == "symmetric"
 
-    def forward(self, peers: Signal, others: Signal) -> Tensor:
+    def forward(self, peers: Signal, others: Signal, *, mask: Tensor | None = None) -> Tensor:
         """The loss of one batch: a scalar.
 
         Args:
             peers: the logits of every peer, which learn.
             others: the same, which teach.
+            mask: which rows count.
         """
-        return dml_group_loss(peers, others, **self.hyperparameters)
+        return dml_group_loss(peers, others, mask=mask, **self.hyperparameters)

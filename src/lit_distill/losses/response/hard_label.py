@@ -7,17 +7,20 @@ from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision, nan_unless_finite
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import class_rows
+from lit_distill.losses.response._logits import logit_rows
 
 __all__ = ["HardLabelLoss", "hard_label_loss"]
 
 
 @full_precision
-def hard_label_loss(student: Tensor, teacher: Tensor, *, class_dim: int | None = None) -> Tensor:
+def hard_label_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, class_dim: int | None = None
+) -> Tensor:
     """Cross-entropy with the teacher's decision; see :class:`HardLabelLoss`."""
-    student, teacher = class_rows("hard_label_loss", student, teacher, class_dim)
+    rows = logit_rows("hard_label_loss", student, teacher, class_dim, mask)
+    per_row = F.cross_entropy(rows.student, rows.teacher.argmax(dim=-1), reduction="none")
     # An argmax would make a class of NaN.
-    return F.cross_entropy(student, teacher.argmax(dim=-1)) + nan_unless_finite(teacher)
+    return rows.mean(per_row) + nan_unless_finite(rows.teacher)
 
 
 @hyperparameters
@@ -54,6 +57,6 @@ class HardLabelLoss(Loss):
 
     class_dim: int | None = None
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against the teacher's decisions: a scalar."""
-        return hard_label_loss(student, teacher, **self.hyperparameters)
+        return hard_label_loss(student, teacher, mask=mask, **self.hyperparameters)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
-from lit_distill.losses._numerics import centered, full_precision, kl_from_logits
+from lit_distill.losses._normalized import standardized
+from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import class_rows
+from lit_distill.losses.response._logits import Divergence, logit_rows
+from lit_distill.losses.response._logits import divergence as _divergence
 
 __all__ = ["KDLoss", "kd_loss"]
 
@@ -17,21 +20,20 @@ def kd_loss(
     student: Tensor,
     teacher: Tensor,
     *,
+    mask: Tensor | None = None,
     temperature: Positive = 4.0,
     logit_standardization: bool = False,
     standardization_eps: Positive = 1e-7,
+    divergence: Divergence = "kl",
     class_dim: int | None = None,
 ) -> Tensor:
     """KL divergence between softened class probabilities; see :class:`KDLoss`."""
-    student, teacher = class_rows("kd_loss", student, teacher, class_dim)
+    rows = logit_rows("kd_loss", student, teacher, class_dim, mask)
+    student, teacher = rows.student, rows.teacher
     if logit_standardization:
-        student, teacher = _standardize(student, standardization_eps), _standardize(teacher, standardization_eps)
-    return kl_from_logits(teacher, student, temperature=temperature).mean() * temperature**2
-
-
-def _standardize(logits: Tensor, eps: float) -> Tensor:
-    logits = centered(logits, 1)
-    return logits / (logits.std(dim=1, keepdim=True, correction=min(1, logits.shape[1] - 1)) + eps)
+        student, teacher = (standardized(x, eps=standardization_eps) for x in (student, teacher))
+    log_s, log_t = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    return rows.mean(_divergence(log_t, log_s, divergence)) * temperature**2
 
 
 @hyperparameters
@@ -61,6 +63,9 @@ class KDLoss(Loss):
             standard deviation, so that the student need not match the teacher's magnitude; its paper uses T = 2 and a
             weight of 9. A row whose logits are all equal stays 0 and gets no gradient.
         standardization_eps: that eps, above 0.
+        divergence: ``kl`` is Hinton's, KL(teacher ‖ student), under which the student covers all that the teacher holds
+            possible; ``reverse_kl`` is KL(student ‖ teacher), which keeps to what the teacher holds likely (Gu et al.,
+            MiniLLM, ICLR 2024); ``js`` the Jensen-Shannon divergence, at most log 2; ``mean_kl`` the mean of both KL.
         class_dim: where the classes stand, needed for four and more dimensions.
 
     Raises:
@@ -81,8 +86,9 @@ class KDLoss(Loss):
     temperature: Positive = 4.0
     logit_standardization: bool = False
     standardization_eps: Positive = 1e-7
+    divergence: Divergence = "kl"
     class_dim: int | None = None
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return kd_loss(student, teacher, **self.hyperparameters)
+        return kd_loss(student, teacher, mask=mask, **self.hyperparameters)

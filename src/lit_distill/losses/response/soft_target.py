@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
-from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities
+from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import class_rows, soft_cross_entropy
+from lit_distill.losses.response._logits import divergence, logit_rows, soft_cross_entropy
 
 __all__ = ["SoftTargetCrossEntropy", "soft_target_cross_entropy"]
 
@@ -22,18 +22,16 @@ def soft_target_cross_entropy(
     student: Tensor,
     teacher: Tensor,
     *,
+    mask: Tensor | None = None,
     form: SoftForm = "cross_entropy",
     temperature: Positive = 1.0,
     class_dim: int | None = None,
 ) -> Tensor:
     """The teacher's probabilities as soft labels; see :class:`SoftTargetCrossEntropy`."""
-    student, teacher = class_rows("soft_target_cross_entropy", student, teacher, class_dim)
-    log_s, log_t = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
-    if form == "js":
-        per_row = (kl_from_log_probabilities(log_t, log_s) + kl_from_log_probabilities(log_s, log_t)) / 2
-    else:
-        per_row = soft_cross_entropy(log_t, log_s)
-    return per_row.mean() * temperature**2
+    rows = logit_rows("soft_target_cross_entropy", student, teacher, class_dim, mask)
+    log_s, log_t = (F.log_softmax(logits / temperature, dim=-1) for logits in (rows.student, rows.teacher))
+    per_row = divergence(log_t, log_s, "mean_kl") if form == "js" else soft_cross_entropy(log_t, log_s)
+    return rows.mean(per_row) * temperature**2
 
 
 @hyperparameters
@@ -85,6 +83,6 @@ class SoftTargetCrossEntropy(Loss):
     temperature: Positive = 1.0
     class_dim: int | None = None
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against teacher logits: a scalar."""
-        return soft_target_cross_entropy(student, teacher, **self.hyperparameters)
+        return soft_target_cross_entropy(student, teacher, mask=mask, **self.hyperparameters)

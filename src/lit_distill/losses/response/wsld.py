@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
-from lit_distill.losses._numerics import full_precision, require_logits
+from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import check_labels, label_cross_entropy, soft_cross_entropy
+from lit_distill.losses.response._logits import label_cross_entropy, label_rows, logit_rows, soft_cross_entropy
 
 __all__ = ["WSLDLoss", "wsld_loss"]
 
@@ -18,17 +18,25 @@ _RATIO_EPS = 1e-7  # of the authors, keeps the ratio finite where the teacher is
 
 @full_precision
 def wsld_loss(
-    student: Tensor, teacher: Tensor, target: Tensor, *, temperature: Positive = 2.0, teacher_labels: bool = False
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor | None = None,
+    temperature: Positive = 2.0,
+    teacher_labels: bool = False,
+    class_dim: int | None = None,
 ) -> Tensor:
     """Soft labels weighted by how much the student lags behind the teacher; see :class:`WSLDLoss`."""
-    require_logits("wsld_loss", student, teacher)
-    labels = teacher.argmax(dim=1) if teacher_labels else check_labels("wsld_loss", student, target)
+    rows = logit_rows("wsld_loss", student, teacher, class_dim, mask)
+    student, teacher = rows.student, rows.teacher
+    labels = teacher.argmax(dim=1) if teacher_labels else label_rows("wsld_loss", rows, target, class_dim)
     with torch.no_grad():
         error_s = label_cross_entropy(F.log_softmax(student, dim=1), labels)
         error_t = label_cross_entropy(F.log_softmax(teacher, dim=1), labels)
         weight = -torch.expm1(-error_s / (error_t + _RATIO_EPS))
     soft = soft_cross_entropy(F.log_softmax(teacher / temperature, dim=1), F.log_softmax(student / temperature, dim=1))
-    return (weight * soft).mean() * temperature**2
+    return rows.mean(weight * soft) * temperature**2
 
 
 @hyperparameters
@@ -42,8 +50,9 @@ class WSLDLoss(Loss):
     A soft cross-entropy (not a KL divergence, so not 0 for equal logits) averaged over samples, times T²; the weights
     are taken at T = 1 and get no gradient.
 
-    Signals: student logits (N, C), teacher logits (N, C), target class indices (N,) or class probabilities (N, C)
-    after mixing, with which both cross-entropies of the weight are then taken.
+    Signals: student logits and teacher logits of the same shape (B, C) or (B, T, C), or any with ``class_dim``; as
+    target class indices (B,) or (B, T), or class probabilities of the logits' shape after mixing, with which both
+    cross-entropies of the weight are then taken.
 
     Paper: Zhou et al., "Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective",
     ICLR 2021. Matches its authors' program and PaddleClas' WSLLoss; the authors weigh it 2.25 on CIFAR-100 (T = 4) and
@@ -55,6 +64,7 @@ class WSLDLoss(Loss):
     Args:
         temperature: T, above 0.
         teacher_labels: take the teacher's most likely class instead of the target, PaddleClas' ``use_target_as_gt``.
+        class_dim: where the classes stand, needed for four and more dimensions.
 
     Raises:
         ValueError: a temperature that is not positive, shapes that differ, bad labels, NaN or infinite logits.
@@ -70,7 +80,8 @@ class WSLDLoss(Loss):
 
     temperature: Positive = 2.0
     teacher_labels: bool = False
+    class_dim: int | None = None
 
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against teacher logits, given the labels: a scalar."""
-        return wsld_loss(student, teacher, target, **self.hyperparameters)
+        return wsld_loss(student, teacher, target, mask=mask, **self.hyperparameters)
