@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses.base import Example
@@ -19,8 +20,9 @@ from lit_distill.losses.feature.fitnet import fitnet_loss
 from lit_distill.losses.feature.fsp import fsp_loss
 from lit_distill.losses.feature.nst import nst_loss
 from lit_distill.losses.feature.overhaul import OverhaulLoss, overhaul_margin, partial_l2
+from lit_distill.losses.feature.regression import Projector, RegressionLoss, Scale
 from lit_distill.losses.feature.vid import VIDLoss
-from parity.harness import Case, LossAdapter, LossInputs
+from parity.harness import Case, LossAdapter, LossInputs, call
 
 
 def _features(inputs: LossInputs, name: str) -> Tensor | list[Tensor]:
@@ -161,6 +163,57 @@ def _pc_distance(case: Case, inputs: LossInputs) -> Tensor:
     )
 
 
+def _at_mmrazor(case: Case, inputs: LossInputs) -> Tensor:
+    return float(case.hyper.get("loss_weight", 1.0)) * attention_transfer_loss(inputs["student"], inputs["teacher"])
+
+
+def _vkd_loss(projector: Projector | None) -> RegressionLoss:
+    return RegressionLoss(projector=projector, scale="layer_norm", distance="smooth_l1", pooled=True)
+
+
+def _vkd(case: Case, inputs: LossInputs) -> Tensor:
+    """The projection is an input, of pooled tokens."""
+    projected = F.linear(inputs["student_tokens"], inputs["projection"])
+    return float(case.hyper.get("alpha", 1.0)) * _vkd_loss(None)(projected, inputs["teacher"])
+
+
+def _vkd_orthogonal(case: Case, inputs: LossInputs) -> Tensor:
+    loss = _vkd_loss("orthogonal")
+    signals = inputs["student_tokens"], inputs["teacher"]
+    loss.build(Example(*signals))
+    state = {name.replace("projector.", "projectors.0."): value for name, value in inputs.params.items()}
+    return float(case.hyper.get("alpha", 1.0)) * call(loss, state, *signals)
+
+
+def _vkd_detection(case: Case, inputs: LossInputs) -> Tensor:
+    """Rows of the student against maps or tokens of the teacher, group by group."""
+    loss = RegressionLoss(projector=None, scale="standardized", scale_student=True, distance="smooth_l1", eps=0.0)
+    total = []
+    for name in (name.removeprefix("student_") for name in inputs.inputs if name.startswith("student_")):
+        teacher = inputs[f"teacher_{name}"].detach()
+        is_map = name.startswith("patch") and teacher.ndim == 4
+        rows = (teacher.movedim(1, -1) if is_map else teacher).flatten(0, -2)
+        total.append(loss(inputs[f"student_{name}"], rows))
+    return torch.stack(total).sum()
+
+
+def _lightly_v2(case: Case, inputs: LossInputs) -> Tensor:
+    """Teacher blocks are concatenated at the last one's size."""
+    assert case.hyper.get("n_projection_layers", 1) == 1
+    levels = [level.detach() for level in inputs.levels("teacher")]
+    size = levels[-1].shape[2:]
+    teacher = torch.cat([F.interpolate(level, size, mode="bilinear") for level in levels], dim=1)
+    loss = RegressionLoss()
+    loss.build(Example(inputs["student"], teacher))
+    state = {f"projectors.0.{name}": inputs.params[f"head.mlp.{name}"] for name in ("weight", "bias")}
+    return call(loss, state, inputs["student"], teacher)
+
+
+def _patient_kd(case: Case, inputs: LossInputs) -> Tensor:
+    scale: Scale | None = "length" if case.hyper.get("normalized_patience", True) else None
+    return RegressionLoss(projector=None, scale=scale, scale_student=True)(inputs["student"], inputs["teacher"])
+
+
 ADAPTERS: dict[str, LossAdapter] = {
     "at": _at,
     "at_paper": _at_paper,
@@ -175,4 +228,10 @@ ADAPTERS: dict[str, LossAdapter] = {
     "afd": _afd,
     "pc_afd": _pc_afd,
     "pc_distance": _pc_distance,
+    "at_mmrazor": _at_mmrazor,
+    "vkd": _vkd,
+    "vkd_orthogonal": _vkd_orthogonal,
+    "vkd_detection": _vkd_detection,
+    "lightly_v2_step": _lightly_v2,
+    "patient_kd": _patient_kd,
 }
