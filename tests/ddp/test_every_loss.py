@@ -86,6 +86,12 @@ class World(nn.Module):
             return maps, their_maps
         if kind in ("map", "equal map"):
             return maps[1], their_maps[1]
+        if kind == "last map":
+            return maps[2], their_maps[2]
+        if kind == "heads":
+            return [logits, 2 * logits.tanh()], their_logits
+        if kind == "feature and labels":
+            return [logits, maps[1]], their_logits
         if kind == "own stages":
             return maps[:-1], [maps[-1], logits]
         if kind == "peers":
@@ -98,7 +104,7 @@ class World(nn.Module):
         if not getattr(self.loss, "teaches_both", False):
             theirs = [t.detach() for t in theirs] if isinstance(theirs, list) else theirs.detach()
         kind = self.case.signals
-        if kind == "labels":
+        if kind in ("labels", "feature and labels"):
             value = self.loss(ours, target)
         elif kind == "mixed labels":
             value = self.loss(ours, nn.functional.one_hot(target, CLASSES) * 0.7 + 0.3 / CLASSES)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ DISTANCES = ["mse", "cosine", "smooth_l1"]
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_is_a_loop_over_the_places_that_count(distance: str) -> None:
     teacher = logits(3, 4, 5, seed=2)
-    kinds = {
+    kinds: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         "mse": lambda s, t: (s - t).square().mean(),
         "cosine": lambda s, t: 1 - F.cosine_similarity(s, t, dim=0),
         "smooth_l1": lambda s, t: F.smooth_l1_loss(s, t),
@@ -122,7 +124,7 @@ def test_is_sized_once_and_saved() -> None:
     check_build_is_idempotent(RegressionLoss, example)
     for projector in ("linear", "orthogonal"):
         check_state_dict_round_trip(
-            lambda: RegressionLoss(projector=projector),  # type: ignore[arg-type]  # noqa: B023
+            lambda: RegressionLoss(projector=projector),  # noqa: B023
             example,
             lambda loss: loss(STUDENT, TEACHER),
         )

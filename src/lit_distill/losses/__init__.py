@@ -10,6 +10,7 @@ from lit_distill.losses.base import *
 from lit_distill.losses.feature.afd import *
 from lit_distill.losses.feature.attention_transfer import *
 from lit_distill.losses.feature.be_your_own_teacher import *
+from lit_distill.losses.feature.cat_kd import *
 from lit_distill.losses.feature.distance import *
 from lit_distill.losses.feature.factor_transfer import *
 from lit_distill.losses.feature.fitnet import *
@@ -17,6 +18,7 @@ from lit_distill.losses.feature.fsp import *
 from lit_distill.losses.feature.mgd import *
 from lit_distill.losses.feature.nst import *
 from lit_distill.losses.feature.overhaul import *
+from lit_distill.losses.feature.regression import *
 from lit_distill.losses.feature.review_kd import *
 from lit_distill.losses.feature.simkd import *
 from lit_distill.losses.feature.vid import *
@@ -27,6 +29,8 @@ from lit_distill.losses.relation.rkd import *
 from lit_distill.losses.relation.rkd_angle import *
 from lit_distill.losses.relation.rkd_distance import *
 from lit_distill.losses.relation.similarity import *
+from lit_distill.losses.response.binary_kd import *
+from lit_distill.losses.response.deit import *
 from lit_distill.losses.response.dist import *
 from lit_distill.losses.response.dkd import *
 from lit_distill.losses.response.dml import *
@@ -35,6 +39,12 @@ from lit_distill.losses.response.hard_label import *
 from lit_distill.losses.response.kd import *
 from lit_distill.losses.response.mlld import *
 from lit_distill.losses.response.nkd import *
+from lit_distill.losses.response.sdd import *
 from lit_distill.losses.response.skd import *
 from lit_distill.losses.response.soft_target import *
+from lit_distill.losses.response.standardized import *
+from lit_distill.losses.response.streamlined_kd import *
+from lit_distill.losses.response.tf_kd import *
+from lit_distill.losses.response.ttm import *
+from lit_distill.losses.response.uskd import *
 from lit_distill.losses.response.wsld import *

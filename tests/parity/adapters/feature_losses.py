@@ -174,7 +174,8 @@ def _vkd_loss(projector: Projector | None) -> RegressionLoss:
 def _vkd(case: Case, inputs: LossInputs) -> Tensor:
     """The projection is an input, of pooled tokens."""
     projected = F.linear(inputs["student_tokens"], inputs["projection"])
-    return float(case.hyper.get("alpha", 1.0)) * _vkd_loss(None)(projected, inputs["teacher"])
+    value: Tensor = float(case.hyper.get("alpha", 1.0)) * _vkd_loss(None)(projected, inputs["teacher"])
+    return value
 
 
 def _vkd_orthogonal(case: Case, inputs: LossInputs) -> Tensor:
@@ -211,7 +212,10 @@ def _lightly_v2(case: Case, inputs: LossInputs) -> Tensor:
 
 def _patient_kd(case: Case, inputs: LossInputs) -> Tensor:
     scale: Scale | None = "length" if case.hyper.get("normalized_patience", True) else None
-    return RegressionLoss(projector=None, scale=scale, scale_student=True)(inputs["student"], inputs["teacher"])
+    value: Tensor = RegressionLoss(projector=None, scale=scale, scale_student=True)(
+        inputs["student"], inputs["teacher"]
+    )
+    return value
 
 
 ADAPTERS: dict[str, LossAdapter] = {

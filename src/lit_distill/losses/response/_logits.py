@@ -34,10 +34,8 @@ class LogitRows(NamedTuple):
 
     def gathered(self) -> LogitRows:
         """The rows of all processes, with gradients."""
-        if self.mask is None:
-            return LogitRows(gather_with_gradients(self.student), gather_with_gradients(self.teacher), None)
-        weights = self.mask.to(self.student.dtype)
-        return LogitRows(*(gather_with_gradients(x) for x in (self.student, self.teacher, weights)))
+        weights = None if self.mask is None else gather_with_gradients(self.weights)
+        return LogitRows(gather_with_gradients(self.student), gather_with_gradients(self.teacher), weights)
 
     @property
     def weights(self) -> Tensor:
