@@ -53,7 +53,8 @@ def test_a_command_ends_with_its_own_exit_code() -> None:
 def test_any_path_is_taken_literally(path: str) -> None:
     (override,) = OF_A_RUN.overrides([f"input={path}"])
     assert OF_A_RUN.overrides([override]) == [override], "processes of one command get what it got"
-    if path[0] not in "'\"" and path != "null":
+    quoted = path[0] in "'\"" and path[-1] == path[0]
+    if not quoted and path not in ("null", "~") and not path.startswith("~/") and "${" not in path:
         (parsed,) = OverridesParser.create().parse_overrides([override])
         assert str(parsed.value()) == path
 
@@ -69,4 +70,7 @@ def test_the_command_that_a_run_prints_at_its_end_is_taken() -> None:
 
 
 def test_sweeps_keep_their_lists() -> None:
-    assert OF_A_RUN.overrides(["-m", "run=a,b", "model=Student,Teacher"]) == ["-m", "run=a,b", "named=Student,Teacher"]
+    sweep = OF_A_RUN.overrides(["-m", "run=a,b", "model=Student,Teacher"])
+    assert sweep == ["-m", "run='a','b'", "named=Student,Teacher"]
+    parsed = OverridesParser.create().parse_overrides(sweep[1:])
+    assert [list(override.sweep_string_iterator()) for override in parsed] == [["'a'", "'b'"], ["Student", "Teacher"]]

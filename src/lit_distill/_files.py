@@ -289,14 +289,25 @@ def _remove_leftovers(path: Path) -> None:
                 os.close(descriptor)
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """A path whose leading ``~/`` is the home folder, as shells have it; a name that begins with ``~`` stays.
+
+    Example:
+        >>> expand_home("~a/b"), expand_home("~/b") == Path.home() / "b"
+        (PosixPath('~a/b'), True)
+    """
+    first, *rest = Path(path).parts or (".",)
+    return Path.home().joinpath(*rest) if first == "~" else Path(path)
+
+
 def cache_root() -> Path:
     """Where all caches are, and the embedded data set: ``$LIT_DISTILL_CACHE``, or ``~/.cache/lit_distill``."""
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "lit_distill"
+    return expand_home(named) if named else Path.home() / ".cache" / "lit_distill"
 
 
 def cache_folder(
     kind: Literal["clips", "index", "shards", "teachers"], named: str | os.PathLike[str] | None = None
 ) -> Path:
     """The folder of one kind of cache below :func:`cache_root`, or the one that the user has ``named``."""
-    return cache_root() / kind if named is None else Path(named).expanduser()
+    return cache_root() / kind if named is None else expand_home(named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,7 +10,20 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-PATHS = ("run", "weights", "input", "unlabelled", "output", "checkpoint", "data.root", "ckpt_path", "*.pretrained")
+from lit_distill._files import expand_home
+
+READ = (
+    "run", "runs", "against", "weights", "input", "unlabelled", "checkpoint", "ckpt_path", "teacher.weights",
+    "data.root", "data.roots", "data.train_list", "data.val_list", "data.test_list", "data.unlabelled",
+    "data.class_names", "*.pretrained", "frozen_weights.*", "hydra.searchpath",
+)  # fmt: skip
+WRITTEN = (
+    "output", "folder", "bad_list", "run_dir", "hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir",
+    "hydra.runtime.output_dir", "data.cache_dir", "*.folder", "*.dirpath", "*.save_dir", "*.default_root_dir",
+)  # fmt: skip
+"""Keys that take paths, those of stages (``stages.<name>.data.root``) included."""
+_LISTS = ("run", "runs", "against", "data.roots", "data.class_names", "hydra.searchpath")  # take [a,b] too
+_QUOTED = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
 _TAKE_A_VALUE = (  # in the next word
     "--allow", "--cfg", "-c", "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p",
 )  # fmt: skip
@@ -93,10 +107,10 @@ class Arguments:
                 kept.append(f"{self.renamed[name]}={rest}" if name in self.renamed else argument)
         if folders and any(argument.partition("=")[0] in self.folders for argument in kept):
             raise ValueError(f"give folders by themselves or as {self.folders[-1]}=…, not both: {', '.join(folders)}")
-        kept = quote_paths(open_data(kept))
+        kept = as_hydra(kept)
         kept += [f"++allow=[{','.join(allowed)}]"] if allowed else []
         kept += [f"{self.folders[0]}=[{','.join(map(literal, folders))}]"] if folders else []
-        kept += [f"{self.forwarded}=[{','.join(map(literal, forwarded))}]"] if forwarded else []
+        kept += [f"{self.forwarded}=[{','.join(_typed(argument) for argument in forwarded)}]"] if forwarded else []
         return kept
 
 
@@ -122,25 +136,90 @@ def _with_values(arguments: Sequence[str]) -> Iterator[list[str]]:
         yield [argument] if value is None else [argument, value]
 
 
+def as_hydra(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command as Hydra takes them: :func:`open_data` and :func:`quote_paths`."""
+    return quote_paths(open_data(arguments))
+
+
+def takes_path(key: str) -> bool:
+    """Whether a key, without plus signs, holds a path.
+
+    Example:
+        >>> takes_path("stages.first.data.root"), takes_path("losses.kd.unlabelled")
+        (True, False)
+    """
+    return _is_of(key, READ + WRITTEN)
+
+
+def _is_of(key: str, patterns: Sequence[str]) -> bool:
+    key = re.sub(r"^stages\.[^.]+\.", "", key)
+    return "@" not in key and not key.startswith("~") and any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
 def quote_paths(arguments: Sequence[str]) -> list[str]:
     """The arguments of a command with paths in quotes, so that Hydra takes them literally; twice changes nothing more.
 
+    A path may have any character but a line break; ``~/`` at its start is the home folder, ``${…}`` an interpolation
+    unless there is a file of that very name. What is in quotes as a whole is left alone. ``[a,b]`` is a list where the
+    key takes one. In a sweep (``-m``) a comma divides paths that are read, unless there is a file of the whole name;
+    paths that are written are swept by ``choice(a,b)``.
+
     Args:
-        arguments: as they were typed, without the command's name; those of sweeps (``-m``) stay: they may be lists.
-            Values in quotes are left alone.
+        arguments: as they were typed, without the command's name.
+
+    Raises:
+        ValueError: a path has a line break.
 
     Example:
-        >>> quote_paths(["models.Teacher.pretrained=runs/x/best.ckpt#Teacher", "seed=1"])
-        ["models.Teacher.pretrained='runs/x/best.ckpt#Teacher'", 'seed=1']
+        >>> quote_paths(["models.Teacher.pretrained=runs/x/best.ckpt#Teacher", "seed=1", "runs=[a,b=1]"])
+        ["models.Teacher.pretrained='runs/x/best.ckpt#Teacher'", 'seed=1', "runs=['a','b=1']"]
+        >>> quote_paths(["-m", "run=a,b (1)", "output=a,b", "lr=0.1,0.2"])
+        ['-m', "run='a','b (1)'", "output='a,b'", 'lr=0.1,0.2']
     """
-    return list(arguments) if {"-m", "--multirun"} & set(arguments) else [_quoted(argument) for argument in arguments]
+    sweep = bool({"-m", "--multirun"} & set(arguments))
+    return [_quoted(argument, sweep=sweep) for argument in arguments]
 
 
-def _quoted(argument: str) -> str:
-    key, _, value = argument.partition("=")
-    if not any(fnmatchcase(key.lstrip("+"), path) for path in PATHS) or value in ("", "null") or value[0] in "'\"":
+def _quoted(argument: str, *, sweep: bool) -> str:
+    name, given, value = argument.partition("=")
+    key = name.lstrip("+")
+    if not given or not takes_path(key) or value in ("", "null"):
         return argument
-    return f"{key}={literal(value)}"
+    if lines := re.search(r"[\n\r\0]", value):
+        raise ValueError(f"{key}: a path has no line breaks and null characters, got {lines[0]!r} in {value!r}")
+    if sweep and re.fullmatch(r"(choice|glob|range|interval|shuffle|sort)\(.*\)", value) and not _exists(value):
+        return argument
+    if sweep and _is_of(key, READ) and not _exists(value) and len(items := _items(value)) > 1:
+        return f"{name}={','.join(_path(item, key) for item in items)}"
+    return f"{name}={_path(value, key)}"
+
+
+def _path(value: str, key: str) -> str:
+    """A path, or a list of them where the key takes one, in quotes."""
+    if re.fullmatch(_QUOTED, value):
+        return value
+    if _is_of(key, _LISTS) and re.fullmatch(r"\[.*\]", value) and not _exists(value):
+        return f"[{','.join(_path(item, '') for item in _items(value[1:-1]))}]"
+    value = str(expand_home(value)) if re.match(r"~(/|$)", value) else value
+    return _typed(value, _exists(value))
+
+
+def _typed(text: str, is_name: bool = False) -> str:
+    """A text in quotes; ``${`` is no interpolation where the text is the name of a file, or nothing closes it."""
+    if "${" in text and (is_name or "}" not in text[text.rindex("${") :]):
+        text = re.sub(r"(\\*)\$\{", lambda m: m[1] * 2 + "\\${", text)
+    return literal(text)
+
+
+def _exists(value: str) -> bool:
+    """Whether there is a file of this name, or of the one before ``#<model>``."""
+    return any(os.path.lexists(expand_home(path)) for path in (value, value.rpartition("#")[0]) if path)
+
+
+def _items(text: str) -> list[str]:
+    """What commas divide, outside of quotes and brackets."""
+    found = re.findall(rf"\s*((?:{_QUOTED})(?=\s*(?:,|$))|(?:\[[^\[\]]*\]|[^,])*)(?:,|$)", text)
+    return [item.strip() for item in found if item.strip()]
 
 
 def literal(text: str) -> str:
@@ -165,3 +244,14 @@ def shell_word(argument: str) -> str:
     if re.fullmatch(r"[\w@%+=:,./\[\]-]+", argument):
         return argument
     return f'"{argument}"' if "'" in argument and not re.search(r'["$`\\!]', argument) else shlex.quote(argument)
+
+
+def path_argument(key: str, path: str) -> str:
+    """The override of a path, as it is pasted into a shell: it is read back as this very path.
+
+    Example:
+        >>> print(path_argument("run", "runs/a"), path_argument("run", "it's $1"))
+        run=runs/a run='it'"'"'s $1'
+    """
+    typed = _typed(path, True) if path == "null" or re.match(r"['\"]|~(/|$)", path) or "${" in path else path
+    return f"{key}={shell_word(typed)}"

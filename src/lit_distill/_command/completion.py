@@ -11,12 +11,12 @@ import importlib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lit_distill._command.arguments import PATHS
+from lit_distill._command.arguments import takes_path
 from lit_distill._command.command import Command, conf_dir, read_config
+from lit_distill._files import expand_home
 
 SCRIPTS = {
     "bash": r"""
@@ -60,8 +60,6 @@ _OPTIONS = {
 """Hydra's options that are of use here, and what follows each; None is a folder."""
 _LISTS = {"experiments": "experiment"}
 """Keys of lists whose items are choices of a group."""
-_PLACES = re.compile(r"(root|folder|dir|list|path)$")
-"""Ends of keys whose values are paths, besides those that are quoted."""
 
 
 def candidates(words: Sequence[str], commands: Iterable[str]) -> list[str]:
@@ -121,7 +119,7 @@ class _Config:
         self._chosen = dict(argument.lstrip("+").partition("=")[::2] for argument in typed if "=" in argument)
         line = " ".join(typed)
         own = re.findall(r"--config-dir[ =](\S+)", line) + re.findall(r"file://([^,\]'\"\s]+)", line)
-        self._folders = [*(Path(folder).expanduser() for folder in own), conf_dir()]
+        self._folders = [*(expand_home(folder) for folder in own), conf_dir()]
         known = -1
         while known < len(self._chosen):  # a choice may override what another one chooses
             known = len(self._chosen)
@@ -155,7 +153,7 @@ class _Config:
             end = "" if "[" in before else " "
             files = (file for folder in self._folders for file in folder.joinpath(group).glob("*.yaml"))
             return [f"{before}{file.stem}{end}" for file in files]
-        if any(fnmatchcase(key, path) for path in PATHS) or _PLACES.search(key):
+        if takes_path(key):
             return _paths(start)
         value = self._at(key)
         if isinstance(value, bool):

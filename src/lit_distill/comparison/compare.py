@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_distill._command.arguments import literal
-from lit_distill._files import write_text
+from lit_distill._files import expand_home, write_text
 from lit_distill._screen import Screen
 from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
 from lit_distill.comparison.plots import write_plots
@@ -40,8 +40,8 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     console = console or Screen()
     jobs, threads, devices = places(config.jobs)
     plan = make_plan(config)
-    folder = Path(config.folder).expanduser().absolute()
-    output = folder if config.output is None else Path(config.output).expanduser().absolute()
+    folder = expand_home(config.folder).absolute()
+    output = folder if config.output is None else expand_home(config.output).absolute()
     about = {"command": redacted_text(str(config.command)), "date": str(date.today())}
     faults: dict[Path, str] = {}
     with alone_in(folder) as lock:

@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from lit_distill._command.arguments import literal, open_data
+from lit_distill._command.arguments import as_hydra, literal
 from lit_distill._command.command import conf_dir
+from lit_distill._files import expand_home
 from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.runs.resume import differing
 from lit_distill.training.preset import preset_weights
@@ -95,8 +96,8 @@ def make_plan(config: DictConfig) -> Plan:
         key = override.lstrip("+~").partition("=")[0]
         if key in _GIVEN:
             raise ValueError(f"{key} is what compare sets itself, for each run; leave out {override}")
-    folder = Path(config.folder).expanduser().absolute()
-    configs = None if config.config_dir is None else Path(config.config_dir).expanduser().absolute()
+    folder = expand_home(config.folder).absolute()
+    configs = None if config.config_dir is None else expand_home(config.config_dir).absolute()
     if configs is not None:
         if not configs.is_dir():
             raise ValueError(f"--config-dir {config.config_dir} is no folder")
@@ -188,7 +189,7 @@ def _teacher(
 ) -> tuple[PlannedRun | None, str]:
     options = config.teacher
     if options.weights is not None:
-        weights = Path(options.weights).expanduser().absolute()
+        weights = expand_home(options.weights).absolute()
         path = Path(str(weights).partition("#")[0])
         if not path.is_file():
             raise ValueError(f"teacher.weights={options.weights} is no file")
@@ -202,7 +203,7 @@ def _teacher(
 
 def _planned(name: str, seed: int, folder: Path, experiment: str, overrides: Sequence[str]) -> PlannedRun:
     arguments = (f"experiment={experiment}", f"seed={seed}", "doctor=false", *overrides, *ACCOUNT)
-    config = compose("train", open_data([*arguments, "resume=auto"]), return_hydra_config=True)
+    config = compose("train", as_hydra([*arguments, "resume=auto"]), return_hydra_config=True)
     config.run_dir = str(folder)
     return PlannedRun(name, seed, folder, arguments, config)
 

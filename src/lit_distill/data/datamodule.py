@@ -7,10 +7,9 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from lit_distill._files import cache_folder
+from lit_distill._files import cache_folder, expand_home
 from lit_distill._screen import few
 from lit_distill._views import ViewsBatch
 from lit_distill.data.augment import Augment, augmentation
@@ -157,7 +156,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self._class_names = class_names
         require_known(resize, on_bad)
         self.resize, self.on_bad = resize, on_bad
-        self.roots = [Path(folder).expanduser() for folder in roots]
+        self.roots = [expand_home(folder) for folder in roots]
         self.limits = _limits(limits)
         if cache not in ("none", "memory", "disk"):
             raise ValueError(f"data.cache is 'none', 'memory' or 'disk', came {cache!r}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_distill._cores import available_cores
+from lit_distill._files import expand_home
 from lit_distill.data.catalogue.lists import shown
 from lit_distill.data.catalogue.quarantine import Admission, BadVideo, QuarantineList
 from lit_distill.data.catalogue.samples import Sample
@@ -131,7 +132,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, came {list(mean)} and {list(std)}")
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f"data.label_smoothing must be from 0 to below 1, came {label_smoothing}")
-        self.root = Path(root).expanduser()
+        self.root = expand_home(root)
         self.num_classes, self.mix, self.seed = num_classes, mixer_of(mix), seed
         self.label_smoothing = label_smoothing
         if unlabelled_share is not None and not 0.0 <= unlabelled_share <= 1.0:
@@ -226,7 +227,7 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             raise FileNotFoundError(f"no folder {shown(self.root)}, set data.root=<folder>; it must hold {self.layout}")
 
     def _in_root(self, file: str | os.PathLike[str]) -> Path:
-        return self.root / Path(file).expanduser()
+        return self.root / expand_home(file)
 
     # Lightning's hooks ------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 
-from lit_distill._files import atomic_file, write_text
+from lit_distill._files import atomic_file, expand_home, write_text
 from lit_distill._screen import Screen
 from lit_distill.data import Sample, VideoDataModule
 from lit_distill.data.sources import VideoFiles
@@ -89,7 +89,7 @@ def run(config: DictConfig) -> dict[str, list[str]]:
     unknown = [split for split in config.splits if split not in _SPLITS]
     if unknown:
         raise ValueError(f"splits are of {', '.join(_SPLITS)}, came {', '.join(map(str, unknown))}")
-    output = Path(config.output).expanduser()
+    output = expand_home(config.output)
     there = sorted(output.glob("*.tar")) if output.is_dir() else []
     if there:
         raise ValueError(f"{output} holds shards already, such as {there[0].name}: name another folder by output=…")

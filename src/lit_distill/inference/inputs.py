@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_distill._files import expand_home
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.untrusted.budgets import lines_of
 from lit_distill.untrusted.folders import files_below
@@ -41,7 +42,7 @@ def find_inputs(path: str | os.PathLike[str], preprocess: Preprocess) -> Inputs:
         FileNotFoundError: there is no such path.
         ValueError: nothing in it is to be classified.
     """
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if path.is_dir():
         return _of_folder(path, preprocess)
     if not path.exists():

@@ -8,10 +8,9 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lit_distill._files import append_text
+from lit_distill._files import append_text, expand_home
 from lit_distill.inference.predictions import Prediction
 from lit_distill.untrusted.budgets import TABLE_BYTES
 from lit_distill.untrusted.opening import open_descriptor
@@ -38,7 +37,7 @@ class RowFile:
         made_by: Mapping[str, Any],
         resume: bool = False,
     ) -> None:
-        self.path = Path(path).expanduser()
+        self.path = expand_home(path)
         if self.path.suffix not in SUFFIXES:
             raise ValueError(f"output is a file {' or '.join(SUFFIXES)}, came {self.path}")
         self._csv, self._topk = self.path.suffix == ".csv", topk

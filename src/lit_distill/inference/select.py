@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from lit_distill._files import write_text
+from lit_distill._files import expand_home, write_text
 from lit_distill._screen import Screen, numeric
 from lit_distill.data import ImageFolderDataModule, Sample, VideoDataModule
 from lit_distill.data.preprocess import Preprocess, count_images
@@ -77,7 +77,7 @@ def run(config: DictConfig, console: Console | None = None) -> Selection:
             for top in prediction.top:
                 best.add(prediction.input, top.label, float(f"{top.score:.6f}"))  # as the list will have it
     chosen = best.chosen()
-    output = Path(config.output).expanduser()
+    output = expand_home(config.output)
     left_out = output.with_suffix(".skipped.txt")
     write_text(output, "".join(f"{data.line(entry, preprocess)}\n" for entry in chosen))
     write_text(left_out, "".join(f"{as_utf8(path)}\t{as_utf8(reason)}\n" for path, reason in sorted(skipped)))

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lit_distill._files import archive_damage, is_archive, pickle_fault
+from lit_distill._files import archive_damage, expand_home, is_archive, pickle_fault
 from lit_distill.models.paddle import WeightsError, read_pdparams
 from lit_distill.untrusted.budgets import HEADER_BYTES, UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
@@ -65,7 +65,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ...     read_state(f"{folder}/last.pt")
         {'model.bias': tensor([0.])}
     """
-    return read_contents(Path(path).expanduser()).tensors
+    return read_contents(expand_home(path)).tensors
 
 
 def read_contents(file: Path) -> Contents:
@@ -185,7 +185,7 @@ def split_name(path: str | os.PathLike[str]) -> tuple[Path, str]:
         >>> split_name("runs/last.ckpt#Student")[1]
         'Student'
     """
-    whole = Path(path).expanduser()
+    whole = expand_home(path)
     if whole.exists() or "#" not in whole.name:
         return whole, ""
     name, _, wanted = whole.name.rpartition("#")

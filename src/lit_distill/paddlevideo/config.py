@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from lit_distill._command.arguments import shell_word
+from lit_distill._files import expand_home
 from lit_distill.models.paddle_keys import RESNET_DEPTHS
 from lit_distill.paddlevideo.training import CLASSES, FRAMES, Draft, dataset, mix, optimizer, pipeline, trainer
 from lit_distill.paddlevideo.yaml_lines import ConfigError, Key, Remark, Source, Value
@@ -47,9 +49,13 @@ class Conversion:
         lines = [f"written {self.path}"]
         for title, remarks in (("carried over with a difference", self.different), ("not carried over", self.left)):
             lines += [f"{title}:", *(f"  {remark}" for remark in remarks)] if remarks else [f"{title}: nothing"]
-        folder = self.path.parent.parent
+        folder = shell_word(str(self.path.parent.parent))
         return "\n".join(
-            [*lines, "run it:", f"  python -m lit_distill.train --config-dir {folder} experiment={self.path.stem}"]
+            [
+                *lines,
+                "run it:",
+                f"  python -m lit_distill.train --config-dir {folder} experiment={self.path.stem}",
+            ]
         )
 
 
@@ -79,8 +85,8 @@ def convert_config(source: str | os.PathLike[str], folder: str | os.PathLike[str
         ConfigError: it is no such config, contradicts itself, or names networks that this library does not have.
         FileExistsError: the experiment exists.
     """
-    document = Source(Path(source).expanduser())
-    target = Path(folder).expanduser() / "experiment" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', document.path.stem)}.yaml"
+    document = Source(expand_home(source))
+    target = expand_home(folder) / "experiment" / f"{re.sub(r'[^A-Za-z0-9_-]', '_', document.path.stem)}.yaml"
     if target.exists():
         raise FileExistsError(f"{target} exists: remove it, or convert into another folder")
     made = Draft(document)

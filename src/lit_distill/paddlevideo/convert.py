@@ -7,14 +7,14 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lit_distill._files import write_bytes
+from lit_distill._command.arguments import path_argument
+from lit_distill._files import expand_home, write_bytes
 from lit_distill.models import PPTSMResNet, PPTSMv2, WeightsError
 from lit_distill.models import paddle_keys as keys
 from lit_distill.models.state_files import (
@@ -87,7 +87,7 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
     """
     if model not in _NETWORKS:
         raise WeightsError(f"model expects one of {', '.join(_NETWORKS)}, came {model!r}")
-    network, path = _NETWORKS[model], Path(target).expanduser()
+    network, path = _NETWORKS[model], expand_home(target)
     file, wanted = split_name(source)
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise WeightsError(f"the target is a .safetensors file in a folder that exists, came {path}")
@@ -145,5 +145,5 @@ def run(source: str, target: str, model: str | None) -> int:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     print(printable_lines(str(report)))
-    print(f"written {target}; use it as models.<Name>.pretrained={target}")
+    print(f"written {target}; use it as {path_argument('models.<Name>.pretrained', target)}")
     return 0

@@ -9,10 +9,10 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 
-from lit_distill._files import write_text
+from lit_distill._files import expand_home, write_text
 from lit_distill._screen import Screen
 from lit_distill.callbacks import Progress, Quarantine
 from lit_distill.data.decoding.decode import VideoError
@@ -93,7 +93,8 @@ def _opened(config: DictConfig) -> dict[str, Run]:
             raise ValueError(f"{name} is a number from 0, got {config[name]!r}")
     if bool(config.run) == bool(config.runs):
         raise ValueError("give one run folder as run=<folder>, or several as runs=[<folder>,<folder>]")
-    folders = [Path(str(folder)).expanduser() for folder in ([config.run] if config.run else config.runs)]
+    given = config.run or config.runs
+    folders = [expand_home(str(folder)) for folder in (given if isinstance(given, ListConfig) else [given])]
     places = [folder.resolve() for folder in folders]
     if len(set(places)) < len(places):
         raise ValueError(f"the same run folder twice: {', '.join(map(str, folders))}")
@@ -130,5 +131,5 @@ def _cost(one: Run, steps: int, data: dict[str, Any]) -> Cost | str:
 
 def _file(config: DictConfig, opened: dict[str, Run]) -> Path:
     if config.output:
-        return Path(config.output).expanduser()
+        return expand_home(config.output)
     return inside(next(iter(opened.values())).folder, REPORT_FILE) if len(opened) == 1 else Path(REPORT_FILE)

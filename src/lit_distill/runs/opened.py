@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from lit_distill._files import expand_home
 from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data.preprocess import Preprocess, Views
@@ -184,7 +185,7 @@ class Run:
         """
         node = dict(self.config["data"])
         root = overrides.get("root")
-        if isinstance(root, (str, os.PathLike)) and not is_address(root) and not Path(root).expanduser().is_dir():
+        if isinstance(root, (str, os.PathLike)) and not is_address(root) and not expand_home(root).is_dir():
             raise FileNotFoundError(f"no folder {root}, set data.root=<folder> to where the data is now")
         if views is not None and views != node.get("views", "center"):
             node["views"] = views
@@ -280,7 +281,7 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
         FileNotFoundError: no run folder /nowhere; a run leaves one in runs/<experiment>/<time>/
     """
     check_allow(allow)
-    path = Path(path).expanduser()
+    path = expand_home(path)
     if path.is_file():
         return _of_card(path, tuple(allow))
     if not path.is_dir():

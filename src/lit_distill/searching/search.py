@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from lit_distill._files import write_text
+from lit_distill._files import expand_home, write_text
 from lit_distill._screen import Screen
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import STUDY_FILE, STUDY_PLOT, STUDY_TABLE
@@ -36,7 +35,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     study = open_study(config)
     import optuna
 
-    folder = Path(config.folder).expanduser().absolute()
+    folder = expand_home(config.folder).absolute()
     failures = 0
     with alone_in(folder) as lock:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from lit_distill._command.arguments import literal, open_data
+from lit_distill._command.arguments import as_hydra, literal
 
 OWN_KEYS = ("hydra.run.dir", "run_dir", "resume", "ckpt_path")
 
@@ -83,7 +83,7 @@ def axes_of(config: DictConfig) -> list[Axis]:
         key = str(override).lstrip("+~").partition("=")[0]
         if key in OWN_KEYS:
             raise ValueError(f"{key} is what search sets itself, for each trial; leave out {override}")
-    composed = compose("train", open_data([*map(str, config.train), "run_dir=."]))
+    composed = compose("train", as_hydra([*map(str, config.train), "run_dir=."]))
     axes = [Axis.parse(str(key), given) for key, given in space.items()]
     for axis in axes:
         parent, _, name = axis.key.rpartition(".")

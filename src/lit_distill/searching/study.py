@@ -12,8 +12,8 @@ from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_distill._command.arguments import literal
-from lit_distill._files import open_log
+from lit_distill._command.arguments import literal, shell_word
+from lit_distill._files import expand_home, open_log
 from lit_distill.reporting.charts import Line, dot_chart, line_chart, svg_file
 from lit_distill.runs.artifacts import read_results
 from lit_distill.runs.metrics_csv import read_metric
@@ -38,7 +38,7 @@ def open_study(config: DictConfig) -> Any:
         raise ModuleNotFoundError(f"search needs Optuna: pip install 'lit-distill[search]' ({error})") from error
     if config.direction not in ("maximize", "minimize"):
         raise ValueError(f"direction is maximize or minimize, got {config.direction!r}")
-    folder = Path(config.folder).expanduser().absolute()
+    folder = expand_home(config.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY_JOURNAL)))
@@ -156,7 +156,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     lines = [
         "# Study",
         "",
-        f"`python -m lit_distill.train {' '.join(record['train'])}`, {len(record['trials'])} trials, "
+        f"`python -m lit_distill.train {' '.join(map(shell_word, record['train']))}`, {len(record['trials'])} trials, "
         f"{record['metric']} at the best epoch, {record['direction']}d. Chosen on validation: report the best one on "
         "test data.",
         "",

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_distill._command.arguments import path_argument
 from lit_distill._screen import numeric
 from lit_distill.data import ImageFolderDataModule
 from lit_distill.models import PPTSMv2
@@ -41,8 +42,8 @@ def next_command(module: DistillModule, folder: str) -> str:
     if peers:
         peer = "Teacher" if "Teacher" in peers else peers[0]
         network = " model@models.Teacher=pptsmv2" if isinstance(module.models[peer], PPTSMv2) else ""
-        weights = f"{folder}/{BEST_CHECKPOINT}#{peer}"
-        return f"python -m lit_distill.train experiment=kd_{kind}{network} models.Teacher.pretrained='{weights}'"
+        pretrained = path_argument("models.Teacher.pretrained", f"{folder}/{BEST_CHECKPOINT}#{peer}")
+        return f"python -m lit_distill.train experiment=kd_{kind}{network} {pretrained}"
     return f"python -m lit_distill.train experiment=dml_{kind}"
 
 
@@ -62,7 +63,7 @@ def show_stages(console: Console, results: dict[str, Any], folder: Path) -> None
     console.print("the student of the stage with * is the run's; the run folder is", soft_wrap=True, highlight=False)
     console.print(f"  {shown}", soft_wrap=True, highlight=False)
     console.print("next: look at it on the test data")
-    console.print(f"  python -m lit_distill.test run={shown}", soft_wrap=True, highlight=False)
+    console.print(f"  python -m lit_distill.test {path_argument('run', shown)}", soft_wrap=True, highlight=False)
 
 
 def _accuracy(figures: Mapping[str, float], model: str) -> list[str]:

@@ -177,7 +177,7 @@ def _argument_fault(name: str, argument: Any, rule: Rule, run_dir: str | os.Path
         return None
     if rule.arguments is not None and name not in rule.arguments:
         return "this argument is not admitted"
-    if name in rule.existing and not (isinstance(argument, str) and Path(argument).expanduser().is_dir()):
+    if name in rule.existing and not (isinstance(argument, str) and _is_folder(argument)):
         return f"{_shown(argument)} is no folder that exists"
     if name in rule.written:
         return _place_fault(argument, run_dir)
@@ -267,3 +267,8 @@ def located(target: str) -> Any:
 def _shown(value: Any, most: int = 120) -> str:
     text = ascii(value)  # no control characters to a terminal
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _is_folder(path: str) -> bool:
+    """Whether there is a folder of this name; ``~/`` is the home folder, ``~name`` a name, as everywhere."""
+    return os.path.isdir(os.path.expanduser(path) if re.match(r"~(/|$)", path) else path)

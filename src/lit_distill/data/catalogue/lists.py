@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_distill._files import expand_home
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
 from lit_distill.untrusted.budgets import lines_of
 from lit_distill.untrusted.naming import is_address
@@ -51,7 +52,7 @@ class ListFile:
     @property
     def path(self) -> Path:
         """Where it is."""
-        return Path(self.root, Path(self.file).expanduser())
+        return Path(self.root, expand_home(self.file))
 
     def read(self, *, counted: bool = False) -> list[Sample]:
         """What it names, see :func:`read_list`."""

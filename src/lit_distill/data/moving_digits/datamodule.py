@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from lit_distill._files import cache_root
+from lit_distill._files import cache_root, expand_home
 from lit_distill.data.datamodule import VideoDataModule
 from lit_distill.data.moving_digits.making import CLASS_NAMES, make, set_folder
 from lit_distill.data.moving_digits.rendering import MOTIONS, DigitsSpec
@@ -89,7 +88,7 @@ class MovingDigits(VideoDataModule):
                 "data.augment=trivialaugment rotates clips by up to 135 degrees, which turns a motion to the left into "
                 "one to the right: choose randaugment or autoaugment for moving digits"
             )
-        self.making_root = cache_root() if root is None else Path(root).expanduser()
+        self.making_root = cache_root() if root is None else expand_home(root)
         super().__init__(
             root=set_folder(self.spec, self.making_root),
             train_list=train_list,

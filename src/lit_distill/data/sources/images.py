@@ -11,6 +11,7 @@ from typing import Final
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, has_file_allowed_extension
 
+from lit_distill._files import expand_home
 from lit_distill._screen import few
 from lit_distill.data.catalogue.lists import read_list, shown
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
@@ -129,7 +130,7 @@ class ImageFolders:
         return next(iter(found.values()), None)
 
     def _in_root(self, name: str | os.PathLike[str]) -> Path:
-        return self.root / Path(name).expanduser()
+        return self.root / expand_home(name)
 
     def _classes(self, folder: Path) -> tuple[str, ...]:
         try:
