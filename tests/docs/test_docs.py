@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 from lit_distill._command.arguments import Arguments, open_data
 from lit_distill._command.command import conf_dir
@@ -25,7 +26,7 @@ PYTHON = [
 ]
 FENCED = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMANDS = [
-    pytest.param(command, id=f"{name}:{number}")
+    pytest.param(name, command, id=f"{name}:{number}")
     for name, text in TEXTS.items()
     for number, command in enumerate(
         line
@@ -61,8 +62,8 @@ def test_python_of_a_page_runs_from_top_to_bottom(
 FORWARDING = ("compare", "search")  # what they do not know themselves, their trainings do
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_a_page_composes(command: str) -> None:
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_a_command_of_a_page_composes(page: str, command: str) -> None:
     found = re.search(r"(?:-m lit_distill\.|\blit-distill )(\w+)(.*)", command)
     assert found is not None
     name, text = found[1], re.sub(r"<\w+>", "x", found[2])
@@ -86,13 +87,12 @@ def test_a_command_of_a_page_composes(command: str) -> None:
         name, overrides = "train", [word for word in overrides if re.split(r"[.=]", word)[0] not in known]
         if not any(word.startswith("experiment=") for word in overrides):
             overrides.append("experiment=kd_pptsmv2")
-    composes(name, overrides, hydra=sweep)
-
-
-def composes(name: str, overrides: list[str], *, hydra: bool = False) -> None:
-    """Hydra makes a config of it."""
+    run_dir = ["++run_dir=x"] if name == "train" else []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        compose(name, open_data([*overrides, *(["++run_dir=x"] if name == "train" else [])]), return_hydra_config=hydra)
+        config = compose(name, open_data([*overrides, *run_dir]), return_hydra_config=sweep)
+    if page == "recipes.md" and name == "train":
+        assert config.models.Student is not None
+        assert instantiate(config.data, _convert_="all").num_classes == config.data.num_classes
 
 
 @pytest.mark.parametrize("block", EXPERIMENTS)
