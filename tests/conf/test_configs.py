@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
@@ -20,6 +22,7 @@ from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir, help_text
 from lit_distill._command.overrides import arguments_of
 from lit_distill.callbacks import TeacherCache
+from lit_distill.module import DistillModule
 from lit_distill.runs.resume import differing
 from lit_distill.searching.space import axes_of
 from lit_distill.training.fit import build_module
@@ -218,9 +221,41 @@ def test_teacher_cache(name: str, data: str, tmp_path: Path) -> None:
         assert "views_per_sample" not in config.data
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clips are made by whichever experiment takes the first step, for all of them."""
+    return tmp_path_factory.mktemp("clips")
+
+
+LEAVE_FILES = ("best", "last", "preemption", "progress")  # preemption needs last
+
+
+def take_steps(config: DictConfig, module: DistillModule) -> tuple[set[str], set[str]]:
+    """Two batches of training and one of validation give finite terms; the student's parameters, and the changed."""
+    student = module.models[module.student]
+    before = {name: value.detach().clone() for name, value in student.named_parameters()}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=1, num_sanity_val_steps=0,
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[instantiate(node) for name, node in config.callbacks.items() if name not in LEAVE_FILES],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=instantiate(config.data, _convert_="all"))
+    figures = trainer.callback_metrics
+    wanted = {"train/loss", "val/loss"} | {f"val/{model}/top1" for model in config.models}
+    wanted |= {f"train/{term}" for term in config.losses}
+    wanted |= {f"val/{term}" for term in config.val_losses or config.losses}
+    assert wanted <= figures.keys()
+    assert all(math.isfinite(value) for value in figures.values()), figures
+    after = dict(student.named_parameters())
+    kept = [key for key in before if key in after]
+    assert len(kept) >= 0.9 * len(before)
+    assert all(value.isfinite().all() for value in student.state_dict().values())
+    return set(kept), {key for key in kept if not torch.equal(before[key], after[key])}
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment(name: str, tmp_path: Path) -> None:
-    data = IMAGES if has_images(name) else [f"data={DATA}"]
+def test_experiment(name: str, clips: Path, tmp_path: Path) -> None:
+    data = IMAGES if has_images(name) else [f"data={DATA}", f"data.root={clips}"]
     config = composed(f"experiment={name}", *data, run_dir=tmp_path)
     stored = resolved(yaml.safe_load(OmegaConf.to_yaml(config)))  # as the commands after training read config.yaml back
     assert stored["losses"] == OmegaConf.to_container(config.losses, resolve=True)
@@ -229,13 +264,20 @@ def test_experiment(name: str, tmp_path: Path) -> None:
         for model in stage.config.start:  # what earlier stages leave is there once they are trained
             stage.config.models[model].pretrained = None
         stage.config.start = {}
+    names, changed = set[str](), set[str]()
     for each in [stage.config for stage in stages] or [config]:
         for frozen in each.frozen:  # its weights come from a file, as a user gives them
             weights = tmp_path / f"{frozen}.safetensors"
             save_file(instantiate(each.models[frozen]).state_dict(), weights)
             each.models[frozen].pretrained = str(weights)
+        seed_everything(0, verbose=False)
         module = build_module(each)
-    assert module.student == "Student"
+        student = module.student  # as built: of several candidates a validation chooses
+        if not has_images(name):  # tests/test_image_experiments.py trains these
+            names, now = take_steps(each, module)
+            changed |= now
+    assert student == "Student"
+    assert len(changed & names) >= 0.9 * len(names)
     large = ["data.num_classes=1000"] if has_images(name) else ["data=kinetics400"]
     published = composed(f"experiment={name}", *large, run_dir=tmp_path)
     OmegaConf.save(published, tmp_path / "config.yaml", resolve=False)  # as a run leaves it
