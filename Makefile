@@ -24,8 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lit_distill.train experiment=dml_pptsmv2 $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest --doctest-modules src
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --doctest-modules src tests
 
 # A part of the suite on the oldest versions that pyproject.toml admits; the first time installs some 5 GB.
 $(OLDEST)/.installed: pyproject.toml tests/oldest.py
