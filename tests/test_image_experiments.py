@@ -101,6 +101,11 @@ def test_dml_with_a_student_of_timm(images: Path, tmp_path: Path, capsys: pytest
     assert {"val/Student/top1", "val/Teacher/top1", "train/dml", "train/ce_teacher"} <= results["final"].keys()
     assert written(tmp_path / "dml")["model"]["_target_"] == "lit_distill.models.timm_model"
     assert "experiment=kd_image models.Teacher.pretrained=" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.slow  # tests/test_train.py has it of a run on clips
+def test_a_peer_teaches_alone_after_dml(images: Path, tmp_path: Path) -> None:
+    train("experiment=dml_image", "models.Teacher.name=resnet18", root=images, run_dir=tmp_path / "dml")
     peer = f"{tmp_path / 'dml' / 'checkpoints' / 'best.ckpt'}#Teacher"
     train(
         "experiment=kd_image", "models.Teacher.name=resnet18", f"models.Teacher.pretrained='{peer}'", root=images,

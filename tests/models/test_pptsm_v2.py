@@ -175,7 +175,8 @@ def test_trains_under_bfloat16_autocast() -> None:
     torch.testing.assert_close(half.float(), network(video), rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("fused", [False, True])
+# tests/test_export.py exports one that is fused.
+@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exports_with_any_batch(fused: bool) -> None:
     network = small(reparameterized=fused).eval()
     batch = torch.export.Dim("batch", min=1, max=16)
