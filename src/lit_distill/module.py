@@ -302,8 +302,8 @@ class DistillModule(EvaluatedModule):
             scheduler: LRScheduler = LambdaLR(optimizer, lambda step: schedule(step / steps))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         made = self._scheduler_factory(optimizer)
-        steps, epochs = self._training_length()
-        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(made, steps=steps, epochs=epochs)}
+        length, epochs = self._training_length()
+        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(made, steps=length, epochs=epochs)}
 
     def _training_length(self) -> tuple[float, float]:
         """Optimizer steps and epochs of the training, infinite where they are not known."""
