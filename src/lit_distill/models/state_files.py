@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -135,7 +135,7 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             f"{file} is refused: only tensors in plain containers are read (weights_only), so save the state_dict of "
             f"the network ({type(error).__name__}: {_line(error)})"
         ) from error
-    if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping):
+    if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping) and not other_networks(root):
         root = root["state_dict"]
     tensors: dict[str, Tensor] = {}
     visits = itertools.count()
@@ -146,6 +146,41 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{file} holds no tensor")
     require_plain(tensors, file)
     return tensors
+
+
+def other_networks(root: Mapping[Any, Any]) -> list[str]:
+    """The places beside ``state_dict`` that hold at least half of its tensors again: an average, the raw weights.
+
+    Example:
+        >>> weights = {"fc.bias": torch.zeros(1)}
+        >>> other_networks({"state_dict": weights, "ema": {"shadow": weights}, "optimizer": {"state": {}}})
+        ['ema.shadow']
+    """
+    own = _ends(root["state_dict"])
+    seen = {id(root["state_dict"])}
+    # Lightning's averaging callbacks keep the averages in state_dict, and beside it what they resume from
+    passed_over = ("state_dict", "current_model_state") if "pytorch-lightning_version" in root else ("state_dict",)
+    return [
+        place
+        for name, entry in root.items()
+        if name not in passed_over
+        for place, part in _mappings(entry, str(name), _MAX_PREFIX, seen)
+        if own and 2 * len(own & _ends(part)) >= len(own)
+    ]
+
+
+def _mappings(entry: object, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """An entry and what it holds to this depth where they are mappings, with their places, each of them once."""
+    if isinstance(entry, Mapping) and id(entry) not in seen:
+        seen.add(id(entry))
+        yield place, entry
+        for key, item in entry.items() if depth > 1 else ():
+            yield from _mappings(item, f"{place}.{key}", depth - 1, seen)
+
+
+def _ends(entry: Mapping[Any, Any]) -> set[str]:
+    """The last two parts of the names of an entry's tensors: what comes before is the wrapper's."""
+    return {".".join(str(key).split(".")[-2:]) for key, value in entry.items() if isinstance(value, Tensor)}
 
 
 def require_plain(tensors: Mapping[str, object], source: object) -> None:
@@ -250,7 +285,7 @@ def choose_prefix(fitting: Mapping[str, int], wanted: str, total: int, file: Pat
 
     Args:
         fitting: how many tensors fit, by prefix; not empty.
-        wanted: what the user named after ``#``; empty for nothing.
+        wanted: what the user named after ``#``, ``.`` for the network without a prefix; empty for nothing.
         total: tensors that the network has.
         file: named in the errors.
 
@@ -259,12 +294,18 @@ def choose_prefix(fitting: Mapping[str, int], wanted: str, total: int, file: Pat
     """
     shown = ", ".join(sorted(filter(None, map(display, fitting)))) or "one network without a name"
     if wanted:
-        fitting = {prefix: count for prefix, count in fitting.items() if f".{wanted}." in f".{prefix}."}
+        fitting = {
+            prefix: count
+            for prefix, count in fitting.items()
+            if (not prefix if wanted == "." else f".{wanted}." in f".{prefix}.")
+        }
         if not fitting:
             raise WeightsError(f"{file} holds no fitting network of the name {wanted}; it holds {shown}")
     fits = [prefix for prefix, count in fitting.items() if 2 * count >= total]
-    if len(fits) > 1 and "" not in fits:
-        names = sorted(map(display, fits))
+    if "" in fits:  # a part of a network may look like the whole, but it does not fit as well
+        fits = [prefix for prefix in fits if fitting[prefix] >= fitting[""]]
+    if len(fits) > 1:
+        names = sorted((display(prefix) or "." for prefix in fits), key=lambda name: (name == ".", name))
         raise WeightsError(
             f"{file} holds several networks that fit, {', '.join(names)}: name one of them, {file}#{names[0]}"
         )

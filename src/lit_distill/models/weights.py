@@ -32,6 +32,10 @@ __all__ = ["LoadReport", "WeightsError", "load_weights", "read_state"]
 
 _IMAGENET_CLASSES = 1000
 _IMAGENET = "the file's classifier is that of the 1000 ImageNet classes"
+_WEIGHTS = (
+    "pretrained", "weights", "checkpoint", "checkpoint_path", "ckpt_path", "state_dict",
+    "pretrained_model_name_or_path",
+)  # fmt: skip
 _COUNTER = "num_batches_tracked"  # BatchNorm's; used by no network with a momentum, stored by torch only
 
 
@@ -100,11 +104,26 @@ def weights_files(node: Any) -> dict[str, str | None]:
     """
     if isinstance(node, Mapping):
         if "pretrained" in node:
-            return {"": None if node["pretrained"] is None else str(node["pretrained"])}
+            return {"": None if node["pretrained"] in (None, False) else str(node["pretrained"])}
         items: Iterable[tuple[Any, Any]] = node.items()
     else:
         items = enumerate(node) if isinstance(node, Sequence) and not isinstance(node, str) else ()
     return {f"{key}.{inner}".rstrip("."): file for key, value in items for inner, file in weights_files(value).items()}
+
+
+def has_weights(node: Any) -> bool:
+    """Whether a model's config, or a part of it, says by the name of an argument where its weights are from.
+
+    Example:
+        >>> has_weights({"_target_": "my.Net", "weights": "DEFAULT"}), has_weights({"_target_": "my.Net", "width": 8})
+        (True, False)
+    """
+    if isinstance(node, Mapping):
+        return any(
+            has_weights(value) or (str(key) in _WEIGHTS and value is not None and value is not False)
+            for key, value in node.items()
+        )
+    return not isinstance(node, str) and isinstance(node, Sequence) and any(map(has_weights, node))
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: bool = False) -> LoadReport:
@@ -240,7 +259,9 @@ def _find(model: nn.Module, targets: Mapping[str, Tensor], contents: Contents, f
     }
     fitting = {prefix: len(group) - len(differences[prefix]) for prefix, group in groups.items()}
     prefix = choose_prefix(fitting, wanted, len(targets), file)
-    unexpected, ignored = leftovers(contents.tensors, rules, groups[prefix], prefix)
+    others = [f"{other}." for other in groups if other and wanted == "." and fitting[other] >= fitting[prefix]]
+    keys = [key for key in contents.tensors if not any(map(key.startswith, others))]  # the network beside them is meant
+    unexpected, ignored = leftovers(keys, rules, groups[prefix], prefix)
     return _Found(display(prefix), groups[prefix], differences[prefix], unexpected, ignored)
 
 
