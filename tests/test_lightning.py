@@ -46,6 +46,8 @@ from lit_distill._lightning import (
     is_between_steps,
     leave_out_of_ddp,
     load_train_data,
+    loader_names,
+    loader_under_way,
     loaders_cycle,
     logged_step,
     shorten_epoch,
@@ -239,6 +241,24 @@ def test_every_loader_is_found_and_whether_it_begins_again(mode: Any, count: int
         quiet(tmp_path, seen).fit(Net(), data)
         assert seen.of("setup") == [([], False)]
         assert seen.of("on_train_batch_start") == [([2] if mode is None else [2, 4], cycles)] * count
+
+
+def test_loaders_of_validation_have_names_and_numbers(tmp_path: Path) -> None:
+    """Also where a step takes no number, in a validation within training and in the one before it."""
+
+    class Several(Net):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    with relying_on(loader_names):
+        for given, names in ((batches(1), ["0"]), ([batches(1)] * 2, ["0", "1"]), ({"a": batches(1)}, ["a"])):
+            seen = At(on_validation_batch_start=lambda t: (loader_names(t), loader_under_way(t)))
+            for run in ("fit", "validate"):
+                trainer = quiet(tmp_path, seen, num_sanity_val_steps=1)
+                if run == "fit":
+                    trainer.fit(Several(), batches(1), given)
+                else:
+                    trainer.validate(Several(), given, verbose=False)
+            assert seen.of("on_validation_batch_start") == [(names, number) for number in range(len(names))] * 3
 
 
 def test_training_data_is_loaded_in_setup_for_any_number_of_epochs(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_distill import DistillModule, LossComposer, LossTerm
 from lit_distill.losses import CRDLoss, DKDLoss, KDLoss, WSLDLoss
-from lit_distill.losses.base import labelled_rows
+from lit_distill.losses.base import LabelRule, labelled_rows
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 PARTLY = torch.tensor([2, -1, 0, -1, 1, -1])
@@ -149,3 +149,81 @@ def test_a_module_is_told_by_its_data_or_by_hand() -> None:
     batch = X, PARTLY
     told.build(batch)
     assert told.composer.terms["ce"].needs_labels
+
+
+BCE = nn.BCEWithLogitsLoss()
+VOID = torch.full((4, 4), 255)
+
+
+@pytest.mark.parametrize(
+    ("target", "loss", "labelled"),
+    [
+        (torch.tensor([[[0, 0]], [[-1, 2]], [[-1, -1]]]), nn.CrossEntropyLoss(ignore_index=-1), [0, 1]),  # masks
+        (torch.zeros(3, 4, 4, dtype=torch.long), nn.CrossEntropyLoss(), [0, 1, 2]),  # of pure background
+        (torch.stack([VOID, VOID * 0, VOID]), nn.CrossEntropyLoss(ignore_index=255), [1]),
+        (torch.stack([VOID, VOID * 0, VOID]), partial(F.cross_entropy, ignore_index=255), [1]),
+        (torch.stack([VOID, VOID * 0]), nn.CrossEntropyLoss(), [0, 1]),  # a class, as nobody says otherwise
+        (torch.stack([VOID, VOID * 0]).to(torch.uint8), nn.CrossEntropyLoss(ignore_index=255), [1]),
+        (torch.tensor([[2], [-1], [0]]), nn.CrossEntropyLoss(), [0, 2]),
+        (torch.tensor([[1, -100], [-100, -100]]), nn.CrossEntropyLoss(), [0]),
+        (torch.tensor([[0, 0, 0], [0, 1, 1]]), BCE, [0, 1]),
+        (torch.tensor([[0.0, 0, 0], [0, 1, 1]]), BCE, [0, 1]),
+        (torch.tensor([[0.0, 0, 0], [0, 1, 0]]), BCE, [0, 1]),
+        (torch.tensor([[0.0, 0, 0], [0, 1, 0]]), F.binary_cross_entropy_with_logits, [0, 1]),
+        (torch.tensor([[0.0, 0, 0], [0, 1, 0], [-1, -1, -1]]), lambda s, t: s.sum() * 0, [0, 1]),
+        (torch.tensor([[0.0, 0, 0], [0.3, 0.7, 0]]), lambda s, t: s.sum() * 0, [1]),  # mixed probabilities
+        (torch.tensor([[0.0, 0, 0], [torch.nan] * 3]), BCE, [0]),
+        (torch.tensor([0.0, 1.0, -1.0, -0.5]), BCE, [0, 1, 3]),
+        (torch.tensor([[0.0], [1.0], [-1.0]]), BCE, [0, 1]),
+        (torch.tensor([-1.0, 1.0, torch.nan]), nn.SoftMarginLoss(), [0, 1]),
+        (torch.tensor([True, False]), BCE, [0, 1]),
+    ],
+)
+def test_which_samples_have_a_label(target: Tensor, loss: Any, labelled: list[int]) -> None:
+    rows = labelled_rows(target, LabelRule.of(loss))
+    assert (list(range(len(target))) if rows is None else rows.tolist()) == labelled
+
+
+def test_a_batch_of_pure_background_teaches() -> None:
+    torch.manual_seed(0)
+    models = {"Student": nn.Conv2d(1, 3, 1)}
+    composer = LossComposer({"ce": ce()}, unlabelled=True)
+    with composer.capture(models) as signals:
+        output = models["Student"](torch.randn(3, 1, 4, 4))
+    target = torch.zeros(3, 4, 4, dtype=torch.long)
+    torch.testing.assert_close(composer(signals, target).total, F.cross_entropy(output, target))
+
+
+def test_terms_of_one_composer_read_the_target_each_in_its_way() -> None:
+    target = torch.tensor([[0.0, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 1]])
+    terms = {"ce": ce(), "bce": LossTerm(BCE, pair=("Student", "GroundTruth"))}
+    result, outputs, _ = composed(terms, target)
+    rows = [1, 3, 5]
+    torch.testing.assert_close(result.unweighted["ce"], F.cross_entropy(outputs["Student"][rows], target[rows]))
+    torch.testing.assert_close(result.unweighted["bce"], BCE(outputs["Student"], target))
+    assert result.samples == (3, None)
+
+
+def test_a_function_says_of_other_data_which_samples_have_a_label() -> None:
+    composer = LossComposer({"ce": ce()}, unlabelled=lambda target: target != 2)
+    models = nets()
+    with composer.capture(models) as signals:
+        output = models["Student"](X)
+        models["Teacher"](X)
+    target = torch.tensor([2, 0, 1, 2, 0, 1])
+    rows = [1, 2, 4, 5]
+    torch.testing.assert_close(composer(signals, target).total, F.cross_entropy(output[rows], target[rows]))
+    composer = LossComposer({"ce": ce()}, unlabelled=lambda target: target)
+    with composer.capture(models) as signals:
+        models["Student"](X), models["Teacher"](X)
+    with pytest.raises(ValueError, match="unlabelled: the function must give one boolean for each of the 6 samples"):
+        composer(signals, target)
+
+
+def test_a_target_that_is_no_tensor_is_refused_by_name() -> None:
+    composer = LossComposer({"ce": ce()}, unlabelled=True)
+    models = nets()
+    with composer.capture(models) as signals:
+        models["Student"](X), models["Teacher"](X)
+    with pytest.raises(ValueError, match="'GroundTruth' gives a dict, not a tensor"):
+        composer(signals, {"labels": PARTLY})

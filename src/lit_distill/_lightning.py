@@ -12,7 +12,7 @@ then the weights are what they were. The first section is the only place that de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -120,6 +120,34 @@ def shorten_epoch(trainer: Trainer, batches: int) -> bool:
     if isinstance(interval, float) and trainer.val_check_batch is not None:
         trainer.val_check_batch = max(1, int(batches * interval))
     return True
+
+
+def loader_names(trainer: Trainer) -> list[str]:
+    """Names of the validation or test loaders that are evaluated: keys of a dict of them, else their numbers.
+
+    ``_combined_loader``: the public lists of loaders are empty in the loops of other stages.
+    """
+    combined = _evaluation_loop(trainer)._combined_loader
+    if combined is None or combined._mode != "sequential":
+        return ["0"]
+    given, number = combined.iterables, len(combined.flattened)
+    named = isinstance(given, Mapping) and len(given) == number
+    return [str(name) for name in (given if named else range(number))]
+
+
+def _evaluation_loop(trainer: Trainer) -> Any:
+    if trainer.state.fn == "fit":
+        return trainer.fit_loop.epoch_loop.val_loop
+    return trainer.validate_loop if trainer.validating else trainer.test_loop
+
+
+def loader_under_way(trainer: Trainer) -> int:
+    """Which of several validation or test loaders the batch under way is from, by its number; 0 of one.
+
+    ``_results.dataloader_idx``: a subclass of a module may not pass its step's ``dataloader_idx`` on.
+    """
+    results = trainer._results
+    return 0 if results is None or results.dataloader_idx is None else int(results.dataloader_idx)
 
 
 def validation_interval(trainer: Trainer) -> int | float | None:

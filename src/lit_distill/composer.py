@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from lit_distill._inputs import left_as_given
 from lit_distill._term_checks import require_classes, teaches, wrong_values
 from lit_distill._trial import on_trial
 from lit_distill.balance import Balancer
-from lit_distill.losses.base import Example, Signal, SizedLoss, labelled_rows, tensors_of
+from lit_distill.losses.base import Example, LabelRule, Signal, SizedLoss, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
 from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping, weight_error
 
@@ -28,9 +28,12 @@ class ComposedLoss:
     Attributes:
         total: the weighted sum, and what a balance adds to it; call ``backward`` on it.
         names: the terms, in order.
-        terms: every term before its weight, each with its own graph.
-        values: every term before its weight, detached, shape (terms,).
+        terms: every term before its weight, each with its own graph; 0 where it was not computed.
+        values: the same, detached, shape (terms,).
         weights: the weight of every term at this epoch, shape (terms,).
+        samples: of each term, how many samples it is the mean of where it is not all of the batch; 0 where it was not
+            computed, since its weight is 0, or no sample has a label.
+        skipped: the terms that were not computed, since their weight is 0.
     """
 
     total: Tensor
@@ -38,16 +41,22 @@ class ComposedLoss:
     terms: tuple[Tensor, ...]
     values: Tensor
     weights: Tensor
+    samples: tuple[int | None, ...] = ()
+    skipped: frozenset[str] = frozenset()
 
     @property
     def unweighted(self) -> dict[str, Tensor]:
-        """Every term before its weight."""
-        return dict(zip(self.names, self.values, strict=True))
+        """Every term that was computed, before its weight."""
+        return self._computed(self.values)
 
     @property
     def weighted(self) -> dict[str, Tensor]:
-        """Every term times its weight; they sum to the total, but for what a balance adds."""
-        return dict(zip(self.names, self.values * self.weights, strict=True))
+        """Every term that was computed, times its weight; they sum to the total, but for what a balance adds."""
+        return self._computed(torch.where(self.weights == 0, 0, self.values * self.weights))
+
+    def _computed(self, values: Tensor) -> dict[str, Tensor]:
+        named = zip(self.names, values, strict=True)
+        return {name: value for name, value in named if name not in self.skipped}
 
 
 class LossComposer(nn.Module):
@@ -61,10 +70,17 @@ class LossComposer(nn.Module):
             :class:`lit_distill.balance.Uncertainty`; one that measures gradients (``GradientNorm``) is given them by
             DistillModule, or by you: ``balance.observe(result.terms, parameters, weights=result.weights)`` before
             ``backward``.
-        unlabelled: whether samples of a batch may have no label: -1 among class indices, a row of zeros among class
-            probabilities. A term that names ``GroundTruth`` then is evaluated on the rows of the labelled ones alone,
-            its mean is over them, and where there is none it is 0 with gradients of 0; the other terms see all rows.
+        unlabelled: whether samples of a batch may have no label. A sample of whole numbers (a class index, a mask) has
+            none where all of them are below 0 or the loss's ``ignore_index``; one of floating point where all are -1 or
+            NaN, for losses on class probabilities also where all are 0. A row of zeros is a label for multi-label
+            losses, -1 for those whose labels are -1 and 1. For other data, a function from the target to booleans (B,),
+            where a sample has a label. A term that names ``GroundTruth`` then is evaluated on the rows of the labelled
+            ones alone, its mean is over them, and where there is none it is 0 with gradients of 0; the other terms see
+            all rows.
             Not looked for otherwise, since that waits for the device once a step.
+
+    A term whose weight is 0 at this epoch is not computed, so that it may be infinite, and models that no other term
+    needs need not run; what it would teach gets gradients of 0.
 
     Raises:
         ValueError: no terms, a term's name that cannot be a submodule's, or a weight below 0 to be balanced.
@@ -91,7 +107,7 @@ class LossComposer(nn.Module):
         terms: Mapping[str, LossTerm | Mapping[str, Any]],
         *,
         balance: Balancer | None = None,
-        unlabelled: bool = False,
+        unlabelled: bool | Callable[[Tensor], Tensor] = False,
     ) -> None:
         super().__init__()
         self.unlabelled = unlabelled
@@ -116,7 +132,6 @@ class LossComposer(nn.Module):
         self.model_names = frozenset(ref.model for ref in self.references if not ref.is_data)
         """The names of the models that some term refers to."""
         taught = [term for term in self.terms.values() if not term.monitor]
-        self._monitors = len(taught) < len(self.terms)
         self.taught_names = frozenset(ref.model for term in taught for ref in term.references if not ref.is_data)
         """The same without terms that only watch."""
         self.balance = balance
@@ -133,9 +148,22 @@ class LossComposer(nn.Module):
                     except ValueError as error:
                         raise ValueError(f"term {name!r}: {error}") from None
 
-    def capture(self, models: Mapping[str, nn.Module]) -> SignalCapture:
-        """A context in which running the models captures every signal that a term refers to."""
-        return SignalCapture(models, self.references, clone=self._clone)
+    def capture(
+        self, models: Mapping[str, nn.Module], *, epoch: float | None = None, watched: Collection[str] = ()
+    ) -> SignalCapture:
+        """A context in which running the models captures every signal that a term refers to.
+
+        Args:
+            models: the named models.
+            epoch: the fractional epoch, to leave out the models that no term needs whose weight is not 0 then.
+            watched: terms that are computed all the same.
+        """
+        references: Iterable[Reference] = self.references
+        if epoch is not None:
+            computed = {name for name, weight in self._weights(epoch).items() if weight or self._watches(name, watched)}
+            needed = {ref.model for name in computed for ref in self.terms[name].references}
+            references = [ref for ref in references if ref.model in needed]
+        return SignalCapture(models, references, clone=self._clone)
 
     def forward(
         self,
@@ -144,6 +172,7 @@ class LossComposer(nn.Module):
         *,
         index: Tensor | None = None,
         epoch: float = 0.0,
+        watched: Collection[str] = (),
     ) -> ComposedLoss:
         """The weighted sum of all terms.
 
@@ -152,20 +181,38 @@ class LossComposer(nn.Module):
             target: the signal ``GroundTruth``: class indices (B,) or probabilities (B, C), or what the task has.
             index: the signal ``SampleIndex``: positions (B,) of the samples in their data set.
             epoch: the fractional epoch, for schedules.
+            watched: names of terms whose values are wanted even where their weight is 0; they have no graph then.
 
         Raises:
             ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
         """
-        terms = tuple(self.values(signals, target, index=index, epoch=epoch).values())
-        if self.training and torch.is_grad_enabled() and len(self._checked) < len(terms):
+        self._put_data(signals, target, index)
+        set_to = self._weights(epoch)
+        terms: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            if set_to[name]:
+                terms[name] = self._evaluate(name, term, signals, epoch)
+            elif self._watches(name, watched):
+                with torch.no_grad():
+                    terms[name] = self._evaluate(name, term, signals, epoch)
+        if self.training and torch.is_grad_enabled() and len(self._checked) < len(self.terms):
             self._check_first_step(terms, signals, epoch)
-        stacked = torch.stack(terms)
-        weights, penalty = self._weights_at(epoch, stacked), None
+        zero = next((value.new_zeros(()) for value in terms.values()), None)
+        untaught = [] if len(terms) == len(self.terms) and all(set_to.values()) else self._untaught(set_to, signals)
+        if zero is None:
+            zero = torch.zeros((), device=next((p.device for p in untaught), None))
+        stacked = torch.stack([terms.get(name, zero) if set_to[name] else zero for name in self.terms])
+        weights, penalty = self._weights_at(set_to, stacked), None
         if self.balance is not None and self.training:
             weights, penalty = self.balance(weights)
-        summed = stacked.where(weights != 0, 0.0) if self._monitors else stacked  # 0 times NaN would be NaN
-        total = torch.dot(summed, weights) if penalty is None else torch.dot(summed, weights) + penalty
-        return ComposedLoss(total, tuple(self.terms), terms, stacked.detach(), weights.detach())
+        total = torch.dot(stacked, weights) if penalty is None else torch.dot(stacked, weights) + penalty
+        if untaught and torch.is_grad_enabled():
+            total = total + zero_gradients(zero, untaught)
+        every = tuple(terms.get(name, zero) for name in self.terms)
+        values = stacked.detach() if all(set_to.values()) else torch.stack([term.detach() for term in every])
+        samples = tuple(self._samples(name, term, signals, computed=name in terms) for name, term in self.terms.items())
+        skipped = frozenset(name for name in self.terms if name not in terms)
+        return ComposedLoss(total, tuple(self.terms), every, values, weights.detach(), samples, skipped)
 
     def values(
         self,
@@ -179,9 +226,10 @@ class LossComposer(nn.Module):
         self._put_data(signals, target, index)
         return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
 
-    def _check_first_step(self, values: Sequence[Tensor], signals: SignalCapture, epoch: float) -> None:
+    def _check_first_step(self, values: Mapping[str, Tensor], signals: SignalCapture, epoch: float) -> None:
         """Once for each term, in the first training step in which it has a weight: raise where it teaches nobody."""
-        for (name, term), value in zip(self.terms.items(), values, strict=True):
+        for name, value in values.items():
+            term = self.terms[name]
             if name in self._checked or not (term.monitor or term.weight_at(epoch)):
                 continue
             if self._teaches(name, value, signals):
@@ -251,19 +299,55 @@ class LossComposer(nn.Module):
     def _put_data(self, signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
         if target is not None:
             signals.put(GROUND_TRUTH, target)
-            signals.labelled = labelled_rows(target) if self.unlabelled else None
+        signals.labelled.clear()
         if index is not None:
             signals.put(SAMPLE_INDEX, index)
 
-    def _weights_at(self, epoch: float, like: Tensor) -> Tensor:
-        """The weights as a tensor, made anew only when one has changed: constants are moved to the device once."""
-        weights = tuple(term.weight_at(epoch) for term in self.terms.values())
-        if not all(map(math.isfinite, weights)):
-            name, weight = next((n, w) for n, w in zip(self.terms, weights, strict=True) if not math.isfinite(w))
-            raise weight_error(f"term {name!r}", weight, epoch)
-        if self.balance is not None and min(weights) < 0:
-            name = min(self.terms, key=lambda name: self.terms[name].weight_at(epoch))
-            raise ValueError(f"term {name!r}: its weight is {min(weights)}, but only weights from 0 can be balanced")
+    def labelled(self, loss: Callable[..., Any] | None, signals: SignalCapture) -> Tensor | None:
+        """Positions of the samples that have a label as a loss reads the target; None where all have."""
+        if not self.unlabelled or GROUND_TRUTH not in signals or not signals[GROUND_TRUTH].ndim:
+            return None
+        rule = self.unlabelled if callable(self.unlabelled) else LabelRule("classes") if loss is None else None
+        rule = LabelRule.of(loss) if rule is None and loss is not None else rule
+        if rule not in signals.labelled:
+            signals.labelled[rule] = labelled_rows(signals[GROUND_TRUTH], rule)
+        return signals.labelled[rule]
+
+    def _rows_of(self, term: LossTerm, signals: SignalCapture) -> Tensor | None:
+        return self.labelled(term.loss, signals) if term.needs_labels else None
+
+    def _samples(self, name: str, term: LossTerm, signals: SignalCapture, *, computed: bool) -> int | None:
+        rows = self._rows_of(term, signals) if computed else None
+        return 0 if not computed else None if rows is None else len(rows)
+
+    def _watches(self, name: str, watched: Collection[str]) -> bool:
+        return name in watched or self.terms[name].monitor
+
+    def _untaught(self, weights: Mapping[str, float], signals: SignalCapture) -> list[Tensor]:
+        """The parameters that terms of weight 0 would teach: DDP waits for a gradient of each."""
+        found: dict[int, Tensor] = {}
+        for name in (name for name, weight in weights.items() if not weight):
+            term = self.terms[name]
+            sides = () if term.monitor else (*term.first, *(() if term.detach else term.second))
+            learners = {ref.model for ref in sides if not ref.is_data}
+            modules = [signals.models[learner] for learner in sorted(learners)]
+            for module in (*modules, *([term.loss] if isinstance(term.loss, nn.Module) else [])):
+                found |= {id(p): p for p in module.parameters() if p.requires_grad}
+        return list(found.values())
+
+    def _weights(self, epoch: float) -> dict[str, float]:
+        """What the terms' weights are set to at a fractional epoch."""
+        weights = {name: term.weight_at(epoch) for name, term in self.terms.items()}
+        for name, weight in weights.items():
+            if not math.isfinite(weight):
+                raise weight_error(f"term {name!r}", weight, epoch)
+            if self.balance is not None and weight < 0:
+                raise ValueError(f"term {name!r}: its weight is {weight}, but only weights from 0 can be balanced")
+        return weights
+
+    def _weights_at(self, given: Mapping[str, float], like: Tensor) -> Tensor:
+        """The weights as a tensor, made again only when one has changed: constants are moved to the device once."""
+        weights = tuple(given.values())
         if self._last_weights is None or self._last_weights[0] != (weights, like.device, like.dtype):
             with torch.inference_mode(False):  # a validation may make it for the training that follows
                 tensor = torch.tensor(weights, device=like.device, dtype=like.dtype)
@@ -275,7 +359,8 @@ class LossComposer(nn.Module):
         set_epoch = getattr(term.loss, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
-        if signals.labelled is not None and term.needs_labels and not len(signals.labelled):
+        rows = self._rows_of(term, signals)
+        if rows is not None and not len(rows):
             return _zero(term, arguments)
         try:
             with left_as_given("the loss", arguments, "other terms and callbacks see the same tensors; make a new one"):
@@ -304,9 +389,9 @@ class LossComposer(nn.Module):
             given: tuple[Signal, ...] = (first, second)
             if term.target:
                 given = (first, second, signals.resolve(term.target, as_list=term.target_is_list))
-            if signals.labelled is not None and term.needs_labels:
+            if (rows := self._rows_of(term, signals)) is not None:
                 samples = len(signals[GROUND_TRUTH])
-                given = tuple(_rows(signal, signals.labelled, samples) for signal in given)
+                given = tuple(_rows(signal, rows, samples) for signal in given)
             return given
         except ValueError as error:
             raise ValueError(f"term {name!r}: {error}") from None
@@ -480,3 +565,22 @@ def _zero(term: LossTerm, arguments: tuple[Signal, ...]) -> Tensor:
 
 def _detach(signal: Signal) -> Signal:
     return signal.detach() if isinstance(signal, Tensor) else [tensor.detach() for tensor in signal]
+
+
+def zero_gradients(zero: Tensor, of: Iterable[Tensor]) -> Tensor:
+    """0, with gradients of 0 to those of these tensors that require one, whatever their values."""
+    tensor: Tensor = _ZeroGradients.apply(zero, *(each for each in of if each.requires_grad))
+    return tensor
+
+
+class _ZeroGradients(torch.autograd.Function):
+    """0, whose gradients are zeros whatever the values of the tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, zero: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.tensors = tensors
+        return zero.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *map(torch.zeros_like, ctx.tensors))

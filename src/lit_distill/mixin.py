@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from lit_distill._module.hyperparameters import Composers, keep_settings, loss_s
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
-from lit_distill.composer import LossComposer
+from lit_distill.composer import LossComposer, zero_gradients
 from lit_distill.terms import LossTerm, Weight, check_weight, weight_error
 
 Module = TypeVar("Module", bound="DistillMixin")
@@ -221,8 +222,10 @@ class DistillMixin(LightningModule):
         self._distill_stepped = True
         (batch, batch_idx), step = (*args, *kwargs.values()), super().training_step
         arguments = (batch, batch_idx) if takes_batch_idx(step) else (batch,)
-        with self.distillation.capture(self._distill_networks) as signals:
-            hook = self._distill_networks[STUDENT].register_forward_pre_hook(self._distill_teach, with_kwargs=True)
+        epoch = fractional_epoch(self.trainer, batch_idx)
+        with self.distillation.capture(self._distill_networks, epoch=epoch) as signals:
+            teach = partial(self._distill_teach, [name for name in self._distill_teachers if signals.texts_of(name)])
+            hook = self._distill_networks[STUDENT].register_forward_pre_hook(teach, with_kwargs=True)
             try:
                 output = step(*arguments)
             finally:
@@ -232,7 +235,6 @@ class DistillMixin(LightningModule):
         target = index = None
         if any(reference.is_data for reference in self.distillation.references):
             _, target, index = self.distill_unpack(batch)
-        epoch = fractional_epoch(self.trainer, batch_idx)
         result = self.distillation(signals, target, index=index, epoch=epoch)
         self.log_dict({f"distill/{name}": value for name, value in result.unweighted.items()})
         for name, weight in zip(result.names, result.weights, strict=True):
@@ -251,7 +253,8 @@ class DistillMixin(LightningModule):
                 f"the training_step of {type(self).__name__} must return the loss as a tensor, a dict that has it as "
                 f"'loss', or None to leave the batch out, got {came}"
             )
-        total = own * loss + result.total
+        mine = own * loss if own else zero_gradients(loss.new_zeros(()), self.parameters())  # which may be infinite
+        total = mine + result.total
         return {**output, "loss": total} if isinstance(output, Mapping) else total
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -268,9 +271,12 @@ class DistillMixin(LightningModule):
             self._distill_hold()
 
     @torch.no_grad()
-    def _distill_teach(self, student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _distill_teach(
+        self, names: Sequence[str], student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Before the student runs, since it may change its input in place."""
-        for name, teacher in self._distill_teachers.items():
+        for name in names:
+            teacher = self._distill_teachers[name]
             if teacher.training:  # someone called .train() on it
                 teacher.eval()
             self._distill_ask(name, *args, **kwargs)

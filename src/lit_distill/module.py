@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,7 +18,7 @@ from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.preflight import BEST, check_classes, try_example
 from lit_distill._module.scheduling import scheduler_config
-from lit_distill._module.step import StepRecord, fractional_epoch
+from lit_distill._module.step import StepRecord, batch_size, fractional_epoch
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
 from lit_distill.composer import ComposedLoss, LossComposer, build_composers
@@ -70,11 +71,12 @@ class DistillModule(EvaluatedModule):
             other must hash to what the checkpoint recorded.
         balance: makes the weights of training steps from those that the terms are set to: see
             :mod:`lit_distill.balance`.
-        unlabelled: whether training samples may have no label, see :class:`LossComposer`; a data module says so itself,
-            by a true ``has_unlabelled``.
+        unlabelled: whether samples may have no label, or how to see which have one: see :class:`LossComposer`. A data
+            module says of its training samples itself that some have none, by a true ``has_unlabelled``.
 
     Batches are ``(inputs, target)`` or ``(inputs, target, index)``. In validation and test, inputs of six dimensions
-    are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Override
+    are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Several
+    loaders are logged apart, as ``val/<key or number>/…``; ``student="best"`` goes by the first. Override
     :meth:`unpack` for batches of another form and :meth:`run_model` for models that take something else.
 
     Raises:
@@ -116,7 +118,7 @@ class DistillModule(EvaluatedModule):
         replaced_frozen: Collection[str] = (),
         train_only: Collection[str] = (),
         balance: Balancer | None = None,
-        unlabelled: bool = False,
+        unlabelled: bool | Callable[[Tensor], Tensor] = False,
     ) -> None:
         super().__init__(
             models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only
@@ -124,7 +126,7 @@ class DistillModule(EvaluatedModule):
         self._keep(replaced_frozen)
         self._judge_by(
             LossComposer(losses, balance=balance, unlabelled=unlabelled),
-            None if val_losses is None else LossComposer(val_losses),
+            None if val_losses is None else LossComposer(val_losses, unlabelled=unlabelled),
             metrics,
             chooses_student=student == BEST and BEST not in models,
         )
@@ -160,7 +162,7 @@ class DistillModule(EvaluatedModule):
 
     def expect_labels_of(self, data: Any) -> None:
         """Look for samples without labels in training batches if a data module says that it has some."""
-        self.composer.unlabelled |= bool(getattr(data, "has_unlabelled", False))
+        self.composer.unlabelled = self.composer.unlabelled or bool(getattr(data, "has_unlabelled", False))
 
     def build(self, batch: Any, *, dataset_size: int | None = None, num_classes: int | None = None) -> None:
         """Size the losses from an example batch and check that classes and shapes fit; every model runs once.
@@ -192,10 +194,11 @@ class DistillModule(EvaluatedModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on the training terms; returns the total."""
         inputs, target, index = self.unpack(batch)
-        with self.composer.capture(self.named) as signals:
+        epoch, watched = self.epoch_at(batch_idx), self._watched("train")
+        with self.composer.capture(self.named, epoch=epoch, watched=watched) as signals:
             self.run_models(inputs, signals, cached=True)
-        result: ComposedLoss = self.composer(signals, target, index=index, epoch=self.epoch_at(batch_idx))
-        self._train_terms.add(result)
+        result: ComposedLoss = self.composer(signals, target, index=index, epoch=epoch, watched=watched)
+        self._train_terms.add(result, batch_size(target, inputs))
         self.composed = result
         self._record = StepRecord(self.composer, result.values, index, inputs, signals, self.frozen)
         return result.total
@@ -252,18 +255,22 @@ class DistillModule(EvaluatedModule):
         local = self._train_terms.take()
         if local is None:
             return
-        means = self.trainer.strategy.reduce(local, reduce_op="mean").tolist()
-        values = {"train/loss": sum(means[1])}
-        for (name, term), unweighted, weighted, weight in zip(self.composer.terms.items(), *means, strict=True):
-            values[f"train/{name}"] = unweighted
+        sums = self.trainer.strategy.reduce(local, reduce_op="mean")
+        means = torch.cat([sums[:1] / sums[1:2], sums[1:2], sums[2:4] / sums[4:]]).tolist()
+        values = {"loss": sum(means[2])}
+        for (name, term), unweighted, samples, weighted, weight in zip(
+            self.composer.terms.items(), *means, strict=True
+        ):
+            if samples:  # not of a term that was not computed, or found no label
+                values[name] = unweighted
             moves = not term.has_fixed_weight or self.composer.balance is not None
             if moves or term.weight != 1.0:
-                values[f"train/{name}_weighted"] = weighted
+                values[f"{name}_weighted"] = weighted
             if moves:
-                values[f"train/{name}_weight"] = weight
-        self.last_terms = values
+                values[f"{name}_weight"] = weight
         if not self._warned:
-            self._warned = bool(self._warn_of_non_finite("train", values, self.composer))
+            self._warned = bool(self._warn_of_non_finite("train/", values, self.composer))
+        self.last_terms = values = {f"train/{name}": value for name, value in values.items()}
         optimizers = self.trainer.optimizers
         rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
         self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)

@@ -126,8 +126,9 @@ class SignalCapture:
         self._tensors: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._fired: dict[str, int] = {}
-        self.labelled: Tensor | None = None
-        """Positions of the samples that have a label; None where all have."""
+        self.models = models
+        self.labelled: dict[Any, Tensor | None] = {}
+        """Positions of the samples that have a label, None where all have, by how it is decided."""
 
     def __enter__(self) -> SignalCapture:
         for ref, module in self._taps.values():
@@ -207,6 +208,10 @@ class SignalCapture:
     def changed_in_place(self) -> set[str]:
         """Texts of the references whose tensor an in-place operation changed after the capture."""
         return {text for text, tensor in self._tensors.items() if version_of(tensor) != self._versions[text]}
+
+    def __contains__(self, text: str) -> bool:
+        """Whether a signal was captured or put."""
+        return text in self._tensors
 
     def __getitem__(self, text: str) -> Tensor:
         """The captured tensor.

@@ -141,7 +141,7 @@ def two_ranks(folder: Path, kind: str, policy: str, strategy: str) -> None:
     """Rank 1 meets what rank 0 does not; both must do the same."""
     model, data = module(), Points()
     if kind == "loss":
-        model = module(At(2, torch.nan, rank=1), weight=0.0)
+        model = module(At(2, torch.nan, rank=1), weight=1e-9)
     elif kind == "gradient":
         model = module(At(2, 0.0, rank=1, in_gradient=True))
     else:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric, MetricCollection
 
+from lit_distill._lightning import loader_names, loader_under_way
 from lit_distill._module.checkpointed import CheckpointedModule
 from lit_distill._module.hyperparameters import Composers
 from lit_distill._module.metrics import TermMeans, TopKAccuracy, at_chance, why_no_classes
 from lit_distill._module.preflight import BEST, TOP1, check_judges_best
+from lit_distill._module.step import batch_size, epoch_so_far, sample_counts
 from lit_distill._views import ViewsBatch
 from lit_distill.composer import LossComposer
+from lit_distill.signals import SignalCapture
 
 _ENOUGH = 64  # samples of a validation to judge a frozen model by
 
@@ -54,6 +58,9 @@ class EvaluatedModule(CheckpointedModule):
         if chooses_student:
             check_judges_best(dict(self.val_metrics.items()), self.candidates)
         self.val_terms = TermMeans(len(self.val_composer.terms))
+        self._make_metrics = metrics
+        self._more_figures: list[_Figures] = []
+        """Of the second loader and later ones; no part of the module, so that checkpoints do not depend on them."""
 
     @property
     def val_composer(self) -> LossComposer:
@@ -64,22 +71,80 @@ class EvaluatedModule(CheckpointedModule):
         own = {} if self._own_val_composer is None else {"val_losses": ("_own_val_composer.", self._own_val_composer)}
         return {"losses": ("composer.", self.composer), **own}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Evaluate every model and the validation terms on one batch; returns what each model gives, for callbacks."""
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Evaluate the models and the validation terms on one batch; returns what each model gives, for callbacks.
+
+        Where there are several loaders, each has its own metrics: ``val/<loader>/…``, by the loader's key in a dict, or
+        its number.
+        """
         inputs, target, index = self.unpack(batch)
-        with self.val_composer.capture(self.named) as signals:
-            outputs = self.run_models(inputs, signals, evaluate=True, views=isinstance(batch, ViewsBatch), cached=True)
-        result = self.val_composer(signals, target, index=index, epoch=float(self.current_epoch))
-        size = target.shape[0] if target is not None and target.ndim else 1
-        self.val_terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), size)
-        for name, metric in self._named_metrics():
-            if self._is_judged(name, outputs[name], target):
-                metric.update(outputs[name], target)
+        epoch, watched = float(self.current_epoch), self._watched("test" if self.trainer.testing else "val")
+        with self.val_composer.capture(self.named, epoch=epoch, watched=watched) as signals:
+            outputs = self.run_models(
+                inputs, signals, evaluate=self._evaluated_models(), views=isinstance(batch, ViewsBatch), cached=True
+            )
+        result = self.val_composer(signals, target, index=index, epoch=epoch, watched=watched)
+        figures = self._figures_of(loader_under_way(self.trainer))
+        size = batch_size(target, inputs, outputs)
+        counts = sample_counts(result, size)
+        if isinstance(counts, Tensor):
+            counts = torch.cat([counts.new_full((1,), size), counts])
+        figures.terms.update(torch.cat([result.total.detach().reshape(1), result.values]).float(), counts)
+        for name, metric in figures.metrics:
+            output, labels = self._labelled(outputs[name], target, signals)
+            if self._is_judged(name, output, labels):
+                metric.update(output, labels)
         return outputs
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The same as validation, on the test data."""
-        return self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def _labelled(self, output: Any, target: Any, signals: SignalCapture) -> tuple[Any, Any]:
+        """Output and target of the samples that have a label; None for a target without any."""
+        reading = (term.loss for term in self.val_composer.terms.values() if term.needs_labels)
+        rows = self.val_composer.labelled(None if self._metrics_are_default else next(reading, None), signals)
+        if rows is None or not isinstance(output, Tensor) or len(output) != len(target):
+            return output, target
+        return output[rows], target[rows] if len(rows) else None
+
+    def _watched(self, stage: str) -> frozenset[str]:
+        """Terms whose values somebody looks at, so that they are computed even where their weight is 0.
+
+        That is where a callback or scheduler monitors one, where ``val_losses`` set it to 0, and in validation also
+        where its schedule has begun within the epoch.
+        """
+        trainer, composer = self.trainer, self.composer if stage == "train" else self.val_composer
+        idle = [(name, term) for name, term in composer.terms.items() if not term.has_fixed_weight or not term.weight]
+        if not idle:
+            return frozenset()
+        monitors = {getattr(callback, "monitor", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+        monitors |= {config.monitor for config in trainer.lr_scheduler_configs}
+        now = epoch_so_far(trainer) if stage == "val" else float(self.current_epoch)
+        own = stage != "train" and self._own_val_composer is not None
+        ends = {str(monitor).rpartition("/")[2] for monitor in monitors if str(monitor).startswith(f"{stage}/")}
+        return frozenset(
+            name
+            for name, term in idle
+            if name in ends or (own and term.has_fixed_weight) or (stage == "val" and term.weight_at(now))
+        )
+
+    def _evaluated_models(self) -> Collection[str] | bool:
+        """Models whose outputs are wanted: all, unless only the terms and the student ask for them."""
+        if len(self.val_metrics) or _reads_outputs(type(self), EvaluatedModule):
+            return True
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return any(_reads_outputs(type(callback), Callback) for callback in callbacks) or self.candidates
+
+    def _figures_of(self, loader: int) -> _Figures:
+        if not loader:
+            return _Figures(self.val_terms, self._named_metrics())
+        while len(self._more_figures) < loader:
+            make = self._make_metrics
+            metrics = {} if make is None else {name: make().to(self.device) for name in self.models}
+            terms = TermMeans(len(self.val_composer.terms)).to(self.device)
+            self._more_figures.append(_Figures(terms, list(metrics.items())))
+        return self._more_figures[loader - 1]
 
     def _named_metrics(self) -> list[tuple[str, Metric | MetricCollection]]:
         return [(name, cast("Metric | MetricCollection", metric)) for name, metric in self.val_metrics.items()]
@@ -116,19 +181,21 @@ class EvaluatedModule(CheckpointedModule):
                 "Metric or MetricCollection of your task>, or metrics=None"
             )
 
-    def _warn_of_non_finite(self, stage: str, values: Mapping[str, float], composer: LossComposer) -> frozenset[str]:
-        """Name the terms and metrics that are NaN or infinite, and return their names."""
+    def _warn_of_non_finite(self, start: str, values: Mapping[str, float], composer: LossComposer) -> frozenset[str]:
+        """Name the terms and metrics that are NaN or infinite, and return their names, with ``start`` before each."""
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if not bad:
             return frozenset()
-        terms = {f"{stage}/{name}": repr(term)[9:-1] for name, term in composer.terms.items()}
-        parts = [f"{name} is {value} ({terms[name]})" for name, value in bad.items() if name in terms]
+        terms = {name: repr(term)[9:-1] for name, term in composer.terms.items()}
+        parts = [f"{start}{name} is {value} ({terms[name]})" for name, value in bad.items() if name in terms]
+        names = frozenset(start + name for name in bad)
         rank_zero_warn(
-            f"values that are not finite: {', '.join(sorted(bad))} in epoch {self.current_epoch}: {'; '.join(parts)}. "
+            f"values that are not finite: {', '.join(sorted(names))} in epoch {self.current_epoch}: "
+            f"{'; '.join(parts)}. "
             "Does the loss take logits or (log-)probabilities, and are the outputs finite? Whatever monitors such a "
             "value compares nothing; lit_distill.callbacks.NonFinite names the samples of a training step"
         )
-        return frozenset(bad)
+        return names
 
     def on_validation_start(self) -> None:
         """Begin the figures anew; let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
@@ -163,47 +230,76 @@ class EvaluatedModule(CheckpointedModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        means = self.val_terms.compute().tolist()
-        values = {f"{stage}/loss": means[0]}
-        values |= {f"{stage}/{name}": value for name, value in zip(self.val_composer.terms, means[1:], strict=True)}
-        for model, metric in self._named_metrics():
-            if metric_was_updated(metric):
+        loaders, found = loader_names(self.trainer), dict[str, dict[str, float]]()
+        self.non_finite = frozenset()
+        for number, name in enumerate(loaders):
+            start, figures = f"{stage}/{name}/" if len(loaders) > 1 else f"{stage}/", self._figures_of(number)
+            found[start] = self._computed(figures)
+            if stage == "val":
+                self._warn_of_guesses(dict(figures.metrics))
+            self.non_finite |= self._warn_of_non_finite(start, found[start], self.val_composer)
+        self._reset_figures()
+        self._judge_candidates(stage, next(iter(found.values())))
+        values = {start + name: value for start, of_one in found.items() for name, value in of_one.items()}
+        if self._chooses_student:
+            chosen = f"{self.student}/"
+            for start, of_one in found.items():
+                best = {name.removeprefix(chosen): v for name, v in of_one.items() if name.startswith(chosen)}
+                values |= {f"{start}{BEST}/{name}": value for name, value in best.items()}
+        # Metrics are already reduced over ranks; Lightning would average the equal values once more.
+        self.log_dict(values, on_epoch=True, sync_dist=False)
+
+    def _computed(self, figures: _Figures) -> dict[str, float]:
+        """Means of the terms that were computed, and the metrics of the models, of one loader."""
+        means, samples = figures.terms.compute().tolist()
+        named = zip(("loss", *self.val_composer.terms), means, samples, strict=True)
+        values = {name: mean for name, mean, count in named if count or name == "loss"}
+        for model, metric in figures.metrics:
+            # A rank may have met no label: what is computed is summed over ranks, so they must agree on it.
+            if self.trainer.strategy.reduce_boolean_decision(metric_was_updated(metric), all=False):
                 computed = metric.compute()
                 results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
-                found = {f"{stage}/{model}/{name}": float(value) for name, value in results.items()}
+                found = {f"{model}/{name}": float(value) for name, value in results.items()}
                 if self._metrics_are_default and any(map(math.isnan, found.values())):
                     self._leave_out(model, "no sample has a label of one class (targets are multi-hot, or below 0)")
                 else:
                     values |= found
-        if stage == "val":
-            self._warn_of_guesses(dict(self._named_metrics()))
-        self._reset_figures()
-        self.non_finite = self._warn_of_non_finite(stage, values, self.val_composer)
-        values |= self._judge_candidates(stage, values)
-        # Metrics are already reduced over ranks; Lightning would average the equal values once more.
-        self.log_dict(values, on_epoch=True, sync_dist=False)
+        return values
 
     def _reset_figures(self) -> None:
         """Forget what was evaluated. Lightning evaluates in inference mode, whose tensors no later step may add to."""
         with torch.inference_mode(False):
-            self.val_terms.reset()
-            for _, metric in self._named_metrics():
-                metric.reset()
+            for number in range(max(1, len(loader_names(self.trainer)))):
+                figures = self._figures_of(number)
+                figures.terms.reset()
+                for _, metric in figures.metrics:
+                    metric.reset()
 
-    def _judge_candidates(self, stage: str, values: Mapping[str, float]) -> dict[str, float]:
-        """Make the candidate of the highest validation top-1 the student; its figures once more, under ``best``."""
-        if not self._chooses_student:
-            return {}
-        if stage == "val" and not self.trainer.sanity_checking:
-            scores = {name: values.get(f"val/{name}/{TOP1}") for name in self.candidates}
+    def _judge_candidates(self, stage: str, values: Mapping[str, float]) -> None:
+        """Make the candidate of the highest top-1 on the first validation loader the student."""
+        if self._chooses_student and stage == "val" and not self.trainer.sanity_checking:
+            scores = {name: values.get(f"{name}/{TOP1}") for name in self.candidates}
             if unknown := [name for name, score in scores.items() if score is None]:
                 raise ValueError(
                     f"student=best is chosen by validation top-1, and {unknown} have none: it needs labelled batches "
                     "and logits (B, C); or name one student"
                 )
             self.student = max(self.candidates, key=lambda name: scores[name] or 0.0)  # the first of equal ones
-        chosen = f"{stage}/{self.student}/"
-        return {f"{stage}/{BEST}/{k.removeprefix(chosen)}": v for k, v in values.items() if k.startswith(chosen)}
+
+
+class _Figures(NamedTuple):
+    """What is summed up of one loader."""
+
+    terms: TermMeans
+    metrics: list[tuple[str, Metric | MetricCollection]]
+
+
+def _reads_outputs(kind: type, base: type) -> bool:
+    """Whether a class may look at what the evaluation step gives: it overrides the step, or the hook at its end."""
+    if kind.__module__.startswith("lightning.") or getattr(kind, "ignores_outputs", False):
+        return False
+    hooks = ("validation_step", "test_step", "on_validation_batch_end", "on_test_batch_end")
+    return any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in hooks)
 
 
 def metric_was_updated(metric: Metric | MetricCollection) -> bool:

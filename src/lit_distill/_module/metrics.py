@@ -95,14 +95,15 @@ class TopKAccuracy(Metric):
 
 
 class TermMeans(Metric):
-    """Means of a stage's total and terms over all samples and ranks.
+    """Means of a stage's total and terms over all samples and ranks; NaN where there is none.
 
     Example:
         >>> means = TermMeans(1)
         >>> means.update(torch.tensor([1.0, 2.0]), 1)
         >>> means.update(torch.tensor([4.0, 5.0]), 2)
         >>> means.compute()
-        tensor([3., 4.])
+        tensor([[3., 4.],
+                [3., 3.]])
     """
 
     full_state_update = False
@@ -112,13 +113,17 @@ class TermMeans(Metric):
     def __init__(self, terms: int) -> None:
         super().__init__()
         self.add_state("sums", default=torch.zeros(terms + 1), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros(terms + 1), dist_reduce_fx="sum")
 
-    def update(self, values: Tensor, samples: int) -> None:
-        """Add one batch's means (terms + 1,), weighed by its number of samples."""
-        self.sums += values * samples
+    def update(self, values: Tensor, samples: int | Tensor) -> None:
+        """Add one batch's means (terms + 1,), weighed by the number of samples, or by that of each, (terms + 1,)."""
+        if isinstance(samples, Tensor):
+            samples = samples.to(self.sums, non_blocking=True)
+            self.sums += torch.where(samples > 0, values * samples, 0)
+        else:
+            self.sums += values * samples
         self.count += samples
 
     def compute(self) -> Tensor:
-        """The means over everything seen."""
-        return self.sums / self.count
+        """The means over everything seen, and of how many samples each is, (2, terms + 1)."""
+        return torch.stack([self.sums / self.count, self.count])

@@ -95,7 +95,7 @@ class NamedModels(LightningModule):
         inputs: Any,
         signals: SignalCapture | None = None,
         *,
-        evaluate: bool = False,
+        evaluate: bool | Collection[str] = False,
         views: bool = False,
         cached: bool = False,
         thorough: bool = False,
@@ -109,7 +109,7 @@ class NamedModels(LightningModule):
         Args:
             inputs: what :meth:`unpack` gives.
             signals: the open capture of the step.
-            evaluate: run every model, not those alone that ``signals`` taps.
+            evaluate: run every model, or these too, not those alone that ``signals`` taps.
             views: whether the inputs are views (B, V, ...), whose class probabilities are averaged.
             cached: whether :attr:`signal_cache` may answer for a frozen model, whose signals go to ``signals``.
             thorough: hold that each model leaves the inputs' values as they are, beyond PyTorch's count of changes.
@@ -137,12 +137,13 @@ class NamedModels(LightningModule):
         inputs = counted(inputs)
         run = self._run_and_average if views else self._run
         for name in self.models:
-            if signals is not None and not evaluate and not signals.texts_of(name):
+            evaluated = evaluate if isinstance(evaluate, bool) else name in evaluate
+            if signals is not None and not evaluated and not signals.texts_of(name):
                 continue
             with around(name), left_as_given(name, inputs, _CLONE.format(name), by_value=thorough):
                 if cached and signals is not None and self.signal_cache is not None and name in self.frozen:
                     compute = partial(run, name)
-                    outputs[name] = self.signal_cache.run(name, inputs, signals, compute, output=evaluate)
+                    outputs[name] = self.signal_cache.run(name, inputs, signals, compute, output=evaluated)
                 else:
                     outputs[name] = run(name, inputs)
             if views and signals is not None:

@@ -11,6 +11,8 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from lit_distill._inputs import tensors_in
+from lit_distill._lightning import batches_done
 from lit_distill._screen import few
 from lit_distill.composer import ComposedLoss, LossComposer
 from lit_distill.signals import SignalCapture
@@ -29,24 +31,32 @@ def fractional_epoch(trainer: Trainer, batch_idx: int) -> float:
     return trainer.current_epoch + (batch_idx / batches if math.isfinite(batches) and batches else 0.0)
 
 
+def epoch_so_far(trainer: Trainer) -> float:
+    """The fractional epoch that training has reached: in a validation, that of the last training batch."""
+    return fractional_epoch(trainer, batches_done(trainer)) if trainer.state.fn == "fit" else trainer.current_epoch
+
+
 class RunningTerms:
-    """Sums of a stage's terms, unweighted and weighted, and of their weights, in one tensor (3, terms).
+    """Sums of a stage's terms over its samples, in one tensor (5, terms).
+
+    Its rows: the terms before their weights, the number of samples that each is the mean of (with labels, or in steps
+    that computed it); then, over all samples, the weighted terms, their weights, and the number of samples.
 
     A ``self.log`` of every term in every step would cost half a millisecond each; so would waiting for their values.
     It is no module, since setting an attribute of one costs more than the addition. What was added counts once the
     optimizer has stepped: until then it can be dropped with the step.
     """
 
-    __slots__ = ("_pending", "count", "sums")
+    __slots__ = ("_of_batches", "_pending", "sums")
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
-        self.count = 0
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[ComposedLoss, int]] = []
+        self._of_batches = False  # sums of a release that counted batches
 
-    def add(self, result: ComposedLoss) -> None:
-        """Take in the terms of one batch, for now."""
-        self._pending.append((result.values, result.weights))
+    def add(self, result: ComposedLoss, size: int) -> None:
+        """Take in the terms of one batch of so many samples, for now."""
+        self._pending.append((replace(result, total=result.values, terms=()), size))  # without the graph
 
     def drop(self) -> None:
         """Forget what was added since the last :meth:`commit`."""
@@ -54,36 +64,71 @@ class RunningTerms:
 
     def commit(self) -> None:
         """Let what was added count."""
-        for values, weights in self._pending:
+        for result, size in self._pending:
+            values, weights = result.values, result.weights
             if self.sums is None:
-                self.sums = values.new_zeros(3, len(values))
-            self.sums[0].add_(values)
-            self.sums[1].addcmul_(values, weights)
-            self.sums[2].add_(weights)
-            self.count += 1
+                self.sums = values.new_zeros(5, len(values), dtype=torch.promote_types(values.dtype, torch.float32))
+            if self._of_batches:
+                self.sums.mul_(size)
+                self._of_batches = False
+            samples = sample_counts(result, size)
+            if isinstance(samples, int):
+                self.sums[0].add_(values, alpha=samples)
+                self.sums[1].add_(samples)
+            else:
+                counts = samples.to(values.device, self.sums.dtype, non_blocking=True)
+                self.sums[0].add_(torch.where(counts > 0, values * counts, 0))
+                self.sums[1].add_(counts)
+            self.sums[2].add_(values.where(weights != 0, 0) * weights, alpha=size)
+            self.sums[3].add_(weights, alpha=size)
+            self.sums[4].add_(size)
         self._pending.clear()
 
     def state_dict(self, gather: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The sums of every rank (ranks, 3, terms), for a checkpoint; ``gather`` brings the ranks' tensors together."""
-        return {} if self.sums is None else {"sums": gather(self.sums[None]).cpu(), "count": self.count}
+        """The sums of every rank (ranks, 5, terms), for a checkpoint; ``gather`` brings the ranks' tensors together."""
+        return {} if self.sums is None else {"sums": gather(self.sums[None]).cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any], rank: int, ranks: int, device: torch.device) -> None:
-        """Go on with this rank's sums, or with the ranks' mean where there were other ranks."""
+        """Continue with this rank's sums, or with the ranks' mean where there were other ranks."""
         if state:
             sums: Tensor = state["sums"]
-            if sums.shape[1] == 2:  # of a release that logged no weights: the means by value, which constants are
-                weights = int(state["count"]) * (sums[:, 1:] / sums[:, :1]).nan_to_num(0.0, 0.0, 0.0)
-                sums = torch.cat([sums, weights], dim=1)
+            if of_batches := "count" in state:  # of a release that counted batches, not samples
+                counts = torch.full_like(sums[:, :1], int(state["count"]))
+                if sums.shape[1] == 2:  # and logged no weights: the means by value, which constants are
+                    weights = counts * (sums[:, 1:] / sums[:, :1]).nan_to_num(0.0, 0.0, 0.0)
+                    sums = torch.cat([sums, weights], dim=1)
+                sums = torch.cat([sums[:, :1], counts, sums[:, 1:], counts], dim=1)
+            self._of_batches = of_batches
             self.sums = (sums[rank] if len(sums) == ranks else sums.mean(dim=0)).to(device, copy=True)
-            self.count = int(state["count"])
 
     def take(self) -> Tensor | None:
-        """The means since the last call; None if nothing was added."""
+        """The sums since the last call; None if nothing was added."""
         self.commit()
-        if self.sums is None:
-            return None
-        means, self.sums, self.count = self.sums / self.count, None, 0
-        return means
+        sums, self.sums = self.sums, None
+        return sums
+
+
+def sample_counts(result: ComposedLoss, size: int) -> int | Tensor:
+    """How many samples each term is the mean of, (terms,) on the CPU; one number where it is the same for all."""
+    if all(samples is None for samples in result.samples):
+        return size
+    return torch.tensor([float(size if samples is None else samples) for samples in result.samples])
+
+
+def batch_size(target: Any, inputs: Any, outputs: Any = None) -> int:
+    """Number of samples of a batch: rows of the target, or of the first tensor in the inputs or outputs; else 1.
+
+    Example:
+        >>> batch_size(None, {"clip": torch.zeros(3, 8)}), batch_size(torch.zeros(2, 5), torch.zeros(2, 8))
+        (3, 2)
+    """
+    if isinstance(target, (list, tuple)) and isinstance(inputs, (list, tuple)) and len(target) == len(inputs):
+        return len(target)  # images and their boxes
+    for value in (target if isinstance(target, Tensor) else None, inputs, outputs):
+        for tensor in tensors_in(value):
+            if tensor.ndim:
+                return len(tensor)
+    return 1
 
 
 @dataclass(frozen=True)

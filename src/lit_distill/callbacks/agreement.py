@@ -76,7 +76,7 @@ class Agreement(Callback):
     def _log(self, module: LightningModule, stage: str) -> None:
         values: dict[str, float] = {}
         for (student, teacher), means in self._means.items():
-            agreement, kl = means.compute().tolist()
+            agreement, kl = means.compute()[0].tolist()
             if not math.isnan(agreement):  # no sample on any rank: their outputs are no class scores alike
                 values |= {f"{stage}/{student}-{teacher}/agreement": agreement, f"{stage}/{student}-{teacher}/kl": kl}
         # reduced over ranks already

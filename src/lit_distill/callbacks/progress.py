@@ -26,6 +26,9 @@ class Progress(ProgressBar):
         console: where to print; the standard output by default.
     """
 
+    ignores_outputs = True
+    """Models need not be evaluated for it."""
+
     def __init__(self, *, console: Console | None = None) -> None:
         super().__init__()
         self._console = console or Screen()

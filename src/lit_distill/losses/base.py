@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, dataclass_transform
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import check, rules_of
@@ -141,20 +143,111 @@ def tensors_of(signal: Signal) -> list[Tensor]:
 
 
 def class_indices(target: Tensor) -> Tensor:
-    """The class index of each sample: ``target`` itself when it holds indices (B,), else its argmax over (B, C)."""
-    return target if target.ndim == 1 and not torch.is_floating_point(target) else target.argmax(dim=-1)
+    """The class index of each sample: indices (B,) or (B, 1) as (B,), else the argmax over (B, C)."""
+    if torch.is_floating_point(target):
+        return target.argmax(dim=-1)
+    if target.ndim == 2 and target.shape[1] == 1:
+        return target[:, 0]
+    return target if target.ndim == 1 else target.argmax(dim=-1)
 
 
-def labelled_rows(target: Tensor) -> Tensor | None:
+_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss, nn.KLDivLoss)
+_CLASS_FUNCTIONS = (F.cross_entropy, F.nll_loss, F.kl_div)
+_SIGNS = (nn.SoftMarginLoss, nn.HingeEmbeddingLoss, nn.CosineEmbeddingLoss)
+_SIGN_FUNCTIONS = (F.soft_margin_loss, F.hinge_embedding_loss, F.cosine_embedding_loss)
+_VALUES = (
+    nn.BCEWithLogitsLoss, nn.BCELoss, nn.MultiLabelSoftMarginLoss, nn.MultiLabelMarginLoss,
+    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss,
+)  # fmt: skip
+_VALUE_FUNCTIONS = (
+    F.binary_cross_entropy_with_logits, F.binary_cross_entropy, F.multilabel_soft_margin_loss,
+    F.multilabel_margin_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LabelRule:
+    """Which samples of a target have a label, as one loss reads it.
+
+    Attributes:
+        kind: ``"classes"`` for losses over one distribution of classes, which a row of zeros is not; ``"values"`` for
+            those that take each number by itself, as multi-label losses do; ``"signs"`` where -1 is a label.
+        ignored: a class index that the loss leaves out.
+    """
+
+    kind: Literal["classes", "values", "signs", "unknown"] = "unknown"
+    ignored: int | None = None
+
+    @classmethod
+    def of(cls, loss: Callable[..., Any]) -> LabelRule:
+        """The rule of a loss, by what it is made of.
+
+        Example:
+            >>> LabelRule.of(nn.CrossEntropyLoss(ignore_index=255))
+            LabelRule(kind='classes', ignored=255)
+        """
+        given: dict[str, Any] = {}
+        while isinstance(loss, functools.partial):
+            given = {**loss.keywords, **given}
+            loss = loss.func
+        parts = list(loss.modules()) if isinstance(loss, nn.Module) else []
+        ignored = [given["ignore_index"]] if "ignore_index" in given else []
+        ignored += [index for part in parts if isinstance(index := getattr(part, "ignore_index", None), int)]
+        kinds = {
+            "values": (_VALUES, _VALUE_FUNCTIONS), "signs": (_SIGNS, _SIGN_FUNCTIONS),
+            "classes": (_CLASSES, _CLASS_FUNCTIONS),
+        }  # fmt: skip
+        found = {
+            kind
+            for kind, (modules, functions) in kinds.items()
+            if loss in functions or any(isinstance(part, modules) for part in parts)
+        }
+        if not found and any(type(part).__module__.startswith("lit_distill.losses.") for part in parts):
+            found = {"classes"}
+        kind: Any = found.pop() if len(found) == 1 else "unknown"
+        return cls(kind, ignored[0] if ignored else None)
+
+    def known(self, target: Tensor) -> Tensor:
+        """Which samples have a label, (B,) of booleans, without waiting for the device."""
+        rows = target.reshape(len(target), -1)
+        if target.dtype == torch.bool:
+            return torch.ones(len(target), dtype=torch.bool, device=target.device)
+        if not target.is_floating_point():
+            valid = rows >= 0
+            return (valid if self.ignored is None else valid & (rows != self.ignored)).any(dim=1)
+        missing = rows.isnan() if self.kind == "signs" else rows.isnan() | (rows == -1)
+        known = ~missing.all(dim=1)
+        if self.kind in ("values", "signs") or target.ndim == 1 or target.shape[1] == 1:
+            return known
+        zero = (rows == 0).all(dim=1)
+        if self.kind == "unknown":  # mixed and smoothed probabilities are neither 0 nor 1, as multi-hot labels are
+            sharp = ((rows == 0) | (rows == 1)).all()
+            zero &= ~sharp & (zero | ((rows.sum(dim=1) - 1).abs() < 1e-3)).all()
+        return known & ~zero
+
+
+def labelled_rows(target: Tensor, rule: LabelRule | Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
     """Which samples have a label: their positions, or None where all have.
 
     Args:
-        target: class indices (B,), -1 for none; or class probabilities (B, C), a row of zeros for none.
+        target: (B, ...). Of whole numbers, such as class indices (B,), (B, 1) or masks (B, H, W): a sample has none
+            where all of its numbers are below 0 or those that the loss ignores. Of floating point: where all are -1 or
+            NaN; class probabilities (B, C) also where all are 0.
+        rule: how a loss reads the target, or a function that gives (B,) booleans; without one, a row of zeros is taken
+            for a missing label unless the target looks multi-hot.
 
     Example:
         >>> labelled_rows(torch.tensor([2, -1, 0])), labelled_rows(torch.tensor([2, 0]))
         (tensor([0, 2]), None)
+        >>> labelled_rows(torch.tensor([[0.0, 1.0], [0.0, 0.0]]), LabelRule("classes"))
+        tensor([0])
     """
-    known = target >= 0 if target.ndim == 1 else target.flatten(1).sum(dim=1) > 0
+    rule = LabelRule() if rule is None else rule
+    known = rule.known(target) if isinstance(rule, LabelRule) else rule(target)
+    if known.shape != target.shape[:1] or known.dtype != torch.bool:
+        raise ValueError(
+            f"unlabelled: the function must give one boolean for each of the {len(target)} samples, got {known.dtype} "
+            f"{tuple(known.shape)}"
+        )
     rows = known.nonzero().flatten()
     return None if len(rows) == len(target) else rows

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_distill.losses.base import class_indices, labelled_rows
+from lit_distill.losses.base import LabelRule, class_indices, labelled_rows
 
 _FRAMES = 16  # of a clip that are kept, at most
 Cells = Counter[tuple[int, int]]
@@ -77,7 +77,7 @@ class Findings:
                 f"{came}, the target {tuple(target.shape)}"
             )  # fmt: skip
             return
-        rows = labelled_rows(target)
+        rows = labelled_rows(target, LabelRule("classes"))
         known = class_indices(target) if rows is None else class_indices(target[rows])
         self.classes = scores.shape[1]
         said: dict[str, tuple[Tensor, Tensor]] = {}
