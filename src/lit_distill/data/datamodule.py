@@ -69,6 +69,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             cost. Folders of frames always are ``"exact"``.
         limits: ``frames``, ``pixels`` and ``seconds`` that a video may take, see :class:`lit_distill.data.Limits`;
             none, or null, for its defaults.
+        video_stream: which video stream of each file, from 0, covers and thumbnails not counted; none for the one that
+            FFmpeg takes for the best.
+        encoding: of the list files and class names, such as ``"gbk"``; those that begin with a byte order mark say it.
         index: whether what is found out about each video is kept in a file in the cache folder
             (``$LIT_DISTILL_CACHE`` or ``~/.cache/lit_distill``), so that headers are read in the first epoch only.
         on_bad: a video that can't be read stops the run (``"raise"``), or is left out of its batch, counted and listed
@@ -128,6 +131,8 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         max_missing: int = 0,
         resize: Resize = "decoder",
         limits: Mapping[str, float | None] | None = None,
+        video_stream: int | None = None,
+        encoding: str = "utf-8",
         index: bool = True,
         on_bad: OnBad = "raise",
         max_bad: int = 0,
@@ -152,6 +157,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.transform = ClipTransform(size=size, scale=scale, aspect=aspect, multi_scale=multi_scale, flip=flip)
         self.augment = None if augment is None else augmentation(augment)
         self.suffix, self.views = suffix, views
+        self.video_stream, self.encoding = video_stream, encoding
         self.first_label, self.max_missing = first_label, max_missing
         self._class_names = class_names
         require_known(resize, on_bad)
@@ -167,7 +173,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         """The cache of decoded frames, made by the first data set that needs it; its ``stats()`` tell of hits."""
         self.source = source or source_of(
             format, root=root if is_address(root) else self.root, roots=self.roots, suffix=suffix, limits=self.limits,
-            index=index,
+            index=index, stream=video_stream,
         )  # fmt: skip
         given = format if source is None else type(source).__name__
         if shuffle not in ("samples", "shards"):
@@ -270,6 +276,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         return ListFile(
             file=file, key=key, root=self.root, num_classes=self.num_classes, first_label=self.first_label,
             class_names=self._read_class_names() or (), roots=self.roots, labelled=labelled,
+            encoding=self.encoding,
         )  # fmt: skip
 
     def _listed_samples(self, split: Split) -> list[Sample]:
@@ -301,7 +308,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             file = self._in_root(given)
             if not file.is_file():
                 raise FileNotFoundError(f"no class names {shown(file)}, set data.class_names=<file>, or null for none")
-            return read_class_names(file, self.num_classes)
+            return read_class_names(file, self.num_classes, encoding=self.encoding)
         if len(given) != self.num_classes:
             raise ValueError(f"data.class_names has {len(given)} names, data.num_classes is {self.num_classes}")
         return tuple(given)

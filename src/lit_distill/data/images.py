@@ -193,6 +193,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
         train_transform: Transform | None = None,
         eval_transform: Transform | None = None,
         batch_size: int = 32,
+        encoding: str = "utf-8",
         **loading: Unpack[Loading],
     ) -> None:
         super().__init__(root=root, num_classes=num_classes, batch_size=batch_size, **loading)
@@ -204,7 +205,7 @@ class ImageFolderDataModule(SampleDataModule[ImageDataset]):
             size=size, crop_scale=crop_scale, flip=flip, augment=augment, interpolation=interpolation
         )
         folders = {"train": train, "val": val, "test": val if test is None else test}
-        self.source = ImageFolders(root=self.root, folders=folders, num_classes=num_classes)
+        self.source = ImageFolders(root=self.root, folders=folders, num_classes=num_classes, encoding=encoding)
 
     @property
     def layout(self) -> str:

@@ -54,6 +54,7 @@ class Preprocess:
         resize: who scales the frames of a video file, see :class:`lit_distill.data.VideoDataset`. Pixels that were
             decoded elsewhere always are scaled by the published filter.
         limits: of what may be spent on one video.
+        video_stream: which video stream of a file; None for the best.
         source: what reads a file of a custom format; None for video files and folders of frames.
         view: what the network sees of such a clip, where that is less; None for all.
 
@@ -78,6 +79,7 @@ class Preprocess:
     suffix: str = "img_{:05}.jpg"
     resize: Resize = "decoder"
     limits: Limits = field(default_factory=Limits)
+    video_stream: int | None = None
     source: Source | None = None
     view: InputView | None = None
 
@@ -121,6 +123,7 @@ class Preprocess:
                 suffix=data.suffix,
                 resize=data.resize,
                 limits=data.limits,
+                video_stream=data.video_stream,
                 source=None if type(data.source) in (VideoFiles, FrameFolders, Shards) else data.source,
                 **common,
             )
@@ -162,7 +165,7 @@ class Preprocess:
         if self.sampling is None:
             return ImageDataset([(path, 0)], transform=self._of_image)[0][0]
         sample = Sample(path, 0)
-        source = self.source or VideoFiles(limits=self.limits)
+        source = self.source or VideoFiles(limits=self.limits, stream=self.video_stream)
         if self.source is None and os.path.isdir(path):
             sample = Sample(path, 0, count_images(path, self.suffix))
             source = FrameFolders(suffix=self.suffix, limits=self.limits)

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lit_distill._files import expand_home
+from lit_distill.data.catalogue.lists import is_blank, unquoted
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.untrusted.budgets import lines_of
 from lit_distill.untrusted.folders import files_below
 from lit_distill.untrusted.images import SUFFIXES
+from lit_distill.untrusted.opening import UntrustedFileError
 
 VIDEO_SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv",
@@ -73,12 +75,19 @@ def _of_folder(folder: Path, preprocess: Preprocess) -> Inputs:
 
 def _of_list(file: Path) -> Inputs:
     paths = []
-    for line in lines_of(file, what="a list of inputs", errors="surrogateescape"):
-        text = line.strip()
-        if not text:
+    for number, line in enumerate(lines_of(file, what="a list of inputs", errors="surrogateescape"), 1):
+        if is_blank(line):
             continue
+        quoted = unquoted(line)
+        text = line.strip() if quoted is None else quoted[0]
         whole = os.path.join(file.parent, text)
-        paths.append(whole if os.path.exists(whole) else os.path.join(file.parent, _LABELS.sub("", text)))
+        if quoted is None and not os.path.exists(whole):
+            whole = os.path.join(file.parent, _LABELS.sub("", text))
+        if not (whole.isprintable() or os.path.exists(whole)) and any("\udc80" <= c <= "\udcff" for c in text):
+            raise UntrustedFileError(
+                f"{file}:{number}", "expected text in UTF-8, got another encoding: save it as UTF-8"
+            )
+        paths.append(whole)
     if not paths:
         raise ValueError(f"{file} is an empty list, expected a path a line")
     return Inputs(paths)

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from lit_distill.untrusted.opening import read_untrusted
+from lit_distill.untrusted.budgets import decoded
+from lit_distill.untrusted.opening import UntrustedFileError, read_untrusted
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -56,13 +57,15 @@ def read_plain(path: str | os.PathLike[str], *, limit: int = MAX_BYTES, values: 
     file = Path(path)
     content = read_untrusted(file, what="a config", limit=limit)
     try:
-        text = content.decode("utf-8")
+        text = decoded(file, content)
         if file.suffix != ".json":
             return parse_yaml(text)
         if sum(map(content.count, (b",", b"[", b"{"))) > values:
             raise ValueError(f"it has more than {values:,} values")
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
-    except (UnicodeDecodeError, RecursionError, yaml.YAMLError, ValueError) as error:
+    except UntrustedFileError:
+        raise
+    except (RecursionError, yaml.YAMLError, ValueError) as error:
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{file} is refused: {said}") from error
 

@@ -22,6 +22,8 @@ _REMOTE = re.compile(
     re.IGNORECASE,
 )
 _SCORE = re.compile(r"(?<=\d)[\s,]+\d+\.\d+$")
+_MORE_FIELDS = re.compile(r"\.[A-Za-z]\w{1,4}[\s,]+-?\d+(\.\d+)?$")  # a path that ends in a number of its own
+_IN_QUOTES = re.compile(r'"((?:[^"]|"")*)"\s*(?:[\s,]\s*(.*))?$')
 _PLAYLISTS = (".m3u8", ".m3u", ".mpd", ".ffconcat", ".concat", ".pls", ".asx", ".xspf", ".sdp", ".ism", ".smil")
 
 
@@ -38,6 +40,7 @@ class ListFile:
         class_names: by class index, where they are known.
         roots: further folders that paths may lead to.
         labelled: whether its samples have labels.
+        encoding: of the file.
     """
 
     file: str | os.PathLike[str]
@@ -48,6 +51,7 @@ class ListFile:
     class_names: Sequence[str] = ()
     roots: Sequence[str | os.PathLike[str]] = ()
     labelled: bool = True
+    encoding: str = "utf-8"
 
     @property
     def path(self) -> Path:
@@ -59,6 +63,7 @@ class ListFile:
         return read_list(
             self.path, root=self.root, num_classes=self.num_classes, counted=counted, first_label=self.first_label,
             class_names=self.class_names, roots=self.roots, labelled=self.labelled,
+            encoding=self.encoding,
         )  # fmt: skip
 
 
@@ -72,19 +77,20 @@ def read_list(
     class_names: Sequence[str] = (),
     roots: Sequence[str | os.PathLike[str]] = (),
     labelled: bool = True,
+    encoding: str = "utf-8",
 ) -> list[Sample]:
     """Read a list file: ``path label`` a line for videos, ``dir frames label`` for folders of frames.
 
     The fields of a line are separated by commas if its last field then is a number, else by white space; a path may
-    hold either. Empty lines are passed over. A line of a video list may leave its label out if the video's folder has
-    the name of a class, as in the official test lists of UCF-101. A decimal number after the label, such as the score
-    of :mod:`lit_distill.select`, is passed over.
+    hold either, and may stand in double quotes. Empty lines, and lines that begin with ``# ``, are passed over. A line
+    of a video list may leave its label out if the video's folder has the name of a class, as in the official test lists
+    of UCF-101. A decimal number after the label, such as the score of :mod:`lit_distill.select`, is passed over.
 
     A list is data: what it names must be local and inside the root, links followed; URLs, FFmpeg's protocols
     (``concat:…``) and playlists are refused.
 
     Args:
-        file: the list, UTF-8.
+        file: the list.
         root: folder that the paths are relative to; an absolute path must lie inside.
         num_classes: labels must be below it.
         counted: whether its lines are ``dir frames label``.
@@ -93,6 +99,7 @@ def read_list(
         roots: further folders that absolute paths, and links in the root, may lead to.
         labelled: false for a list of videos without labels, lines ``path`` or ``dir frames``: samples then have the
             label -1, and labels that a line has all the same are passed over.
+        encoding: of the file, unless it begins with a byte order mark.
 
     Returns:
         the samples in the order of the file.
@@ -112,11 +119,16 @@ def read_list(
     base = os.path.normpath(root)
     folder_labels = {name: index for index, name in enumerate(class_names)}
     samples, numbers_of = [], []
-    for number, line in enumerate(lines_of(file, what="a list of samples"), 1):
-        if not line.strip():
+    for number, line in enumerate(lines_of(file, what="a list of samples", encoding=encoding), 1):
+        if is_blank(line):
             continue
         where = f"{os.fspath(file)}:{number}"
         path, numbers = _fields(_SCORE.sub("", line.strip()), 2 if counted else 1)
+        if not counted and _MORE_FIELDS.search(path) and not os.path.exists(os.path.join(base, path)):
+            raise ValueError(
+                f"{where}: expected 'path label', got {line.strip()!r}: there is no file {path!r}; lists of lines "
+                "'dir frames label' are for data.format=frames"
+            )
         if not labelled:
             label = UNLABELLED
             if counted and not numbers:
@@ -157,12 +169,29 @@ def read_list(
     return samples
 
 
-def read_class_names(file: str | os.PathLike[str], num_classes: int) -> tuple[str, ...]:
+def is_blank(line: str) -> bool:
+    """Whether a line of a list names nothing: an empty one, or a comment."""
+    return not line.strip() or re.match(r"\s*#(\s|$)", line) is not None
+
+
+def unquoted(line: str) -> tuple[str, str] | None:
+    """The first field of a line where it stands in double quotes, and what follows; None for other lines.
+
+    Example:
+        >>> unquoted('"a, ""b"".mp4", 3'), unquoted("a.mp4 3")
+        (('a, "b".mp4', '3'), None)
+    """
+    found = _IN_QUOTES.match(line.strip())
+    return None if found is None else (found[1].replace('""', '"'), (found[2] or "").strip())
+
+
+def read_class_names(file: str | os.PathLike[str], num_classes: int, *, encoding: str = "utf-8") -> tuple[str, ...]:
     """Read the names of the classes: one a line in the order of their indices, or ``number name`` lines.
 
     Args:
-        file: UTF-8; the numbers, where every line has one, count up from 0 or from 1 (UCF-101's ``classInd.txt``).
+        file: the numbers, where every line has one, count up from 0 or from 1 (UCF-101's ``classInd.txt``).
         num_classes: how many names are expected.
+        encoding: of the file, unless it begins with a byte order mark.
 
     Returns:
         the names, by class index.
@@ -177,7 +206,7 @@ def read_class_names(file: str | os.PathLike[str], num_classes: int) -> tuple[st
         ...     read_class_names(f"{folder}/names.txt", 2)
         ('Archery', 'Bowling')
     """
-    names = [line.strip() for line in lines_of(file, what="a list of class names") if line.strip()]
+    names = [line.strip() for line in lines_of(file, what="a list of class names", encoding=encoding) if line.strip()]
     heads = [name.replace(",", " ").split(maxsplit=1) for name in names]
     if heads and all(len(head) == 2 and head[0].isdecimal() for head in heads):
         first = int(heads[0][0])
@@ -214,6 +243,11 @@ def missing_samples(samples: Sequence[Sample]) -> list[Sample]:
 
 def _fields(line: str, numbers: int) -> tuple[str, list[int]]:
     """Path and trailing integers of a line; fewer integers than ``numbers`` where the line does not end in them."""
+    if (quoted := unquoted(line)) is not None:
+        rest = quoted[1].replace(",", " ").split()
+        if len(rest) == numbers and all(part.isdecimal() for part in rest):
+            return quoted[0], [int(part) for part in rest]
+        return (quoted[0], []) if not rest else (line, [])
     for separator in (",", None):
         path, *rest = line.rsplit(separator, numbers)
         if len(rest) == numbers and path.strip() and all(part.strip().isdecimal() for part in rest):

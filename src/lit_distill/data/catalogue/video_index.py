@@ -20,7 +20,7 @@ Check: TypeAlias = Literal["headers", "decode"]
 Stamp: TypeAlias = tuple[int, int]
 """Size in bytes and time of the last change in nanoseconds: another one is another video."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2  # 1: of several video streams the first
 _WHAT: Final = "an index of videos"
 _LIMITS: Final = Limits()
 
@@ -109,12 +109,18 @@ class VideoIndex:
                 self._give_up(error)
 
     def layout(
-        self, path: str, *, limits: Limits = _LIMITS, source: VideoSource | None = None, stamp: Stamp | None = None
+        self,
+        path: str,
+        *,
+        limits: Limits = _LIMITS,
+        source: VideoSource | None = None,
+        stamp: Stamp | None = None,
+        stream: int | None = None,
     ) -> VideoLayout:
         """The layout of a video: the known one, or that of a scan, which then is known to all processes.
 
         A known video that is beyond the ``limits`` is scanned, for the same error as ever. Of a video inside an archive
-        ``source`` is what is scanned, and ``stamp`` that of the archive.
+        ``source`` is what is scanned, and ``stamp`` that of the archive. Of several video streams, the ``stream``.
 
         Raises:
             VideoError: it can't be read within the limits.
@@ -124,9 +130,11 @@ class VideoIndex:
         if entry is None and stamp is not None and self._has_grown():
             self.load()
             entry = self.find(path, stamp=stamp)
+        if entry is not None and entry.layout.stream != stream:
+            entry = None
         if entry is not None and entry.layout.info.frames <= limits.frames:
             return entry.layout
-        layout = scan(path if source is None else source, limits=limits)
+        layout = scan(path if source is None else source, limits=limits, stream=stream)
         if entry is None:
             self.put(path, layout, stamp=stamp)
         return layout

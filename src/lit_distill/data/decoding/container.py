@@ -6,8 +6,9 @@ import errno
 import io
 import os
 import time
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -25,10 +26,19 @@ from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 Packet: TypeAlias = Any  # av.Packet is generic in its stubs and not at run time
 
 # Formats that fetch what a file names (playlists, concatenations, image sequences) are not among them.
-_FORMATS = "matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut"
+_FORMATS = "matroska,avi,mpeg,mpegts,flv,asf,ogg,m4v,h264,hevc,ivf,obu,nut,gif"
 
 # FFmpeg decodes up to 20 frames to guess what the headers of these containers say: most of the time of a short read.
 _HEADERS = {"skip_frame": "all", "probesize": "2048"}
+
+_HEAD = 16  # bytes of a file that say what it is
+_KINDS = {
+    b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"BM": "a BMP image", b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image", b"PK\x03\x04": "a zip archive", b"\x1f\x8b": "a gzip archive", b"%PDF": "a PDF",
+    b"<!DOCTYPE": "a web page", b"<!doctype": "a web page", b"<html": "a web page",
+    b"version https://": "a pointer of Git LFS (fetch it by git lfs pull)",
+}  # fmt: skip
+_TEXT = bytes([9, 10, 13, *range(32, 127)])
 
 # Decoders that drop or conceal damaged frames without a word, unless they are told to fail.
 _SILENT = ("h264", "hevc", "mpeg4")
@@ -81,7 +91,9 @@ class Opened:
 
 
 @contextmanager
-def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -> Iterator[Opened]:
+def opened(
+    source: VideoSource, limits: Limits, *, headers_only: bool = False, stream: int | None = None
+) -> Iterator[Opened]:
     """Open a video for decoding; whatever FFmpeg says against it becomes a VideoError.
 
     Args:
@@ -89,6 +101,7 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
         limits: of what may be spent until the end of the ``with`` block.
         headers_only: believe the headers of an mp4, mov, mkv or webm file without decoding its first frames. What the
             headers don't say, such as the rate or the depth of reordering, then is not guessed.
+        stream: which of its video streams, from 0; none for the one that FFmpeg takes for the best.
 
     Raises:
         VideoError: it can't be opened or is beyond the limits.
@@ -99,17 +112,22 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
         file, size, head, is_movie = _resolved(source)
         # mov only for what its headers were held against its bytes of: FFmpeg finds it in files of any other name too
         options["format_whitelist"] = f"mov,{_FORMATS}" if is_movie else _FORMATS
-        if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3"):
-            options |= _HEADERS
-        with _open(file, options, name) as container:
-            stream = _video_stream(container, name)
-            context = stream.codec_context
+        quick = _HEADERS if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3") else {}
+        with ExitStack() as stack:
+            container = stack.enter_context(_open(file, options | quick, name, head))
+            if quick and len(_video_streams(container)) > 1:  # which is the best is seen in their first frames
+                stack.close()
+                if not isinstance(file, str):
+                    file.seek(0)
+                container = stack.enter_context(_open(file, options, name, head))
+            chosen = _video_stream(container, name, stream)
+            context = chosen.codec_context
             # the data loader's workers are the parallelism: FFmpeg's threads cost more than they gain beside them
             context.thread_type, context.thread_count = "NONE", 1
             context.options = {"max_pixels": str(limits.pixels)}
             if context.name in _SILENT:
                 context.options |= {"err_detect": "explode"}
-            video = Opened(name, size, container, stream, limits, until)
+            video = Opened(name, size, container, chosen, limits, until)
             video.check_time()
             if context.width * context.height > limits.pixels:
                 reason = f"{context.width} x {context.height} is more than {limits.pixels} pixels a frame, the limit"
@@ -117,8 +135,8 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
             if max(context.width, context.height) > MAX_RATIO * min(context.width, context.height):
                 reason = f"{context.width} x {context.height}: one side is more than {MAX_RATIO} times the other"
                 raise VideoError(name, reason)
-            if len(stream.index_entries) > limits.frames:
-                reason = f"its index has {len(stream.index_entries)} frames, the limit is {limits.frames}"
+            if len(chosen.index_entries) > limits.frames:
+                reason = f"its index has {len(chosen.index_entries)} frames, the limit is {limits.frames}"
                 raise VideoError(name, reason)
             yield video
     except UntrustedFileError as error:
@@ -129,17 +147,31 @@ def opened(source: VideoSource, limits: Limits, *, headers_only: bool = False) -
         raise VideoError(name, one_line(error)) from error
 
 
-def _open(file: Any, options: dict[str, str], name: str) -> av.container.InputContainer:
+def _open(file: Any, options: dict[str, str], name: str, head: bytes) -> av.container.InputContainer:
     try:
         container: av.container.InputContainer = av.open(
             file, options=options, metadata_errors="replace", buffer_size=1 << 18
         )
     except av.FFmpegError as error:
+        if kind := _kind(head):
+            raise VideoError(name, f"it is {kind}, no video") from error
         if error.errno != errno.EINVAL:
             raise
         # what it says of a format that it knows and that is not on the list
         raise VideoError(name, "Invalid data: no video of a format that is read, such as mp4, mkv or avi") from error
     return container
+
+
+def _kind(head: bytes) -> str:
+    """What a file is by its first bytes, where it is of a kind that is often named like a video; empty for others."""
+    if not head:
+        return "an empty file"
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP image"
+    found = next((kind for start, kind in _KINDS.items() if head.startswith(start)), "")
+    if not found and not head.translate(None, _TEXT):
+        return "text"
+    return found
 
 
 def one_line(error: BaseException) -> str:
@@ -152,25 +184,52 @@ def _resolved(source: VideoSource) -> tuple[Any, int, bytes, bool]:
     """What FFmpeg is to open, its size in bytes, its first bytes, and whether it may be an mp4 or mov."""
     if isinstance(source, (str, os.PathLike)):
         with open_untrusted(source, what="a video", buffering=0) as opened_file:
-            size, head = os.fstat(opened_file.fileno()).st_size, opened_file.read(8)
+            size, head = os.fstat(opened_file.fileno()).st_size, opened_file.read(_HEAD)
             is_movie = check_container(opened_file, size, head)
         # "file:" and an absolute path: a name such as "concat:a|b" is a name, not a protocol
         return f"file:{os.path.abspath(source)}", size, head, is_movie
     file = io.BytesIO(source) if isinstance(source, (bytes, bytearray, memoryview)) else source
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    head = file.read(8)
+    head = file.read(_HEAD)
     is_movie = check_container(cast("BinaryIO", file), size, head)
     file.seek(0)
     return file, size, head, is_movie
 
 
-def _video_stream(container: av.container.InputContainer, name: str) -> av.video.stream.VideoStream:
+def _video_streams(container: av.container.InputContainer) -> list[av.video.stream.VideoStream]:
+    """The streams of a file but covers and thumbnails."""
     not_video = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-    streams = [stream for stream in container.streams.video if not stream.disposition & not_video]
+    return [stream for stream in container.streams.video if not stream.disposition & not_video]
+
+
+def _video_stream(container: av.container.InputContainer, name: str, wanted: int | None) -> av.video.stream.VideoStream:
+    """The wanted stream, or the best: by FFmpeg's ``av_find_best_stream`` disposition, then frames and bit rate."""
+    streams = _video_streams(container)
     if not streams:
         raise VideoError(name, "it has no video stream")
+    if wanted is not None and not wanted < len(streams):
+        raise VideoError(name, f"it has {len(streams)} video streams, video_stream={wanted} counts from 0")
     decodable = [stream for stream in streams if stream.codec_context is not None]
     if not decodable:
         raise VideoError(name, "there is no decoder for its video stream")
-    return decodable[0]
+    if wanted is not None:
+        if streams[wanted].codec_context is None:
+            raise VideoError(name, f"there is no decoder for its video stream {wanted}")
+        return streams[wanted]
+    found = container.streams.best("video")
+    best = next((stream for stream in decodable if stream is found), None) or max(
+        decodable,
+        key=lambda stream: (
+            bool(stream.disposition & av.stream.Disposition.default),
+            stream.codec_context.width * stream.codec_context.height,
+        ),
+    )
+    if len(streams) > 1:
+        sizes = [f"{number} ({one.width}x{one.height})" for number, one in enumerate(streams)]
+        warnings.warn(  # without the file's name: it is said once, not of each file of a kind
+            f"a file has several video streams, {', '.join(sizes)}: {sizes[streams.index(best)]} is read, which is "
+            "FFmpeg's choice; data.video_stream=<number> reads another",
+            stacklevel=2,
+        )
+    return best

@@ -105,7 +105,7 @@ def count_frames(source: VideoSource, *, limits: Limits = _LIMITS) -> int:
         return _count(video)
 
 
-def scan(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoLayout:
+def scan(source: VideoSource, *, limits: Limits = _LIMITS, stream: int | None = None) -> VideoLayout:
     """Find out how a video is laid out, once, for all later reads.
 
     All packets are read and one frame is decoded. Where the packets don't tell the order of the frames, all are
@@ -114,6 +114,7 @@ def scan(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoLayout:
     Args:
         source: the path of a regular file, bytes, or a seekable file object.
         limits: of what may be spent on it.
+        stream: which of its video streams, from 0; none for the one that FFmpeg takes for the best.
 
     Returns:
         the layout; its number of frames is exact.
@@ -134,15 +135,15 @@ def scan(source: VideoSource, *, limits: Limits = _LIMITS) -> VideoLayout:
     """
     for headers_only in (True, False):
         try:
-            return _scan_packets(source, limits, headers_only)
+            return _scan_packets(source, limits, headers_only, stream)
         except Shallow:
             continue
         except Distrust:
             break
-    with opened(source, limits) as video:
+    with opened(source, limits, stream=stream) as video:
         count = sum(1 for _ in _all_frames(video))
-    with opened(source, limits) as video:
-        return VideoLayout(_info(video, count), video.size)
+    with opened(source, limits, stream=stream) as video:
+        return VideoLayout(_info(video, count), video.size, stream=stream)
 
 
 def read_frames(
@@ -173,7 +174,8 @@ def read_frames(
         flip: whether it is mirrored, left to right, in the same pass.
         limits: of what may be spent on it.
         layout: what :func:`scan` found of this very file. It spares the reading of headers and unneeded packets. It is
-            checked against what is read: one of another file changes nothing but the time.
+            checked against what is read: one of another file changes nothing but the time. Of several video streams
+            it says which one is read.
         suffix: pattern of file names, such as ``"img_{:05}.jpg"``: the source is a folder of images, numbered from 1,
             of which only the wanted ones are read; frame 0 is image 1.
         out: an array (T, H, W, 3) of uint8 that the frames are written to; none for a new one.
@@ -208,10 +210,12 @@ def read_frames(
         if not isinstance(source, (str, os.PathLike)):
             raise ValueError(f"read_frames with a suffix expects the path of a folder, came {type(source).__name__}")
         return _read_images(source, suffix, [index + 1 for index in indices], form, limits, out)
+    stream = None if layout is None else layout.stream
     way: _Way | None = _read_by_index if layout is None else partial(_read_by_layout, layout)
     while way is not None:
         try:
-            with opened(source, limits, headers_only=way not in (_read_by_packets_probed, _read_everything)) as video:
+            headers_only = way not in (_read_by_packets_probed, _read_everything)
+            with opened(source, limits, headers_only=headers_only, stream=stream) as video:
                 clip = Clip(video.name, indices, form, out)
                 way(video, frozenset(indices), clip)
                 return clip.frames
@@ -344,8 +348,8 @@ def _all_frames(video: Opened) -> Iterator[av.VideoFrame]:
     yield from video.context.decode(None)
 
 
-def _scan_packets(source: VideoSource, limits: Limits, headers_only: bool) -> VideoLayout:
-    with opened(source, limits, headers_only=headers_only) as video:
+def _scan_packets(source: VideoSource, limits: Limits, headers_only: bool, stream: int | None) -> VideoLayout:
+    with opened(source, limits, headers_only=headers_only, stream=stream) as video:
         inspect, depth = facts_reader(video), reordering_depth(video)
         pictures, times = [], []
         for packet in video.packets():
@@ -355,9 +359,9 @@ def _scan_packets(source: VideoSource, limits: Limits, headers_only: bool) -> Vi
         starts, total = starts_of(pictures, places)
         for group, start in zip(places, starts, strict=True):
             numbered(pictures[group.start : group.stop], start, depth=depth)
-    with opened(source, limits) as video:
+    with opened(source, limits, stream=stream) as video:
         ticks, seeks = ([of[group.start] for group in places] for of in ([one.time for one in pictures], times))
-        return VideoLayout(_info(video, total), video.size, tuple(starts), tuple(ticks), tuple(seeks))
+        return VideoLayout(_info(video, total), video.size, tuple(starts), tuple(ticks), tuple(seeks), stream)
 
 
 def _info(video: Opened, count: int) -> VideoInfo:

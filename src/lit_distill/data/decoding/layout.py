@@ -117,6 +117,7 @@ class VideoLayout:
         starts: index of each group's first shown frame, ascending; empty where only decoding everything is exact.
         ticks: presentation time of each group's key frame, in units of the stream.
         seeks: time to seek to for each group, in units of the stream.
+        stream: which of the file's video streams was asked for; none for the best.
     """
 
     info: VideoInfo
@@ -124,6 +125,7 @@ class VideoLayout:
     starts: tuple[int, ...] = ()
     ticks: tuple[int, ...] = ()
     seeks: tuple[int, ...] = ()
+    stream: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The layout as what JSON can hold; :meth:`from_json` is the way back."""
@@ -146,8 +148,11 @@ class VideoLayout:
         """
         try:
             info = VideoInfo(**record["info"])
-            lists = [tuple(int(number) for number in record[name]) for name in ("starts", "ticks", "seeks")]
-            return cls(info, int(record["size"]), *lists)
+            starts, ticks, seeks = (
+                tuple(int(number) for number in record[name]) for name in ("starts", "ticks", "seeks")
+            )
+            stream = record.get("stream")
+            return cls(info, int(record["size"]), starts, ticks, seeks, None if stream is None else int(stream))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not the record of a video's layout: {error!r}; scan the video anew") from error
 

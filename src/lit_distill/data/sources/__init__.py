@@ -34,6 +34,7 @@ def source_of(
     suffix: str = "img_{:05}.jpg",
     limits: Limits | None = None,
     index: bool = True,
+    stream: int | None = None,
 ) -> Source:
     """The source that ``data.format`` names.
 
@@ -51,5 +52,5 @@ def source_of(
         return FrameFolders(suffix=suffix, limits=limits, inside=(root, *roots))
     known = VideoIndex(root) if index else None
     if format == "video":
-        return VideoFiles(limits=limits, index=known)
-    return Shards(archives=Archives(root), limits=limits, index=known)
+        return VideoFiles(limits=limits, index=known, stream=stream)
+    return Shards(archives=Archives(root), limits=limits, index=known, stream=stream)

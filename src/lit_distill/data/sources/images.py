@@ -62,11 +62,13 @@ class ImageFolders:
         root: the folder.
         folders: of each split, in the root; or a list file of lines ``path label``.
         num_classes: how many classes there are.
+        encoding: of list files.
     """
 
     root: Path
     folders: Mapping[str, str]
     num_classes: int
+    encoding: str = "utf-8"
 
     @property
     def layout(self) -> str:
@@ -78,7 +80,7 @@ class ImageFolders:
         """The images of a split, labels by the order of their folders' names."""
         folder = self._in_root(self.folders[split])
         if folder.is_file():
-            return read_list(folder, root=self.root, num_classes=self.num_classes)
+            return read_list(folder, root=self.root, num_classes=self.num_classes, encoding=self.encoding)
         if not folder.is_dir():
             given = f"data.{split}=<its name> or data.root=<folder>"
             raise FileNotFoundError(f"no folder {shown(folder)}, set {given}; the root must hold {self.layout}")
@@ -100,7 +102,9 @@ class ImageFolders:
         """The images without labels: of a folder in the order of their paths, or as a file lists them."""
         place = self._in_root(given)
         if place.is_file():
-            return read_list(place, root=self.root, num_classes=self.num_classes, labelled=False)
+            return read_list(
+                place, root=self.root, num_classes=self.num_classes, labelled=False, encoding=self.encoding
+            )
         found = sorted(Path(folder, name) for folder, names in files_below(place) for name in names if _is_image(name))
         if not found:
             raise FileNotFoundError(

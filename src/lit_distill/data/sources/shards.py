@@ -26,7 +26,7 @@ from lit_distill.data.catalogue.tar import TarError, members
 from lit_distill.data.samplers import seeded
 from lit_distill.data.sources.base import named
 from lit_distill.data.sources.videos import VideoFiles
-from lit_distill.untrusted.budgets import INDEX_BYTES
+from lit_distill.untrusted.budgets import INDEX_BYTES, decoded
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import UntrustedFileError, private_folder, read_untrusted
 from lit_distill.untrusted.showing import printable
@@ -112,7 +112,7 @@ def shard_names(listed: str, archives: Archives) -> list[str]:
                 f"{listed}: expected a list of shards of at most {_CHARACTERS:,} bytes, got more: split it"
             )
         names, characters = [], 0
-        for line in io.TextIOWrapper(io.BytesIO(content), "utf-8-sig"):
+        for line in io.StringIO(decoded(listed, content), newline=None):
             more = expand(line.strip()) if line.strip() else []
             names += more
             characters += sum(map(len, more))

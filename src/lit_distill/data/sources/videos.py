@@ -45,18 +45,27 @@ class VideoFiles(Source):
 
     Args:
         limits: of what may be spent on a video.
+        stream: which video stream of each file, from 0; none for the one that FFmpeg takes for the best.
         index: where the videos' layouts are kept; without one each is scanned again when it is opened, to the same end.
     """
 
     limits: Limits = Source.limits
     index: VideoIndex | None = None
+    stream: int | None = None
+
+    def __post_init__(self) -> None:
+        given = self.stream
+        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 0):
+            raise ValueError(f"data.video_stream is a number from 0, or null for the best stream, got {given!r}")
 
     def open(self, sample: Sample) -> DecodedVideo:
         """Find out how a video is laid out: from the index, or by a scan."""
         file = self.file(sample)  # one for headers and frames: a member of an archive is fetched once
         if self.index is None:
-            return DecodedVideo(file, scan(file, limits=self.limits), self.limits)
-        layout = self.index.layout(sample.name, limits=self.limits, source=file, stamp=self.stamp(sample))
+            return DecodedVideo(file, scan(file, limits=self.limits, stream=self.stream), self.limits)
+        layout = self.index.layout(
+            sample.name, limits=self.limits, source=file, stamp=self.stamp(sample), stream=self.stream
+        )
         return DecodedVideo(file, layout, self.limits)
 
     def file(self, sample: Sample) -> VideoSource:
@@ -64,13 +73,14 @@ class VideoFiles(Source):
         return sample.path
 
     def identity(self, sample: Sample, length: int) -> tuple[object, ...]:
-        """Path, member, size and time."""
-        return (*super().identity(sample, length)[:-1], _IN_KEYS)
+        """Path, member, size and time, and the stream where one was chosen."""
+        chosen = () if self.stream is None else (f"stream {self.stream}",)
+        return (*super().identity(sample, length)[:-1], _IN_KEYS, *chosen)
 
     def check(self, sample: Sample, check: Check) -> VideoLayout:
         """Scan a video, and decode all of it if asked to."""
         file = self.file(sample)
-        video = DecodedVideo(file, scan(file, limits=self.limits), self.limits)
+        video = DecodedVideo(file, scan(file, limits=self.limits, stream=self.stream), self.limits)
         if check == "decode":
             frames = range(video.length)
             for numbers in chunks(frames) if video.layout.starts else [frames]:
