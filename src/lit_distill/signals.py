@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lit_distill._inputs import version_of
-from lit_distill.losses.base import Signal
+from lit_distill.losses.base import Signal, submodule
 
 GROUND_TRUTH = "GroundTruth"
 SAMPLE_INDEX = "SampleIndex"
@@ -77,7 +77,7 @@ class Reference:
         if not self.path:
             return models[self.model]
         try:
-            return _submodule(models[self.model], self.path)
+            return submodule(models[self.model], self.path)
         except AttributeError:
             names = [name for name, _ in models[self.model].named_modules() if name]
             message = f"{self.text!r} names no submodule of {self.model}: {_closest(self.path, names)}"
@@ -264,18 +264,6 @@ class SignalCache(Protocol):
             compute: runs the model.
             output: whether what it returns is wanted too.
         """
-
-
-def _submodule(module: nn.Module, path: str) -> nn.Module:
-    """The submodule of that name; a number below zero counts the children of a sequence from its end."""
-    for name in path.split("."):
-        if name[0] == "-" and name[1:].isdecimal() and isinstance(module, (nn.Sequential, nn.ModuleList)):
-            count = len(module)
-            if not 0 < int(name[1:]) <= count:
-                raise AttributeError(f"{name} of {count}")
-            name = list(module._modules)[int(name)]
-        module = module.get_submodule(name)
-    return module
 
 
 def _closest(name: str, names: list[str]) -> str:

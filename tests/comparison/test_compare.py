@@ -208,6 +208,25 @@ def test_ties_and_a_single_seed_are_not_shown(seeds: int, tmp_path: Path, pool: 
     assert "| +0.00 |" in (tmp_path / "compare.md").read_text()
 
 
+def test_the_last_lines_say_the_gain_and_what_to_do_next(tmp_path: Path, pool: Callable[..., FakePool]) -> None:
+    given = config(
+        tmp_path, "experiments=[plain,kd,dml]", "variants={plain: baseline}", "seeds=[0]", "plots=false",
+        f"teacher.weights={tmp_path / 't.safetensors'}",
+    )  # fmt: skip
+    (tmp_path / "t.safetensors").touch()
+    pool(given, lambda name, seed: {"plain": 50.1, "kd": 49.0, "dml": 54.9}[name])
+    console = quiet()
+    console.width = 400
+    compare.run(given, console=console)
+    shown = text(console)
+    assert "plain 50.1 %, with dml 54.9 %: +4.8 points (one seed, which may be luck: seeds=5 says more)" in shown
+    assert "plain 50.1 %, with kd 49.0 %: -1.1 points" in shown
+    assert f"written to {tmp_path / 'compare.md'}" in shown
+    checkpoint = tmp_path / "dml" / "seed0" / "checkpoints" / "best.ckpt"
+    command = "python -m lit_distill.train experiment=kd_pptsmv2 data=moving_digits_tiny trainer=cpu"
+    assert f"{command} models.Teacher.pretrained='{checkpoint}#Teacher'" in shown
+
+
 @pytest.mark.parametrize(("key", "value"), [("steps", 39), ("order", "other"), ("pixels", "other")])
 def test_a_pair_that_is_none_is_named_and_left_out(
     key: str, value: Any, tmp_path: Path, pool: Callable[..., FakePool]

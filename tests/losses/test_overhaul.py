@@ -255,12 +255,13 @@ def test_errors_say_what_came() -> None:
     with pytest.raises(ValueError, match=r"normalizes 4 channels.*\(3, 6, 3, 5\)"):
         make().build(Example(STUDENT, TEACHER, teacher_modules=(norm(4),)))
     models = {"Teacher": nn.Sequential(nn.Conv2d(3, 6, 1), norm())}
-    for name in ("Teacher.2", "Assistant.1", "Teacher.bn"):
+    for name in ("Teacher.2", "Assistant.1", "Teacher.bn", "Teacher.-3"):
         with pytest.raises(ValueError, match=f"names {name!r}, which is no module; the last are .*'Teacher.1'"):
             make(batch_norms=[name]).build(Example(STUDENT, TEACHER, models=models))
-    named = make(batch_norms=["Teacher.1"])
-    named.build(Example(STUDENT, TEACHER, models=models))
-    torch.testing.assert_close(named.margins[0], overhaul_margin(norm().weight, norm().bias))
+    for place in ("Teacher.1", "Teacher.-1"):
+        named = make(batch_norms=[place])
+        named.build(Example(STUDENT, TEACHER, models=models))
+        torch.testing.assert_close(named.margins[0], overhaul_margin(norm().weight, norm().bias))
     with pytest.raises(ValueError, match=r"channels \[\(4, 6\)\], got \[\(6, 6\)\]"):
         named(TEACHER, TEACHER)
     with pytest.raises(ValueError, match="needs the teacher among the named models"):

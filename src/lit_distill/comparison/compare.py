@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_distill._command.arguments import literal
-from lit_distill._files import expand_home, write_text
+from lit_distill._files import write_text
 from lit_distill._screen import Screen
-from lit_distill.comparison.plan import Plan, PlannedRun, make_plan
+from lit_distill.comparison.plan import Plan, PlannedRun, make_plan, network_name
 from lit_distill.comparison.plots import write_plots
 from lit_distill.comparison.pool import Job, Pool, places
 from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
 from lit_distill.comparison.table import HEAD, markdown, notes, rows
 from lit_distill.runs.artifacts import write_json
-from lit_distill.runs.names import COMPARE_FILE, COMPARE_TABLE
+from lit_distill.runs.names import BEST_CHECKPOINT, COMPARE_FILE, COMPARE_TABLE
 from lit_distill.runs.processes import alone_in
 from lit_distill.runs.secrets import redacted_text
 
@@ -40,8 +41,8 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
     console = console or Screen()
     jobs, threads, devices = places(config.jobs)
     plan = make_plan(config)
-    folder = expand_home(config.folder).absolute()
-    output = folder if config.output is None else expand_home(config.output).absolute()
+    folder = Path(config.folder).expanduser().absolute()
+    output = folder if config.output is None else Path(config.output).expanduser().absolute()
     about = {"command": redacted_text(str(config.command)), "date": str(date.today())}
     faults: dict[Path, str] = {}
     with alone_in(folder) as lock:
@@ -60,7 +61,31 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
         finally:
             record = collect(plan, folder, faults, about)
             _write(console, record, output, plots=config.plots)
+    if command := _next_command(plan, config):
+        console.print("next: distill from the Teacher that learned along, now frozen", highlight=False)
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
     return record
+
+
+def _next_command(plan: Plan, config: DictConfig) -> str:
+    """KD from the Teacher of the first strategy that trained one as a peer; empty where there is none."""
+    for strategy in plan.strategies:
+        run = strategy.runs[0]
+        learns = "Teacher" in run.config.models and "Teacher" not in run.config.frozen
+        if strategy.name == plan.reference or not learns or not is_done(run):
+            continue
+        network = network_name(run.config, "Teacher")
+        usual = strategy.experiment == f"dml_{config.suffix}"  # whose Teacher is KD's network
+        here, checkpoint = Path.cwd(), run.folder / BEST_CHECKPOINT
+        shown = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
+        words = [
+            f"experiment=kd_{config.suffix}",
+            *([] if usual else [f"model@models.Teacher={network}"]),
+            *config.train,
+        ]
+        given = " ".join(shlex.quote(str(word)) for word in words)
+        return f"python -m lit_distill.train {given} models.Teacher.pretrained='{shown}#Teacher'"
+    return ""
 
 
 def _prepare(plan: Plan) -> None:
@@ -118,7 +143,31 @@ def _write(console: Console, record: dict[str, Any], output: Path, *, plots: boo
     console.print(shown)
     for note in notes(record):
         console.print(note.replace("**", ""), highlight=False, soft_wrap=True)
+    for line in closing(record):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"written to {output / COMPARE_TABLE}", highlight=False, soft_wrap=True)
+
+
+def closing(record: Mapping[str, Any]) -> list[str]:
+    """The gains in words, a line each; of one seed, that it shows none; and how to build on a peer's Teacher.
+
+    Example:
+        >>> record = {
+        ...     "reference": "baseline",
+        ...     "seeds": [0],
+        ...     "strategies": {"baseline": {"mean": 50.1, "gain": None}, "kd": {"mean": 54.9, "gain": 4.8}},
+        ... }
+        >>> closing(record)
+        ['baseline 50.1 %, with kd 54.9 %: +4.8 points (one seed, which may be luck: seeds=5 says more)']
+    """
+    plain = record["strategies"][record["reference"]]
+    luck = " (one seed, which may be luck: seeds=5 says more)" if len(record["seeds"]) == 1 else ""
+    return [
+        f"{record['reference']} {plain['mean']:.1f} %, with {name} {strategy['mean']:.1f} %: "
+        f"{strategy['gain']:+.1f} points{luck}"
+        for name, strategy in record["strategies"].items()
+        if strategy.get("gain") is not None
+    ]
 
 
 def is_whole(record: dict[str, Any]) -> bool:

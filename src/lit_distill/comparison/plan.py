@@ -241,6 +241,8 @@ def network_name(config: DictConfig, name: str) -> str:
     """What a model of a composed config is called: the choice of its group, else its class."""
     choices: Mapping[str, Any] = config.hydra.runtime.choices
     chosen = choices.get(f"model@models.{name}") or choices.get(f"/model@models.{name}")
+    if chosen == "pptsm_resnet":  # of the depth that the data's preset says
+        return f"{chosen}{config.models[name].depth}"
     return str(chosen or config.models[name].get("_target_", "?").rpartition(".")[2])
 
 

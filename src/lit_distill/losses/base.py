@@ -251,3 +251,15 @@ def labelled_rows(target: Tensor, rule: LabelRule | Callable[[Tensor], Tensor] |
         )
     rows = known.nonzero().flatten()
     return None if len(rows) == len(target) else rows
+
+
+def submodule(module: nn.Module, path: str) -> nn.Module:
+    """The submodule of that name; a number below zero counts the children of a sequence from its end."""
+    for name in path.split("."):
+        if name[0] == "-" and name[1:].isdecimal() and isinstance(module, (nn.Sequential, nn.ModuleList)):
+            count = len(module)
+            if not 0 < int(name[1:]) <= count:
+                raise AttributeError(f"{name} of {count}")
+            name = list(module._modules)[int(name)]
+        module = module.get_submodule(name)
+    return module

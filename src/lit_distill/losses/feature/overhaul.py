@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_distill.losses._hyperparameters import Count, Positive
 from lit_distill.losses._numerics import full_precision, nan_unless_finite, require_finite
-from lit_distill.losses.base import Example, Signal, hyperparameters
+from lit_distill.losses.base import Example, Signal, hyperparameters, submodule
 from lit_distill.losses.feature._maps import (
     PairedMapsLoss,
     apply_layer,
@@ -170,7 +170,7 @@ class OverhaulLoss(PairedMapsLoss):
         more than attention maps; a teacher without BatchNorm before the tap has no margins: take ReviewKDLoss.
 
     Args:
-        batch_norms: the BatchNorm of each level, as ``"Teacher.stages.0.2.conv3.bn"``; None: the tapped modules.
+        batch_norms: the BatchNorm of each level, as ``"Teacher.stages.0.-1.conv3.bn"``; None: the tapped modules.
         divisor: the sum over a sample is divided by it.
         pool_teacher: average-pool the teacher's maps to the student's size, else sizes must be equal.
         kernel_size: of the connectors' convolutions, odd.
@@ -300,8 +300,9 @@ def _make_connector(student: int, teacher: int, kernel_size: int) -> nn.Module:
 
 def _find_module(name: str, models: Mapping[str, nn.Module]) -> nn.Module:
     model, _, path = name.partition(".")
-    modules: dict[str, nn.Module] = dict(models[model].named_modules()) if model in models else {}
-    if path not in modules:
+    try:
+        return submodule(models[model], path)
+    except (KeyError, AttributeError):
         norms = [f"{m}.{n}" for m in models for n, part in models[m].named_modules() if isinstance(part, _BatchNorm)]
-        raise ValueError(f"OverhaulLoss: batch_norms names {name!r}, which is no module; the last are {norms[-8:]}")
-    return modules[path]
+        last = norms[-8:]
+    raise ValueError(f"OverhaulLoss: batch_norms names {name!r}, which is no module; the last are {last}")
