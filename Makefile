@@ -12,7 +12,7 @@ BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
 FAULTS ?= tests/faults tests/ddp tests/curves tests/data/catalogue/test_quarantine.py tests/command/test_launch.py
 
-.PHONY: demo test test-oldest test-slow faults mutation docs lint types format benchmarks clean
+.PHONY: demo test test-oldest test-slow faults mutation docs lint types format benchmarks pretrained clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -72,6 +72,10 @@ $(VENV)/.benchmarks: $(VENV)/.installed
 # Every section of benchmarks/RESULTS.md anew; BENCHMARKS=--list tells the minutes of each.
 benchmarks: $(VENV)/.benchmarks
 	$(BIN)/python benchmarks/run.py $(BENCHMARKS)
+
+# The weights that the package ships, from nothing: stills, then clips, of digits that the embedded benchmark does not have.
+pretrained: $(VENV)/.installed
+	$(BIN)/python benchmarks/pretrained.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache dist build

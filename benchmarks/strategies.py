@@ -2,7 +2,8 @@
 
 `python benchmarks/strategies.py` trains what is not trained yet (its runs are in runs/compare: some hours of two cores
 the first time) and writes benchmarks/compare/ and the table of README.md; `--table` writes the table alone, from
-benchmarks/compare/compare.json as it is.
+benchmarks/compare/compare.json as it is. `--plain FILE` writes the plain student's accuracies of a compare.json into
+the package: what `train` compares a run's student with.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 from results import write_table
 
 from lit_distill.comparison.table import table
+from lit_distill.runs.artifacts import write_json
+from lit_distill.training.plain import FILE as PLAIN
+from lit_distill.training.plain import plain_of
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "compare"
@@ -28,7 +32,14 @@ ARGUMENTS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true", help="write the table alone, train nothing")
-    if not parser.parse_args().table:
+    parser.add_argument(
+        "--plain", metavar="FILE", type=Path, help="keep the reference of a compare.json, train nothing"
+    )
+    asked = parser.parse_args()
+    if asked.plain is not None:
+        write_json(PLAIN, plain_of(json.loads(asked.plain.read_text())))
+        return
+    if not asked.table:
         code = subprocess.run(
             [sys.executable, "-m", "lit_distill.compare", *ARGUMENTS], cwd=ROOT, check=False
         ).returncode

@@ -29,6 +29,12 @@ def test_the_wheel_runs_from_an_empty_folder(tmp_path: Path) -> None:
     shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"lit_distill/{name}" for name in shipped} <= names
     assert {"lit_distill/py.typed", "lit_distill/conf/__init__.py"} <= names
+    weights = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/lit_distill/models/shipped").glob("*.*")}
+    assert {name for name in names if name.startswith("lit_distill/models/shipped/")} == weights
+    assert {
+        "lit_distill/models/shipped/digits_pptsmv2.safetensors",
+        "lit_distill/models/shipped/digits_pptsmv2.json",
+    } <= names
     assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
 
     empty = tmp_path / "empty"

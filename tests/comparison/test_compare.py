@@ -17,6 +17,7 @@ from lit_distill.compare import main
 from lit_distill.comparison import compare
 from lit_distill.comparison.plan import make_plan
 from lit_distill.comparison.record import require_its_own
+from lit_distill.training.plain import plain_of
 
 TWO = "experiments=[baseline,dml]"
 
@@ -69,6 +70,19 @@ def test_a_strategys_own_overrides_and_variants(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert plan.teacher is not None
     assert plan.teacher.config.trainer.max_epochs == 9
+
+
+def test_runs_are_planned_with_what_their_networks_start_from(tmp_path: Path) -> None:
+    """As their commands will store it: a folder is known by its config."""
+    plan = make_plan(config(tmp_path, "experiments=[baseline,kd,dml]", train=["data=digits_few_labels"]))
+    assert plan.teacher is not None
+    assert plan.teacher.config.models.Student.pretrained is None
+    assert {run.config.models.Student.pretrained for run in plan.runs} == {"shipped:digits_pptsmv2"}
+    kd, dml = (strategy.runs[0].config.models.Teacher.pretrained for strategy in plan.strategies[1:])
+    assert (kd, dml) == (str(plan.teacher.folder / "student.safetensors"), None)
+    assert [strategy.teacher for strategy in plan.strategies[1:]] == [
+        "pptsm_resnet18, frozen", "pptsm_resnet18, learns along",
+    ]  # fmt: skip
 
 
 def test_without_a_teacher_experiments_run_as_they_stand(tmp_path: Path) -> None:
@@ -225,6 +239,15 @@ def test_the_last_lines_say_the_gain_and_what_to_do_next(tmp_path: Path, pool: C
     checkpoint = tmp_path / "dml" / "seed0" / "checkpoints" / "best.ckpt"
     command = "python -m lit_distill.train experiment=kd_pptsmv2 data=moving_digits_tiny trainer=cpu"
     assert f"{command} models.Teacher.pretrained='{checkpoint}#Teacher'" in shown
+
+
+def test_a_record_keeps_what_the_plain_student_depends_on(tmp_path: Path, pool: Callable[..., FakePool]) -> None:
+    given = config(tmp_path, TWO, "seeds=2", "plots=false")
+    pool(given, gains_of_two)
+    record = compare.run(given, console=quiet())
+    assert record["settings"]["trainer"]["max_epochs"] == 2
+    assert record["settings"]["student"]["_target_"] == "lit_distill.models.PPTSMv2"
+    assert plain_of(record)["validation"] == [60.0, 61.0]
 
 
 @pytest.mark.parametrize(("key", "value"), [("steps", 39), ("order", "other"), ("pixels", "other")])

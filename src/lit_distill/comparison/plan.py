@@ -17,7 +17,7 @@ from lit_distill._command.command import conf_dir
 from lit_distill._files import expand_home
 from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.runs.resume import differing
-from lit_distill.training.preset import preset_weights
+from lit_distill.training.preset import preset_weights, set_preset_start
 
 _GIVEN = ("experiment", "seed", "hydra.run.dir", "run_dir", "resume", "ckpt_path", "doctor")
 _AMOUNT = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches", "overfit_batches", "max_time")
@@ -123,6 +123,8 @@ def make_plan(config: DictConfig) -> Plan:
             strategies.append(Strategy(name, found[name], owns[name], _teacher_text(runs[0]), runs))
     plan = Plan(teacher, weights, tuple(strategies), reference, seeds)
     _require_pairs(plan)
+    for run in (*([teacher] if teacher else []), *plan.runs):
+        set_preset_start(run.config)  # as its command will, so that a folder is known by its config
     return plan
 
 

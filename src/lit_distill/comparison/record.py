@@ -20,6 +20,7 @@ from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import ACCOUNT_FILE, CARD_FILE, CONFIG_FILE, METRICS_FILE, RESULTS_FILE, TEST_FILE
 from lit_distill.runs.resume import differing_keys
 from lit_distill.runs.secrets import redacted_text
+from lit_distill.training.plain import settings_of
 
 FORMAT = 1
 _LARGEST = 1e100
@@ -82,6 +83,7 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
         "data": OmegaConf.to_container(config.data, resolve=True),
         "preset_weights": OmegaConf.to_container(config.preset.weights, resolve=True),
         "epochs": config.trainer.max_epochs,
+        "settings": settings_of(_reference(plan)),
         "seeds": list(plan.seeds),
         "reference": plan.reference,
         "statistics": {
@@ -94,6 +96,10 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
         "teacher": None if plan.weights is None else _teacher(plan, folder, faults),
         "strategies": strategies,
     }
+
+
+def _reference(plan: Plan) -> DictConfig:
+    return next(strategy for strategy in plan.strategies if strategy.name == plan.reference).runs[0].config
 
 
 def run_record(run: PlannedRun, folder: Path, fault: str = "") -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lit_distill.data.preprocess import Preprocess
 from lit_distill.gradients import gradients_of, norm_of
 from lit_distill.losses.base import class_indices
 from lit_distill.models.identity import load_reports
+from lit_distill.models.shipped import is_shipped
 from lit_distill.module import DistillModule
 from lit_distill.runs.names import CONFIG_FILE, card_of
 from lit_distill.runs.opened import load_run
@@ -307,6 +308,8 @@ def _lineage(module: DistillModule) -> Iterator[tuple[str, Preprocess]]:
     ]
     for name, report in reports:
         path = Path(report.path)
+        if is_shipped(path):  # of other classes, on purpose
+            continue
         run = path if card_of(path).is_file() else path.parent.parent
         if run == path or (run / CONFIG_FILE).is_file():
             with suppress(ValueError):  # of packages that are not admitted, or no run at all: nothing is known of it

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_distill._files import archive_damage, expand_home, is_archive, pickle_fault
 from lit_distill.models.paddle import WeightsError, read_pdparams
+from lit_distill.models.shipped import is_shipped, shipped_file
 from lit_distill.untrusted.budgets import HEADER_BYTES, UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
@@ -216,10 +217,14 @@ def _flatten(node: object, path: tuple[str, ...], tensors: dict[str, Tensor], vi
 def split_name(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """The file and the network that ``file#Network`` names; a file with # in its own name is taken as it is.
 
+    ``shipped:<name>`` is the file of weights of the package, once its hash is found right.
+
     Example:
         >>> split_name("runs/last.ckpt#Student")[1]
         'Student'
     """
+    if is_shipped(path):
+        return shipped_file(os.fspath(path)), ""
     whole = expand_home(path)
     if whole.exists() or "#" not in whole.name:
         return whole, ""

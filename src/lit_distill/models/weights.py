@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_distill.models.paddle import WeightsError
 from lit_distill.models.paddle_keys import is_fused_branch, statistics_to_native
+from lit_distill.models.shipped import is_shipped
 from lit_distill.models.simkd import SimKDStudent
 from lit_distill.models.state_files import (
     Contents,
@@ -44,7 +45,7 @@ class LoadReport:
     """What :func:`load_weights` did; ``str()`` of it is a short table.
 
     Attributes:
-        path: the file.
+        path: the file; ``shipped:<name>`` of weights of the package.
         sha256: of the file's bytes, in hexadecimal.
         matched: tensors of the network that now hold the file's values.
         total: tensors that the network has, without BatchNorm's counters.
@@ -147,7 +148,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: 
 
     Args:
         model: any network; it stays where it is (device, type, training mode).
-        path: the file, with ``#Name`` where it holds several networks.
+        path: the file, with ``#Name`` where it holds several networks; or ``shipped:<name>``, weights of the package,
+            see :mod:`lit_distill.models.shipped`.
         reset_head: leave the classifier (the last Linear or Conv) as it was if the file's has another shape.
 
     Returns:
@@ -167,6 +169,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: 
         (2, True, True)
     """
     file, wanted = split_name(path)
+    shown = Path(path) if is_shipped(path) else file
     contents = read_contents(file)
     if isinstance(model, SimKDStudent):
         model.size_like(contents.tensors)
@@ -211,7 +214,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], *, reset_head: 
 
     casts = _copy({name: tensor for name, tensor in found.tensors.items() if name not in wrong}, targets)
     return LoadReport(
-        file, file_sha256(file), matched, total, missing, found.unexpected, reset, found.ignored, casts, found.name
+        shown, file_sha256(file), matched, total, missing, found.unexpected, reset, found.ignored, casts, found.name
     )
 
 

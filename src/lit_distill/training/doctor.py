@@ -20,7 +20,7 @@ from lit_distill._screen import Screen, numeric
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.diagnosis.diagnose import Diagnosis, diagnose
 from lit_distill.training.fit import build_module
-from lit_distill.training.preset import set_preset_weights
+from lit_distill.training.preset import set_preset_start, set_preset_weights
 from lit_distill.training.stages import stages_of
 
 FINDINGS = 3
@@ -44,6 +44,8 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
     seed_everything(config.seed, workers=True, verbose=False)
     cost = None
     with contextlib.redirect_stdout(sys.stderr) if config.as_json else contextlib.nullcontext():
+        for line in set_preset_start(config):
+            print(line)
         data: LightningDataModule = instantiate(config.data, _convert_="all")
         module = build_module(config)
         diagnosis = diagnose(module, data)

@@ -1,13 +1,18 @@
-"""What a data set's config knows better than a method: the weights of terms that work on it."""
+"""What a data set's config knows better than a method: which weights networks start from, and those of terms."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lit_distill._command.overrides import given_values
+from lit_distill.models.shipped import read_card
+from lit_distill.training.stages import moved_models
+
+_NOT_COMPARED = ("num_classes", "dropout", "init", "pretrained", "reset_head")
+"""Arguments of a network that weights fit whatever their values: the classifier is reinitialized."""
 
 
 def preset_weights(config: DictConfig, given: Sequence[str]) -> dict[str, Any]:
@@ -66,3 +71,69 @@ def describe_weight(weight: Any) -> str:
         rest = ", ".join(f"{key}={describe_weight(value)}" for key, value in weight.items() if key != "_target_")
         return f"{name}({rest})"
     return f"{weight:g}"
+
+
+def set_preset_start(config: DictConfig) -> list[str]:
+    """Let each network of a config start from the pretrained weights of its data's preset that fit it.
+
+    ``preset.init`` is ``pretrained``, or ``scratch`` for random weights; ``preset.pretrained`` lists the weights. A
+    network that has weights already (``models.<name>.pretrained``), begins as an earlier stage left it, or is frozen,
+    is left as it is: what a frozen network teaches is the user's choice.
+
+    Args:
+        config: of an ordinary run, or of a stage; it then names the weights, and is what a run folder stores. A run of
+            several stages is left as it is: each of its stages has a config.
+
+    Returns:
+        A line a network: what it starts from, or why it starts from random weights.
+
+    Raises:
+        ValueError: ``preset.init`` is neither of the two.
+    """
+    init, names = config.preset.get("init", "scratch"), config.preset.get("pretrained") or []
+    if init not in ("pretrained", "scratch"):
+        raise ValueError(f"preset.init is pretrained or scratch, got {init!r}")
+    if not names or config.get("stages") or config.get("generations") is not None:
+        return []
+    moved = moved_models(config.callbacks)
+    left = {*config.frozen, *moved, *(config.get("start") or {})}
+    lines = []
+    for model, node in config.models.items():
+        if model in left:
+            continue
+        for place, network in _networks(node):
+            whose = ".".join((str(model), *place))
+            if init == "scratch":
+                lines.append(f"{whose} starts from random weights (preset.init=scratch)")
+                continue
+            values = cast("dict[str, Any]", OmegaConf.to_container(network, resolve=True))
+            faults = {str(name): _misfit(values, read_card(name)["model"]) for name in names}
+            name = next((name for name, fault in faults.items() if not fault), None)
+            if name is None:
+                why = [f"{name} has {fault}" for name, fault in faults.items() if not fault.startswith("_target_")]
+                lines.append(f"{whose} starts from random weights: {'; '.join(why) or 'the preset has none for it'}")
+                continue
+            with open_dict(network):
+                network.pretrained, network.reset_head = name, True
+            lines.append(f"{whose} starts from {name}, pretrained on {read_card(name)['about']} (preset.init)")
+    return lines
+
+
+def _networks(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], DictConfig]]:
+    """The networks of a model's config that may read a weights file and name none, and their places in it."""
+    if not isinstance(node, DictConfig):
+        return
+    if "pretrained" in node:
+        if node.pretrained is None:
+            yield place, node
+        return
+    for key, value in node.items():
+        yield from _networks(value, (*place, str(key)))
+
+
+def _misfit(network: Mapping[str, Any], trained: Mapping[str, Any]) -> str:
+    """The first argument in which a network differs from one that weights belong to; empty where they fit."""
+    for key in sorted(network.keys() | trained.keys(), key=lambda key: (key != "_target_", key)):
+        if key not in _NOT_COMPARED and network.get(key) != trained.get(key):
+            return f"{key}={trained.get(key)}, not {network.get(key)}"
+    return ""

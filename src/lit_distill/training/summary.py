@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from lit_distill.module import DistillModule
 from lit_distill.runs.names import BEST_CHECKPOINT
 
 
-def show_summary(console: Console, module: DistillModule, results: dict[str, Any], folder: Path) -> None:
-    """Print every model's accuracy, where the run's files are and what to do next."""
+def show_summary(
+    console: Console, module: DistillModule, results: dict[str, Any], folder: Path, gains: Sequence[str] = ()
+) -> None:
+    """Print every model's accuracy, what the student gains, where the run's files are and what to do next."""
     title = f"{results['experiment'] or 'run'}: validation at the best epoch of {results['epochs']}"
     table = Table("model", "role", *numeric("parameters", "top-1", "top-5"), title=title)
     for name, model in module.models.items():
@@ -28,6 +30,8 @@ def show_summary(console: Console, module: DistillModule, results: dict[str, Any
         parameters = f"{sum(p.numel() for p in model.parameters()):,}"
         table.add_row(name, role, parameters, *_accuracy(results["best"], name))
     console.print(table)
+    for line in gains:
+        console.print(line, soft_wrap=True, highlight=False)
     shown_folder = _shown(folder)
     console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
     console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)

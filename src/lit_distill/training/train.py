@@ -11,9 +11,10 @@ from omegaconf import DictConfig
 from lit_distill._command.overrides import typed_overrides
 from lit_distill._screen import Screen
 from lit_distill.runs.artifacts import read_results
-from lit_distill.runs.resume import clear_run_environment, locate_run, resolve_environment
+from lit_distill.runs.resume import clear_run_environment, locate_run, print_on_rank_zero, resolve_environment
 from lit_distill.training.fit import build_module, fit
-from lit_distill.training.preset import describe_weight, set_preset_weights
+from lit_distill.training.plain import gain_lines
+from lit_distill.training.preset import describe_weight, set_preset_start, set_preset_weights
 from lit_distill.training.run_stages import run_stages
 from lit_distill.training.stages import stages_of
 from lit_distill.training.summary import show_summary
@@ -37,14 +38,20 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _run(config: DictConfig) -> dict[str, Any]:
+    lines = set_preset_start(config)
     point = locate_run(config)
     if point.finished:
         return read_results(point.folder)
-    if stages := stages_of(config):
+    stages = stages_of(config)
+    for stage in stages:
+        lines += [f"stage {stage.name}: {line}" for line in set_preset_start(stage.config)]
+    for line in lines:
+        print_on_rank_zero(line)
+    if stages:
         return run_stages(config, stages, point)
     fitted = fit(config)
     if fitted.results:
-        show_summary(Screen(), fitted.module, fitted.results, Path(config.run_dir))
+        show_summary(Screen(), fitted.module, fitted.results, Path(config.run_dir), gain_lines(config, fitted.results))
     return fitted.results
 
 

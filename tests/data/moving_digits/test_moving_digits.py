@@ -18,10 +18,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from numpy.typing import NDArray
 from rich.console import Console
 
 import processes
+from lit_distill._command.command import conf_dir
 from lit_distill.data import MovingDigits, read_list
 from lit_distill.data.moving_digits import making as _making
 from lit_distill.data.moving_digits.making import find_fault, load_sources, make, set_folder
@@ -84,6 +87,30 @@ def test_splits_share_no_scan_and_no_background(sources: Sources) -> None:
         columns = [set(part.photos[photo][0, :, 0].tolist()) for part in parts]
         assert sum(map(len, columns)) == len(set.union(*columns)) == sources.photos[photo].shape[1]
     assert all(set(part.digits) == set(range(10)) for part in parts)
+
+
+def test_pretraining_sees_nothing_of_validation_and_test(sources: Sources) -> None:
+    """Digits, scans and backgrounds of the pretext's training against those that the target is judged by."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        pretext, target = (
+            instantiate(compose("train", ["experiment=baseline_pptsmv2", f"data={name}"]).data, _convert_="all").spec
+            for name in ("digits_pretext", "digits_few_labels")
+        )
+    assert not set(pretext.digits) & set(target.digits)
+    assert pretext.clutter == 0, "no fragment of a target's digit"
+    numbered = Sources(
+        np.arange(len(sources.scans), dtype=np.float32)[:, None, None] + np.zeros((8, 8), np.float32),
+        sources.digits,
+        tuple(np.arange(p.shape[1], dtype=np.uint16)[None, :, None].repeat(3, 2) for p in sources.photos),  # type: ignore[misc]
+    )
+    seen = numbered.of_split("train")
+    scans = set(seen.scans[np.isin(seen.digits, pretext.digits), 0, 0])
+    columns = [set(photo[0, :, 0].tolist()) for photo in seen.photos]
+    for split in ("val", "test"):
+        judged = numbered.of_split(split)
+        assert not scans & set(judged.scans[:, 0, 0])
+        for photo, used in zip(judged.photos, columns, strict=True):
+            assert not used & set(photo[0, :, 0].tolist())
 
 
 def test_square_clips_stay_square(tmp_path: Path) -> None:
