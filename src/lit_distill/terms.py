@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -138,7 +139,9 @@ def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
     known = {"loss", "pair", "target", "weight", "detach", "align_time", "monitor"}
     unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
     if unknown or missing:
-        problem = f"unknown keys {sorted(unknown)}" if unknown else f"missing keys {sorted(missing)}"
+        near = difflib.get_close_matches(min(unknown), known, n=1) if unknown else []
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        problem = f"unknown keys {sorted(unknown)}{meant}" if unknown else f"missing keys {sorted(missing)}"
         raise ValueError(f"term {name!r}: {problem}; a term has {_KEYS}")
     try:
         return LossTerm(**given)

@@ -60,6 +60,21 @@ def test_a_default_that_one_config_states_and_the_other_leaves_out_is_no_other_r
         find_resume_point(changed(data={**data, "_target_": "nowhere.Data"}), run, siblings=False)
 
 
+def test_keys_that_are_new_since_a_run_began_are_at_their_defaults_there(tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", results={"interrupted": "SIGTERM"})
+    new: dict[str, Any] = {"frozen_weights": {}, "allow_random_teacher": False, "val_losses": {}, "student": "Student"}
+    assert find_resume_point(changed(**new), run, siblings=False).folder == run
+    assert find_resume_point(changed(**new, run_dir="y"), tmp_path / "new", siblings=True).folder == run
+    allowed = changed(**{**new, "allow_random_teacher": True})
+    assert find_resume_point(allowed, run, siblings=False).folder == run, "a question that older runs were not asked"
+    with pytest.raises(ValueError, match=r"it differs in frozen_weights\.Teacher, student: "):
+        find_resume_point(
+            changed(**{**new, "frozen_weights": {"Teacher": "a.pth"}, "student": "best"}), run, siblings=False
+        )
+    with pytest.raises(ValueError, match="it differs in mine: "):
+        find_resume_point(changed(mine=1), run, siblings=False)
+
+
 def test_another_value_of_the_environment_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = ["seed=${oc.env:TASK}", "resume=auto"]
     for task, found in ((0, True), (1, False)):

@@ -94,6 +94,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("data.sources.shards", "scan_shard"): "by Archives",
     ("data.sources.shards", "shard_names"): "by Archives",
     ("training.doctor", "run"): OWN_CONFIG,
+    ("training.fit", "_terms"): OWN_CONFIG,
     ("inference.export", "_write"): OWN_OUTPUT,
     ("inference.export", "run"): OWN_OUTPUT,
     ("inference.exported", "load_program"): "only with --allow torch.export.load, or what this process has written",

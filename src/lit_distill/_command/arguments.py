@@ -119,13 +119,13 @@ OF_A_RUN = Arguments(renamed={"model": "named"}, allow=True)
 
 
 def open_data(arguments: Sequence[str]) -> list[str]:
-    """The arguments with ``data.<key>=`` as overrides that may add the key: configs are silent on its default.
+    """The arguments with ``data.<key>=`` and ``frozen_weights.<model>=``, as overrides that may add the key.
 
     Example:
         >>> open_data(["data=ucf101", "data.views=dense", "+data.index=false", "seed=1"])
         ['data=ucf101', '++data.views=dense', '++data.index=false', 'seed=1']
     """
-    return [re.sub(r"^\+*data\.", "++data.", argument) for argument in arguments]
+    return [re.sub(r"^\+*(data\.|frozen_weights\.)", r"++\1", each) for each in arguments]
 
 
 def _with_values(arguments: Sequence[str]) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_distill._command.command import Command, command_config, conf_dir
+from lit_distill._command.command import Command, command_config, conf_dir, own_keys
 from lit_distill._command.launch import share_start
 from lit_distill.untrusted.showing import printable_lines
 
@@ -67,14 +68,44 @@ def _unknown_argument(text: str) -> str:
     return f"{target} takes no {key}{name}" + (f"; did you mean {key}{close[0]}?" if close else "")
 
 
-def exit_with(error: Exception, config_name: str) -> NoReturn:
+def exit_with(error: Exception, config_name: str, typed: Sequence[str] = ()) -> NoReturn:
     """End the command with one line for an error that a user can mend; raise any other."""
-    text = user_error_text(error)
+    unknown = unknown_key(typed, config_name) if isinstance(error, HydraException) else ""
+    text = unknown or user_error_text(error)
     if text is None:
         raise error
     said = printable_lines(closest_key(text, config_name))
     print(f"error: {said} ({_FULL_ERROR}=1 shows the traceback)", file=sys.stderr)
     sys.exit(1)
+
+
+def unknown_key(typed: Sequence[str], config_name: str) -> str:
+    """One line for the first argument whose key the command does not have; empty where there is none.
+
+    Hydra looks for a choice that is missing first: of ``doctor run=…`` it says that an experiment is to be chosen.
+
+    Example:
+        >>> unknown_key(["runs=runs/a"], "predict")
+        "there is no 'runs'; did you mean run?"
+    """
+    if any(re.match(r"--?(config-(dir|path|name)|c[dpn])\b|hydra\.searchpath", each.lstrip("+")) for each in typed):
+        return ""  # the user's own configs have keys that are not known here
+    known: set[str] = {"hydra", "data", "models", "losses", "model", "loss", "weight"}
+    names = [config_name]
+    while names:
+        name = names.pop()
+        known |= own_keys(name)
+        names += [entry for entry in command_config(name)["defaults"] if isinstance(entry, str) and entry != "_self_"]
+    groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
+    for argument in typed:
+        key, given, _ = argument.partition("=")
+        first = re.split(r"[.@/]", key)[0]
+        if given and first.isidentifier() and first not in known | groups:
+            close = difflib.get_close_matches(first, known, n=1)
+            return f"there is no {key!r}" + (
+                f"; did you mean {close[0]}?" if close else f": {config_name} has no such key"
+            )
+    return ""
 
 
 def closest_key(text: str, config_name: str) -> str:
@@ -146,7 +177,7 @@ def run(command: Command) -> None:
     except Exception as error:
         if raises:
             raise
-        exit_with(error, command.name)
+        exit_with(error, command.name, sys.argv[1:])
     finally:
         if not raises:
             del os.environ[_FULL_ERROR]

@@ -14,6 +14,7 @@ from lit_distill.untrusted.networks import held_to
 _NAMED = (
     "models", "losses", "val_losses", "optimizer", "scheduler", "balance",
     "frozen", "student", "inputs", "candidates", "replaced_frozen", "train_only", "start", "fresh",
+    "frozen_weights",
 )  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     callbacks = {key: node for key, node in (config.get("callbacks") or {}).items() if isinstance(node, Mapping)}
     tree = {key: config.get(key) for key in _NAMED} | {"callbacks": callbacks, "run_dir": str(folder.absolute())}
     tree |= {key: tree[key] or [] for key in ("frozen", "fresh", "replaced_frozen", "train_only")}
+    tree["allow_random_teacher"] = config.get("allow_random_teacher", True)  # older runs were not asked
     trainer = config.get("trainer") or {}
 
     def built(node: Any, **_: str) -> Any:

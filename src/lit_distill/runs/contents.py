@@ -12,7 +12,7 @@ from lit_distill.untrusted.plain import read_plain, resolved
 IN_CONFIG = {
     "models": dict, "data": dict, "losses": dict, "val_losses": dict, "callbacks": dict, "inputs": dict, "start": dict,
     "trainer": dict, "optimizer": dict, "student": str, "frozen": list, "candidates": list, "train_only": list,
-    "replaced_frozen": list,
+    "replaced_frozen": list, "frozen_weights": dict,
 }  # fmt: skip
 IN_CARD = {"model": dict, "data": dict, "input": dict, "teachers": dict, "class_names": list, "sha256": str}
 IN_RESULTS = {"student": str, "student_stage": str, "versions": dict, "final": dict, "best": dict}

@@ -119,6 +119,7 @@ class Run:
         folders = dict.fromkeys((self.folder, self._trained_in))
         files = [file for folder in folders for file in (folder / STUDENT_FILE, *(folder / CHECKPOINTS).glob("*"))]
         named = [name for node in self.config["models"].values() for name in weights_files(node).values() if name]
+        named += [str(file) for file in (self.config.get("frozen_weights") or {}).values() if file]
         files += [Path(split_name(name)[0]) for name in named]
         files += [self._trained_in / str(start) for start in (self.config.get("start") or {}).values()]
         files += [self.weights] if self.weights else []
@@ -241,6 +242,8 @@ class Run:
 
     def _frozen(self, name: str, network: nn.Module, node: Mapping[str, Any]) -> nn.Module:
         sources, start = weights_files(node), (self.config.get("start") or {}).get(name)
+        if file := (self.config.get("frozen_weights") or {}).get(name):
+            sources = {"": str(file)}
         if start is not None:  # as an earlier stage left it
             sources = {"": os.path.normpath(self._trained_in / str(start))}
         if not sources or None in sources.values():

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from lit_distill._command.command import command_config
 from lit_distill._command.launch import STARTED
 from lit_distill._command.overrides import arguments_of, given_values
 from lit_distill._files import write_text
@@ -30,6 +31,7 @@ RUN_VARIABLE = "LIT_DISTILL_RUN"
 _PATIENCE = 30.0  # seconds
 MAY_DIFFER = (
     "run_dir", "ckpt_path", "resume", "doctor", "checkpoint_every_n_steps", "replaced_frozen", "allow", "checkpoint_io",
+    "allow_random_teacher",
     "data.num_workers", "data.prefetch", "preset.weights", "logger", "student_from", "callbacks.progress",
     "callbacks.last.every_n_steps",
     "teacher_cache.folder", "teacher_cache.max_gb",
@@ -149,8 +151,13 @@ def _as_written(config: DictConfig) -> str:
 
 
 def differing_keys(run: Path, config: DictConfig) -> list[str]:
-    """The keys in which a run folder's config differs from one composed now, by their dotted names."""
+    """The keys in which a run folder's config differs from one composed now, by their dotted names.
+
+    A key that ``train.yaml`` has got since the run began is at its default there.
+    """
     there, here = read_plain(run / CONFIG_FILE), parse_yaml(_as_written(config))
+    if isinstance(there, dict):
+        there = {key: value for key, value in command_config("train").items() if key in here} | there
     begun = {path.name.partition("_")[2] for path in stage_folders(run) if (path / LAST_CHECKPOINT).is_file()}
     return [
         key

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
@@ -27,13 +28,14 @@ from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.models.identity import load_reports, loaded_from, state_of
-from lit_distill.models.weights import weights_files
+from lit_distill.models.weights import has_weights, load_weights, weights_files
 from lit_distill.module import DistillModule
 from lit_distill.runs import artifacts
 from lit_distill.runs.names import RESULTS_FILE, STUDENT_FILE
 from lit_distill.runs.resume import wait_for_first_process, write_config
 from lit_distill.training.stages import moved_models
 from lit_distill.training.start_from import start_from
+from lit_distill.untrusted.building import with_tensors
 
 
 @dataclass(frozen=True)
@@ -175,15 +177,30 @@ def build_module(
     models: dict[str, nn.Module] = {}
     starts = config.get("start") or {}  # of a stage, see lit_distill.training.stages
     moved = moved_models(config["callbacks"])
+    given = {str(name): file for name, file in (config.get("frozen_weights") or {}).items() if file}
+    if strangers := sorted(set(given) - set(config["frozen"])):
+        raise ValueError(
+            f"frozen_weights names {', '.join(strangers)}, but frozen are {', '.join(config['frozen']) or 'no models'}"
+        )
     for name, node in config["models"].items():
         without = [key for key, file in weights_files(node).items() if not file]
-        if name in config["frozen"] and name not in moved and name not in starts and without:
+        needs = name in config["frozen"] and name not in {*moved, *starts, *given}
+        needs = needs and not config.get("allow_random_teacher")
+        if needs and not without and not has_weights(node):
+            raise ValueError(
+                f"{name} is frozen, and nothing in its config says where its weights are from: give "
+                f"frozen_weights.{name}=<file> (.safetensors, .ckpt, .pth or .pdparams), or allow_random_teacher=true "
+                "if it has them already, or is to be random"
+            )
+        if needs and without:
             wanted = " ".join(f"models.{f'{name}.{key}'.rstrip('.')}.pretrained=<file>" for key in without)
             raise ValueError(
                 f"{name} is frozen but has no weights: give {wanted} (.safetensors, .ckpt, .pth or .pdparams), "
                 f"for example the {STUDENT_FILE} of a run that trained it; a random network teaches nothing"
             )
         models[str(name)] = build(node)
+        if name in given:
+            models[str(name)].load_report = load_weights(models[str(name)], str(given[name]))  # type: ignore[assignment]
         if name in starts:
             models[str(name)].load_report = start_from(  # type: ignore[assignment]
                 models[str(name)],
@@ -201,8 +218,8 @@ def build_module(
                 raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
     return DistillModule(
         models=models,
-        losses=_terms(config["losses"], build),
-        val_losses=_terms(config["val_losses"], build) if config["val_losses"] else None,
+        losses=_terms(config, "losses", build),
+        val_losses=_terms(config, "val_losses", build) if config["val_losses"] else None,
         frozen=list(config["frozen"]),
         optimizer=build(config["optimizer"]),
         scheduler=build(config["scheduler"]),
@@ -215,8 +232,23 @@ def build_module(
     )
 
 
-def _terms(node: Mapping[Any, Any], build: Callable[..., Any]) -> dict[str, Any]:
-    return {str(name): build(term, _convert_="all") for name, term in node.items()}
+def _terms(config: Mapping[str, Any], group: str, build: Callable[..., Any]) -> dict[str, Any]:
+    terms = {}
+    for name, node in config[group].items():
+        if build is instantiate:  # below its name, which Hydra's errors then have
+            plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            named = OmegaConf.create({group: {name: with_tensors(plain)}}, flags={"allow_objects": True})
+            node = named[group][name]
+        try:
+            terms[str(name)] = build(node, _convert_="all")
+        except (ValueError, InstantiationException) as error:
+            why: BaseException | None = error
+            while isinstance(why, InstantiationException):
+                why = why.__cause__
+            if not isinstance(why, ValueError):
+                raise
+            raise ValueError(f"term {str(name)!r}: {why}") from error
+    return terms
 
 
 def _figures(metrics: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from inspect import signature
+from pkgutil import resolve_name
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
 
 from lit_distill.untrusted.check import check_targets, located
 from lit_distill.untrusted.networks import held_to
@@ -64,7 +69,8 @@ def _built(node: Any, path: KeyPath) -> Any:
         raise ValueError(
             f"{dotted((*path, missing[0]))}: expected a value for this argument of {node[_TARGET]}, got ???"
         )
-    function = partial(located(node[_TARGET]), *node.get("_args_", ()), **arguments)
+    target = located(node[_TARGET])
+    function = partial(target, *node.get("_args_", ()), **tensor_arguments(target, arguments))
     if node.get("_partial_"):
         return function
     try:
@@ -79,3 +85,46 @@ def _built(node: Any, path: KeyPath) -> Any:
         raise ValueError(
             f"{dotted(path)}: {node[_TARGET]} cannot be built of these arguments: {type(error).__name__}: {said}"
         ) from error
+
+
+def with_tensors(node: Any) -> Any:
+    """A config whose lists of numbers are tensors where what is built of them takes a tensor: weights of classes.
+
+    Example:
+        >>> with_tensors({"_target_": "torch.nn.CrossEntropyLoss", "weight": [1, 2]})["weight"]
+        tensor([1., 2.])
+    """
+    if isinstance(node, list):
+        return [with_tensors(item) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {key: with_tensors(value) for key, value in node.items()}
+    if not isinstance(node.get(_TARGET), str):
+        return inner
+    try:
+        target = resolve_name(node[_TARGET])
+    except (ImportError, AttributeError, ValueError):
+        return inner  # the builder says what is wrong
+    return {**inner, **tensor_arguments(target, inner)}
+
+
+def tensor_arguments(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, lists of numbers as tensors where the target's annotation is a tensor, or a tensor or None."""
+    lists = {key for key, value in arguments.items() if isinstance(value, list) and value and _is_numbers(value)}
+    if not lists:
+        return dict(arguments)
+    try:
+        taken = {name: one.annotation for name, one in signature(target, eval_str=True).parameters.items()}
+    except (NameError, TypeError, ValueError, AttributeError):  # what Python cannot look into, or names nothing
+        return dict(arguments)
+    wanted = {key for key in lists if Tensor in (taken.get(key), *get_args(taken.get(key)))}
+    return {
+        key: torch.tensor(value, dtype=torch.get_default_dtype()) if key in wanted else value
+        for key, value in arguments.items()
+    }
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_numbers, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
