@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill.callbacks import NonFinite, RankGuard
@@ -36,6 +37,18 @@ class Points(Dataset[tuple[Tensor, int]]):
         if index == self.fails:
             raise OSError("sample can't be read")
         return self.x[index], int(self.x[index, :3].argmax()) if self.label is None else self.label
+
+
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """So many of the points, without a length; the last takes ``slow`` seconds."""
+
+    def __init__(self, size: int, slow: float = 0.0) -> None:
+        self.points, self.slow = Points(size), slow
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for index in range(len(self.points)):
+            time.sleep(self.slow if index == len(self.points) - 1 else 0.0)
+            yield self.points[index]
 
 
 class Fails(Callback):
@@ -75,6 +88,8 @@ def main(scenario: str, folder: Path) -> None:
     net, data, batch, workers = Net(), Points(), 4, 0
     ce: nn.Module = nn.CrossEntropyLoss()
     callbacks: list[Callback] = [NonFinite(), RankGuard(patience=4.0)]
+    if "streams" in scenario:
+        callbacks[1] = RankGuard(patience=2.0)
     if scenario == "uneven batches" and rank == 1:
         data = Points(SAMPLES - 4)
     elif scenario == "no valid element" and rank == 1:
@@ -94,10 +109,12 @@ def main(scenario: str, folder: Path) -> None:
     elif scenario.startswith("raise"):
         who, hook = scenario.split()[1:3]
         callbacks.append(Fails(int(who), hook))
-    losses = {
+    losses: dict[str, LossTerm] = {
         "ce": LossTerm(ce, pair=("Student", "GroundTruth")),
         "rkd": LossTerm(RKDDistanceLoss(gather=True), pair=("Student.embedding", "Teacher.embedding")),
     }
+    if "validation streams" in scenario:
+        del losses["rkd"]  # which gathers over the ranks in validation too
     module = DistillModule(
         {"Student": net, "Teacher": Net(widths=net.widths)}, losses, frozen=["Teacher"], preflight=False,
         optimizer=partial(torch.optim.SGD, lr=0.01), metrics=None,
@@ -105,11 +122,20 @@ def main(scenario: str, folder: Path) -> None:
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, callbacks=callbacks,
         enable_checkpointing=scenario == "saving", enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, log_every_n_steps=1, use_distributed_sampler=False, default_root_dir=folder,
+        accumulate_grad_batches=4 if "accumulated" in scenario else 1, num_sanity_val_steps=0, log_every_n_steps=1,
+        use_distributed_sampler=False, default_root_dir=folder,
     )  # fmt: skip
     loader = DataLoader(data, batch_size=batch, num_workers=workers)
+    validation: Any = DataLoader(Points(), batch_size=4)
+    if "streams" in scenario:
+        longer = scenario.split()[-1] == str(rank)
+        size = (0 if "empty" in scenario else SAMPLES) + 8 * longer
+        loader = DataLoader(Stream(SAMPLES if "validation" in scenario else size), batch_size=4)
+        slow = 6.0 if "slow" in scenario and longer else 0.0
+        validation = DataLoader(Stream(size, slow), batch_size=4) if "validation" in scenario else validation
+        validation = None if "alone" in scenario else validation
     try:
-        trainer.fit(module, loader, DataLoader(Points(), batch_size=4))
+        trainer.fit(module, loader, validation)
     except RuntimeError:
         if scenario.endswith("caught"):
             time.sleep(20)  # a program that lives on for a while: nothing closes its connections

@@ -18,6 +18,11 @@ slow = pytest.mark.slow
 
 SCENARIOS = {
     "uneven batches": "rank 0: 8, rank 1: 7",
+    "uneven streams 1": "different numbers of training batches (rank 0: 8, rank 1: more)",
+    "uneven streams alone 0": "different numbers of training batches (rank 1: 8, rank 0: more)",
+    "uneven streams accumulated 1": "different numbers of training batches (rank 0: 8, rank 1: more)",
+    "uneven streams empty 1": "different numbers of training batches (rank 0: 0, rank 1: more)",
+    "uneven gathering streams validation 1": "different numbers of validation batches (rank 0: 8, rank 1: more)",
     "no valid element": "rank 1: term 'ce'",
     "unused parameter": "no gradient reached models.Student.unused.weight, models.Student.unused.bias",
     "unused on one rank": "rank 1 failed with ValueError: no gradient reached models.Student.unused.weight",
@@ -33,7 +38,7 @@ SCENARIOS = {
     "loading in a worker": "rank 1 failed with OSError: Caught OSError in DataLoader worker process",
     "saving": "rank 1 stops, because rank 0 failed with RuntimeError: a fault on one rank",
 }
-QUICK = ("uneven batches", "unused on one rank", "raise 1 on_before_backward caught")
+QUICK = ("uneven batches", "uneven streams 1", "unused on one rank", "raise 1 on_before_backward caught")
 
 
 def run(scenario: str, folder: Path) -> tuple[int | None, str, list[int]]:
@@ -80,7 +85,16 @@ def test_both_ranks_end_and_say_why(scenario: str, tmp_path: Path) -> None:
         assert told.count("Traceback") + told.count(" stops, because ") >= 2, told[-4000:]
 
 
-def test_unequal_relational_batches_train(tmp_path: Path) -> None:
-    code, told, hung = run("unequal relational batches", tmp_path)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "unequal relational batches",
+        "uneven validation streams 1",
+        pytest.param("even streams", marks=slow),
+        pytest.param("slow validation streams 1", marks=slow),
+    ],
+)
+def test_unequal_batches_that_nobody_waits_for_are_no_fault(scenario: str, tmp_path: Path) -> None:
+    code, told, hung = run(scenario, tmp_path)
     assert (code, hung) == (0, []), told[-3000:]
     report(PROMISE, tried=1, survived=1, hangs=0)
