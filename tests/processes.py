@@ -147,9 +147,11 @@ def _server() -> IO[str]:
 
 def _serve() -> None:
     """Fork a process a command, to the end of the input."""
+    gc.disable()  # imports leave no garbage
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # what is collected in no child is shared with all
+    gc.enable()
     for line in sys.stdin:
         command: dict[str, Any] = json.loads(line)
         if os.fork() == 0:  # who waits for the program, so that the next command need not

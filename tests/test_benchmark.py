@@ -12,10 +12,10 @@ from torch import nn
 
 from lit_distill.inference import benchmark
 from lit_distill.models import PPTSMv2
-from test_export import composed, run
+from test_export import composed, run, written_once
 
 pytest.importorskip("onnxruntime")
-__all__ = ["run"]
+__all__ = ["run", "written_once"]
 
 
 def test_engines_compute_the_same(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_the_run_goes_on_and_tells_what_became_of_each(
     assert re.search(r"good +written", out)
 
 
+@pytest.mark.slow  # 13 CPU seconds
 def test_a_quick_run_of_the_overhead_measures_and_writes_nothing() -> None:
     done = subprocess.run(
         [sys.executable, str(FOLDER / "run.py"), "--quick", "--only", "overhead"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from lit_distill._command.command import conf_dir
-from lit_distill.inference import export, predict
+from lit_distill.inference import benchmark, export, predict
 from lit_distill.inference.exported import load_program
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
+from lit_distill.models.identity import state_sha256
 from lit_distill.runs.opened import load_run, load_student
 from lit_distill.training import train
 
@@ -38,6 +40,25 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )  # fmt: skip
     return folder / "run"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def written_once() -> Iterator[None]:
+    """Four CPU seconds for each ONNX file: the same weights give the same one."""
+    files: dict[tuple[str, torch.Size], bytes] = {}
+
+    def write_once(network: nn.Module, example: Tensor, file: Path) -> None:
+        key = state_sha256(network.state_dict()), example.shape[1:]
+        if key in files:
+            file.write_bytes(files[key])
+        else:
+            write_onnx(network, example, file)
+            files[key] = file.read_bytes()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (export, benchmark):
+            patch.setattr(module, "write_onnx", write_once)
+        yield
 
 
 def exported(run: Path, *overrides: str) -> Path:

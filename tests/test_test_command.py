@@ -27,9 +27,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return video_root(tmp_path_factory.mktemp("data") / "videos")
 
 
+@pytest.fixture(scope="module")
+def written(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", video_overrides(root))
+
+
 @pytest.fixture
-def folder(root: Path, tmp_path: Path) -> Path:
-    return write_run(tmp_path / "run", video_overrides(root))
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A run folder that a test may change."""
+    return shutil.copytree(written, tmp_path / "run")
 
 
 def report_of(*overrides: str) -> dict[str, Any]:

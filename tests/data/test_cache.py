@@ -149,7 +149,7 @@ def _fill(cache: ClipCache, clips: int = 30) -> None:
         read(cache, decode, [number], None)
 
 
-@pytest.mark.parametrize("other", ["fork", "spawn"])
+@pytest.mark.parametrize("other", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_fill_one_cache(other: Any) -> None:
     cache = ClipCache.in_memory(MB)
     contexts: list[Any] = [multiprocessing.get_context(method) for method in ("fork", other)]

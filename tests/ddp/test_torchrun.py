@@ -77,6 +77,7 @@ def assert_equal_runs(run: Path, other: Path) -> None:
     assert json.loads((run / "results.json").read_text())["steps"] == 4
 
 
+@pytest.mark.slow  # two machines of the static rendezvous are torchrun too, with one process each
 def test_torchrun_gives_what_lightnings_launcher_gives(by_lightning: Path, cache: Path, tmp_path: Path) -> None:
     output = finished(
         start([*TORCHRUN, "--standalone", "--nproc_per_node=2", *COMMAND, "trainer.devices=2"], tmp_path, cache)

@@ -28,6 +28,7 @@ def maker() -> ModuleType:
     return module
 
 
+@pytest.mark.slow  # 50 CPU seconds; what each command does is shown by its own tests
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands are run in forks")
 def test_the_commands_answer_what_the_page_says(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

@@ -10,8 +10,18 @@ from .killing import Server, differences, kill_until_done
 from .report import report
 from .resume_program import SCENARIOS
 
+# One of each kind of state: of the optimizer and the random streams, of a callback on two ranks, of a loss within an
+# epoch's validation, of accumulated gradients, of a cache, of weights between losses. The long test has them all.
+KINDS = (
+    "DML, Adam, dropout", "EMA teacher on two ranks", "CRD memory bank, validation twice an epoch",
+    "Mixup, gradients accumulated over 3 batches", "cached teacher, Mixup",
+    "learned uncertainties, gradients watched",
+)  # fmt: skip
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+
+@pytest.mark.parametrize(
+    "scenario", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS]
+)
 def test_killed_twice_equals_uninterrupted(
     server: Server, references: dict[str, Path], tmp_path: Path, scenario: str
 ) -> None:

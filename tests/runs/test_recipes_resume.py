@@ -12,8 +12,8 @@ from lit_distill.training.train import run
 from run_folders import composed
 
 RECIPES = [
-    "dml_group_pptsmv2",
     "be_your_own_teacher_pptsmv2",
+    pytest.param("dml_group_pptsmv2", marks=pytest.mark.slow),  # test_kill_resume.py resumes peers too
     pytest.param("cml_pptsmv2", marks=pytest.mark.slow),
     pytest.param("udml_pptsmv2", marks=pytest.mark.slow),
     pytest.param("ensemble_pptsmv2", marks=pytest.mark.slow),

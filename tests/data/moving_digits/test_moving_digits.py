@@ -45,6 +45,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(SPEC, tmp_path_factory.mktemp("made"), workers=2, console=silent())
 
 
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of BARE's set, to be copied."""
+    return make(BARE, tmp_path_factory.mktemp("bare"), workers=1, console=silent())
+
+
 def silent() -> Console:
     return Console(file=io.StringIO())
 
@@ -227,8 +233,9 @@ def test_another_specification_is_another_folder(tmp_path: Path) -> None:
     ],
     ids=["no-manifest", "half-a-manifest", "clip-lost", "list-changed"],
 )
-def test_a_damaged_set_is_made_anew(tmp_path: Path, damage: Any, fault: str) -> None:
-    folder = make(BARE, tmp_path, workers=1, console=silent())
+def test_a_damaged_set_is_made_anew(bare: Path, tmp_path: Path, damage: Any, fault: str) -> None:
+    folder = shutil.copytree(bare, tmp_path / bare.name)
+    assert find_fault(folder, BARE) is None
     before = contents(folder)
     damage(folder)
     said = Console(file=io.StringIO(), width=400)
@@ -238,8 +245,8 @@ def test_a_damaged_set_is_made_anew(tmp_path: Path, damage: Any, fault: str) -> 
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
-def test_a_manifest_of_fewer_clips_is_no_whole_set(tmp_path: Path) -> None:
-    folder = make(BARE, tmp_path, workers=1, console=silent())
+def test_a_manifest_of_fewer_clips_is_no_whole_set(bare: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bare, tmp_path / bare.name)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"].pop(next(name for name in manifest["files"] if name.endswith(".mp4")))
     (folder / "manifest.json").write_text(json.dumps(manifest))
