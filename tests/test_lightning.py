@@ -23,7 +23,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelPruning, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
@@ -35,6 +35,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_distill import _lightning
 from lit_distill._lightning import (
+    AVERAGING_METHODS,
+    average_of,
     batches_begun,
     batches_done,
     cluster_environment,
@@ -50,6 +52,7 @@ from lit_distill._lightning import (
     loader_under_way,
     loaders_cycle,
     logged_step,
+    pruned_modules,
     shorten_epoch,
     signal_started_processes,
     starts_command_again,
@@ -444,6 +447,19 @@ def test_a_hook_on_the_ranks_messages_is_seen(tmp_path: Path) -> None:
         plain, hooked = DDPStrategy(), DDPStrategy(ddp_comm_hook=lambda state, bucket: None)
         found = [has_communication_hook(quiet(tmp_path, strategy=each, devices=1)) for each in (plain, hooked, "auto")]
         assert found == [False, True, False]
+
+
+def test_what_averages_and_prunes_is_found(tmp_path: Path) -> None:
+    callback, net = WeightAveraging(), Net()
+    with relying_on(average_of):
+        assert average_of(callback) is None
+        quiet(tmp_path, callback).fit(net, batches())
+        assert average_of(callback).module.state_dict().keys() == net.state_dict().keys()
+        assert all(callable(getattr(callback, name)) for name in AVERAGING_METHODS)
+    with relying_on(pruned_modules):
+        layer = nn.Linear(2, 2)
+        assert pruned_modules(ModelPruning("l1_unstructured")) == []
+        assert pruned_modules(ModelPruning("l1_unstructured", parameters_to_prune=[(layer, "weight")])) == [layer]
 
 
 def test_the_environment_of_a_single_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.callbacks import ModelPruning, WeightAveraging
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
 from torch.amp import GradScaler
 
 # ---------------------------------------------------------------- an optimizer step
@@ -270,3 +272,25 @@ def signal_started_processes(trainer: Trainer, number: int) -> None:
     launcher = trainer.strategy.launcher
     if launcher is not None and hasattr(launcher, "kill"):
         launcher.kill(number)
+
+
+# ---------------------------------------------------------------- callbacks that average or prune
+
+AVERAGING_METHODS: Final = ("_swap_models", "_copy_average_to_current")
+"""Of ``WeightAveraging``, those that walk the tensors of the module and of its average side by side."""
+
+
+def average_of(callback: WeightAveraging) -> Any:
+    """The averaged copy of the module that ``WeightAveraging`` makes in ``setup``; None before.
+
+    ``_average_model``: the callback gives it out nowhere else.
+    """
+    return callback._average_model
+
+
+def pruned_modules(callback: ModelPruning) -> list[nn.Module]:
+    """The modules that ``ModelPruning`` was given to prune; empty where it will take all of the module's.
+
+    ``_parameters_to_prune``: the argument is not kept under a public name.
+    """
+    return [part for part, _ in callback._parameters_to_prune]

@@ -411,7 +411,8 @@ def test_what_is_left_out_has_a_reason(tmp_path: Path, capsys: pytest.CaptureFix
             super().__init__()
             self.targets = torch.full_like(self.targets, -1)
 
-    trainer(tmp_path, [MediaLogger(every_n_validations=1)], max_epochs=2).fit(module(), Unlabelled())
+    with pytest.warns(UserWarning, match="top1 .* left out: no sample has a label"):
+        trainer(tmp_path, [MediaLogger(every_n_validations=1)], max_epochs=2).fit(module(), Unlabelled())
     assert capsys.readouterr().out.count("media: no pictures: no sample has a label") == 1
     assert not (tmp_path / "media").exists()
 
@@ -454,7 +455,8 @@ def test_where_nothing_can_be_drawn_one_line_says_so(tmp_path: Path, capsys: pyt
             return self.train_dataloader()
 
     every = module(student=Features())
-    trainer(tmp_path / "features", [MediaLogger(every_n_validations=1)], max_epochs=2).fit(every, FrameLabels())
+    with pytest.warns(UserWarning, match=r"top1 .* left out: its output is \(4, 4, 3\)"):
+        trainer(tmp_path / "features", [MediaLogger(every_n_validations=1)], max_epochs=2).fit(every, FrameLabels())
     told = " ".join(capsys.readouterr().out.split())
     assert told.count("no pictures: Student gives no class scores (B, C)") == 1
     assert "(4, 4, 3)" in told

@@ -130,7 +130,7 @@ def test_a_config_of_paddlevideo_is_refused_before_a_slow_parser_sees_it(text: s
         ConfigError, match=r"nests deeper than 50|maximum nesting depth|more than 20,000 values|more values|directives"
     ) as caught:
         Source(tmp_path / "a.yaml")
-    assert time.process_time() - begin < 0.5
+    assert time.process_time() - begin < 3, "a tenth, where nothing else runs"
     assert len(str(caught.value)) < 500
 
 

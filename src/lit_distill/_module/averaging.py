@@ -11,7 +11,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 
-_AVERAGED = ("_swap_models", "_copy_average_to_current")
+from lit_distill._lightning import AVERAGING_METHODS, average_of, pruned_modules
+
 _STOCHASTIC = (
     "pl_module_contains_batch_norm", "update_parameters", "transfer_weights", "reset_batch_norm_and_save_state",
 )  # fmt: skip
@@ -34,11 +35,11 @@ def leave_frozen_alone(trainer: Trainer, module: LightningModule, frozen: Collec
             continue
         with _hidden(frozen, module):
             callback.setup(trainer, module, stage="fit")
-        for name in _AVERAGED if isinstance(callback, WeightAveraging) else _STOCHASTIC:
+        for name in AVERAGING_METHODS if isinstance(callback, WeightAveraging) else _STOCHASTIC:
             vars(callback).pop(name, None)  # of a fit before
             setattr(callback, name, _out_of_sight(getattr(callback, name), frozen))
         if isinstance(callback, WeightAveraging):
-            average: Any = callback._average_model
+            average = average_of(callback)
             average.update_parameters = _out_of_sight(average.update_parameters, frozen)
             average.load_state_dict = _without_keys(average.load_state_dict, frozen)
 
@@ -52,7 +53,7 @@ def complete_averaged(checkpoint: dict[str, Any]) -> None:
 
 
 def _refuse_pruning(callback: ModelPruning, module: LightningModule, frozen: Collection[str]) -> None:
-    pruned = {id(part) for part, _ in callback._parameters_to_prune}
+    pruned = {id(part) for part in pruned_modules(callback)}
     models: Any = module.models
     for name in frozen:
         if any(id(part) in pruned for part in models[name].modules()):

@@ -13,6 +13,7 @@ frozen models, as hashes              FrozenRecord        lit_distill.frozen_rec
 names of all models and frozen ones   CheckpointedModule  lit_distill.models, lit_distill.frozen   setup, compared
 release and format of the file        CheckpointedModule  lit_distill.version, lit_distill.format  setup, compared
 the student, of several candidates    CheckpointedModule  lit_distill.student                      setup
+settings of losses, to compare        CheckpointedModule  lit_distill.losses                       setup, compared
 terms as last logged, for the screen  CheckpointedModule  lit_distill.last_terms                   setup
 sums of terms since then              RunningTerms        lit_distill.train_terms                  on_train_start
 metrics of the last validation        CheckpointedModule  lit_distill.figures                      not restored

@@ -246,7 +246,8 @@ def _is_ours(path: Path, among: Path) -> bool:
 def differing(one: Any, other: Any, place: str = "") -> set[str]:
     """The dotted names, below ``place``, in which two trees of plain values differ.
 
-    A key that only one of them has differs unless it is an argument of what both build, at its default.
+    A key that only one of them has differs unless it is an argument of what both build, at its default. Nor does
+    one of ``preset``: what reads it differs itself where that matters.
 
     Example:
         >>> sorted(differing({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3}))
@@ -259,7 +260,7 @@ def differing(one: Any, other: Any, place: str = "") -> set[str]:
             name = f"{place}.{key}" if place else str(key)
             if all(key in tree or key in left_out for tree in (one, other)):
                 found |= differing(one.get(key, left_out.get(key)), other.get(key, left_out.get(key)), name)
-            else:
+            elif place != "preset":
                 found.add(name)
         return found
     return set() if _plain(one) == _plain(other) else {place}
