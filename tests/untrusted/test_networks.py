@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lit_distill.data import Limits
+from lit_distill.inference.evaluation import ClassificationReport
 from lit_distill.models import PPTSMv2, torchvision_model
 from lit_distill.runs import artifacts
-from lit_distill.runs.opened import load_run
-from lit_distill.untrusted import networks
+from lit_distill.runs.opened import Run, load_run
+from lit_distill.untrusted import batches, networks
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import FREE_BYTES, held_to
 
@@ -168,6 +170,108 @@ def test_an_honest_network_is_the_same_as_ever(make: Callable[[], Any]) -> None:
         assert all(torch.equal(one, other) for one, other in states)
     else:
         assert torch.equal(plain, held)
+
+
+VIDEO = {
+    "_target_": "lit_distill.data.VideoDataModule", "root": ".", "train_list": "a", "val_list": "b", "num_classes": 3,
+    "num_frames": 4, "size": 32, "scale": 32,
+}  # fmt: skip
+
+
+def run_of(*layers: dict[str, Any], folder: Path, **data: Any) -> Run:
+    """A run whose network has these layers before an honest end."""
+    end = [{"_target_": "torch.nn.Flatten"}, {"_target_": "torch.nn.Linear", "in_features": 12_288, "out_features": 3}]
+    folder.mkdir()
+    state = {f"{len(layers) + 1}.{name}": value for name, value in nn.Linear(12_288, 3).state_dict().items()}
+    model = {"_target_": "torch.nn.Sequential", "_args_": [*layers, *end]}
+    artifacts.write_student(folder, state, {"model": model, "data": {**VIDEO, **data}})
+    return load_run(folder / "student.safetensors")
+
+
+def layer(name: str, *args: Any, **named: Any) -> dict[str, Any]:
+    return {"_target_": f"torch.nn.{name}", "_args_": list(args), **named}
+
+
+def test_an_honest_forward_pass_is_within_its_memory(tmp_path: Path) -> None:
+    run = run_of(layer("Upsample", scale_factor=2), layer("AvgPool3d", [1, 2, 2]), folder=tmp_path / "run")
+    assert run.model()(torch.zeros(1, 4, 3, 32, 32)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (layer("Upsample", scale_factor=4000), layer("AdaptiveAvgPool3d", [3, 32, 32])),
+        (layer("Upsample", size=[4, 40_000, 40_000]),),
+        (layer("AdaptiveAvgPool3d", [3, 100_000, 100_000]),),
+        (layer("AdaptiveMaxPool3d", [3, 100_000, 100_000]),),
+        (layer("Flatten", 1, 2), layer("Unfold", 99, padding=400)),
+        (layer("ZeroPad3d", 5_000), layer("AdaptiveAvgPool3d", [3, 32, 32])),
+        tuple(layer("ReflectionPad3d", [31, 31, 31, 31, 0, 0]) for _ in range(8)),
+        (*(layer("Upsample", scale_factor=3) for _ in range(8)), layer("AdaptiveAvgPool3d", [3, 32, 32])),
+        (layer("Flatten"), layer("Unflatten", 1, [12_288, 1]), layer("Upsample", scale_factor=10**6)),
+        (layer("Flatten", 2), layer("Upsample", scale_factor=10**6)),
+        tuple(layer("Upsample", scale_factor=[1, 4000, 4000]) for _ in range(1)),
+    ],
+    ids=lambda layers: " ".join(each["_target_"].rpartition(".")[2] for each in layers[:2]),
+)
+def test_a_forward_pass_that_takes_all_memory_is_refused_before_it_runs(
+    layers: tuple[dict[str, Any], ...], tmp_path: Path
+) -> None:
+    run = run_of(*layers, folder=tmp_path / "run")
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ValueError, match=r"holds more than [\d,]+ bytes|cannot be run|cannot be built") as caught:
+        run.model()
+    assert str(caught.value).isprintable()
+    assert time.process_time() - started < 5  # a second where the machine is idle
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+def test_a_network_that_does_not_take_its_samples_is_refused_at_once(tmp_path: Path) -> None:
+    run = run_of(layer("Flatten"), layer("Linear", 5, 12_288, bias=False), folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"does not fit|cannot be run on a sample of"):
+        run.model()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("size", 100_000), ("scale", 10**9), ("num_frames", 10**8), ("batch_size", 10**9), ("eval_batch_size", 10**6),
+        ("num_workers", 10**4), ("prefetch", 10**9), ("num_classes", 10**9), ("size", 1e308), ("size", float("nan")),
+        ("num_workers", -(10**9)), ("shuffle_window", 10**12),
+    ],
+)  # fmt: skip
+def test_the_data_of_a_run_asks_for_what_a_machine_has(name: str, value: Any, tmp_path: Path) -> None:
+    run = run_of(layer("Identity"), folder=tmp_path / "run", **({name: value} if name != "num_classes" else {}))
+    run.config["data"][name] = value
+    with pytest.raises(ValueError, match=f"data.{name}: expected at most .* set data.{name}="):
+        run.data()
+    if name in ("batch_size", "num_workers"):
+        assert run.data(**{name: 2}).batch_size, "the caller's own counts"  # type: ignore[attr-defined]
+
+
+def test_a_batch_is_held_as_a_whole(tmp_path: Path) -> None:
+    run = run_of(layer("Identity"), folder=tmp_path / "run", batch_size=1024, num_frames=1024, size=2048, scale=2048)
+    with pytest.raises(ValueError, match=r"data: its batches of 1024 x 1024 x 2048 x 2048 pixels .* data.batch_size="):
+        run.data()
+
+
+def test_limits_on_videos_are_lowered_and_never_raised(tmp_path: Path) -> None:
+    assert Limits(**batches.LIMITS) == Limits()  # type: ignore[arg-type]
+    raised = {"frames": 10**12, "pixels": 10**12, "seconds": 1e9}
+    run = run_of(layer("Identity"), folder=tmp_path / "run", limits=raised, cache="memory", cache_gb=1e6)
+    assert run.data().limits == run.preprocess().limits == Limits()  # type: ignore[attr-defined]
+    assert run.data().cache_gb == 4.0  # type: ignore[attr-defined]
+    assert run.data(limits={"frames": 10**7}).limits.frames == 10**7, "the caller's own"  # type: ignore[attr-defined]
+    run.config["data"]["limits"] = {"frames": 10, "seconds": float("inf"), "pixels": None}
+    assert run.data().limits == Limits(frames=10)  # type: ignore[attr-defined]
+    run.config["data"]["limits"] = {"frames": "10"}
+    with pytest.raises(ValueError, match="data"):
+        run.data()
+
+
+def test_a_confusion_matrix_has_a_limit() -> None:
+    with pytest.raises(ValueError, match=r"at most 10,000 classes .* got 100,000: classify by predict"):
+        ClassificationReport(num_classes=100_000)
 
 
 def test_what_is_allowed_grows_with_the_weights() -> None:

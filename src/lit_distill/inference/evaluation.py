@@ -15,6 +15,7 @@ from lit_distill.inference.classifiers import log_probabilities
 
 CALIBRATION_BINS = 15
 TOP = 5
+MAX_CLASSES = 10_000
 
 
 class ClassificationReport(Metric):
@@ -52,6 +53,11 @@ class ClassificationReport(Metric):
         super().__init__()
         if num_classes < 1 or bins < 1:
             raise ValueError(f"num_classes and bins must be at least 1, came {num_classes} and {bins}")
+        if num_classes > MAX_CLASSES:
+            raise ValueError(
+                f"expected at most {MAX_CLASSES:,} classes for a confusion matrix, which has 800 MB then, got "
+                f"{num_classes:,}: classify by predict"
+            )
         self.num_classes, self.bins = num_classes, bins
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("in_top", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -75,7 +81,7 @@ class ClassificationReport(Metric):
         top = log_probabilities.topk(min(TOP, self.num_classes), dim=1)
         predicted = top.indices[:, 0]
         cells = target * self.num_classes + predicted
-        self.confusion += torch.bincount(cells, minlength=self.num_classes**2).view_as(self.confusion)
+        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.in_top += (top.indices == target[:, None]).any(dim=1).sum()
         self.negative_log_likelihood -= log_probabilities.gather(1, target[:, None]).double().sum()
         confidence = top.values[:, 0].double().exp().clamp(max=1.0)

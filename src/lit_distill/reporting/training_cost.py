@@ -40,6 +40,8 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
     size = run.weights_bytes
     with held_to(size, str(folder)):
         module = build_module(tree, build=built)
+    for name, network in module.models.items():
+        run.within_memory(name, network)
     return measure(
         module, run.data(**{str(key): value for key, value in (data or {}).items()}), steps=steps,
         epochs=max(1, int(trainer.get("max_epochs") or 1)), accumulate=int(trainer.get("accumulate_grad_batches") or 1),

@@ -36,12 +36,15 @@ from lit_distill.runs.names import (
     STUDENT_FILE,
     card_of,
 )
+from lit_distill.untrusted.batches import held_data
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.networks import check_forward
 from lit_distill.untrusted.plain import dotted, read_plain
 
 _Built = TypeVar("_Built")
+_OF_BATCHES = ("batch_size", "eval_batch_size", "num_workers", "prefetch", "shuffle_window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +158,8 @@ class Run:
                 the run recorded.
 
         Raises:
-            ValueError: no such model; weights that are damaged, changed, or do not fit; a target that is not admitted.
+            ValueError: no such model; weights that are damaged, changed, or do not fit; a target that is not admitted;
+                a network that takes too much memory, or cannot be run, on the samples of the run's data.
             FileNotFoundError: the weights are not there.
         """
         name = self._name(model)
@@ -169,10 +173,10 @@ class Run:
         else:
             stored = read_checkpoint(file)
             if not any(key.startswith(f"models.{name}.") for key in stored["state_dict"]):
-                return self._frozen(name, network, node)
+                return self.within_memory(name, self._frozen(name, network, node))
             state = state_of(stored, name)
         _fill(network, state, f"{file}, {name}")
-        return network.eval()
+        return self.within_memory(name, network.eval())
 
     def data(self, *, views: Views | None = None, **overrides: Any) -> LightningDataModule:
         """The data module of the run.
@@ -184,7 +188,7 @@ class Run:
         Raises:
             ValueError: an argument is unknown or out of its range; a target that is not admitted.
         """
-        node = dict(self.config["data"])
+        node = held_data(self.config["data"], given=[name for name, value in overrides.items() if value is not None])
         root = overrides.get("root")
         if isinstance(root, (str, os.PathLike)) and not is_address(root) and not expand_home(root).is_dir():
             raise FileNotFoundError(f"no folder {root}, set data.root=<folder> to where the data is now")
@@ -211,7 +215,7 @@ class Run:
             views: of a video; None for those of the run.
             model: a name; None for the student's.
         """
-        node = dict(self.config["data"])
+        node = held_data(self.config["data"], given=_OF_BATCHES)
         if "root" in node:
             node["root"] = "."  # nothing is looked for in it
         return Preprocess.of(
@@ -220,6 +224,22 @@ class Run:
             views=views,
             view=self.view(model),
         )
+
+    def within_memory(self, name: str, network: nn.Module) -> nn.Module:
+        """The network of a model, when the samples of the run's data do not take too much memory in it.
+
+        Raises:
+            ValueError: they do, or it cannot be run on them.
+        """
+        if "_target_" in self.config["data"]:
+            try:
+                shape = self.preprocess(model=name).input_shape
+            except ValueError:
+                if not self.allow:  # a data module of the caller's own need not say how it prepares samples
+                    raise
+            else:
+                check_forward(network, shape, name, trusted=bool(self.allow))
+        return network
 
     @property
     def _trained_in(self) -> Path:

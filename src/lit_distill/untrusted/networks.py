@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
-from torch import Tensor, nn
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_distill.untrusted.budgets import UNFOLDED
+from lit_distill.untrusted.showing import printable
 
 FREE_BYTES: Final = 256 << 20
 """That any network may have: buffers and initialization are in no weights file."""
 CALL_BYTES: Final = 2_048
 """That count at least for a call of torch, so that many small tensors, or copies, have an end."""
+FORWARD_BYTES: Final = 1 << 30
+"""Of the values that a forward pass of one sample holds at a time; of ResNet-50 with 16 frames some 100 MB."""
+FORWARD_STEPS: Final = 100_000
+"""Of a forward pass: calls of torch's operators."""
 MODULES: Final = 100_000
 """In a network, and layers among them that hold nothing."""
 
@@ -55,6 +66,104 @@ def held_to(weights_bytes: int, what: str) -> Iterator[None]:
         handle.remove()
 
 
+def check_forward(network: nn.Module, shape: Sequence[int], what: str, *, trusted: bool = False) -> None:
+    """Refuse a network whose values of one sample take too much memory, by a forward pass that has shapes alone.
+
+    Args:
+        network: it is left as it is.
+        shape: of an input, without the batch.
+        what: it is, for messages.
+        trusted: whether it may hold layers that cannot be run so: a caller's own.
+
+    Raises:
+        ValueError: one of its values, or all that are held at a time, are beyond the limits; or it cannot be run.
+
+    Example:
+        >>> check_forward(nn.Upsample(scale_factor=4000), (3, 32, 32), "Student")
+        Traceback (most recent call last):
+        ...
+        ValueError: Student: a forward pass of one sample of (3, 32, 32) holds more than 1,073,741,824 bytes, the limit
+    """
+    training = {module: module.training for module in network.modules()}
+
+    def on_meta() -> None:
+        held = (*network.named_parameters(), *network.named_buffers())
+        state = {name: value.to("meta") for name, value in held}
+        functional_call(network, state, torch.empty(1, *shape, device="meta"))
+
+    def on_fakes() -> None:
+        network(torch.empty(1, *shape))
+
+    # slower by far, and knows what layers make of constants; its log has a traceback of each error
+    fakes = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)
+    log = logging.getLogger(FakeTensorMode.__module__)
+    kept, log.disabled = log.disabled, True
+    attempts: tuple[tuple[Any, Callable[[], None]], ...] = ((nullcontext(), on_meta), (fakes, on_fakes))
+    network.eval()
+    try:
+        for mode, attempt in attempts:
+            try:
+                with mode, torch.no_grad(), _Held(what, shape):
+                    attempt()
+                return
+            except _ForwardError:
+                raise
+            except Exception as error:  # layers raise nearly anything
+                said = " ".join(str(error).split())[:300]
+                if not isinstance(error, NotImplementedError) and "meta" not in said:
+                    break
+    finally:
+        log.disabled = kept
+        for module, was in training.items():
+            module.training = was
+    if not trusted:
+        raise ValueError(f"{what} cannot be run on a sample of {tuple(shape)}: {printable(said)}")
+
+
+class _ForwardError(ValueError):
+    """A forward pass beyond the limits."""
+
+
+class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that are alive during a forward pass."""
+
+    def __init__(self, what: str, shape: Sequence[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._what, self._shape = what, tuple(shape)
+        self._bytes, self._steps = 0, 0
+        self._users: dict[int, list[int]] = {}  # of a storage: its bytes, and the tensors that use it
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        made = function(*arguments, **(named or {}))
+        self._steps += 1
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                self._hold(tensor)
+        if self._bytes > FORWARD_BYTES or self._steps > FORWARD_STEPS:
+            limit = f"holds more than {FORWARD_BYTES:,} bytes" if self._bytes > FORWARD_BYTES else "has too many steps"
+            raise _ForwardError(f"{self._what}: a forward pass of one sample of {self._shape} {limit}, the limit")
+        return made
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._users:
+            self._users[key][1] += 1
+        else:
+            self._users[key] = [storage.nbytes(), 1]
+            self._bytes += storage.nbytes()
+        weakref.finalize(tensor, self._let_go, key)
+
+    def _let_go(self, key: int) -> None:
+        users = self._users[key]
+        users[1] -= 1
+        if not users[1]:
+            self._bytes -= users[0]
+            del self._users[key]
+
+
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up what factories of tensors are asked for, before they are called."""
 
@@ -70,7 +179,7 @@ class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         asked = max(CALL_BYTES, 0 if function.is_view else _bytes_asked(arguments, named))
         self._take(asked)
         made = function(*arguments, **named)
-        if isinstance(made, Tensor) and not function.is_view and not function._schema.is_mutable:  # a copy, say
+        if isinstance(made, torch.Tensor) and not function.is_view and not function._schema.is_mutable:  # a copy, say
             self._take(max(0, made.numel() * made.element_size() - asked))
         return made
 

@@ -1,0 +1,74 @@
+"""What the data of an untrusted config may ask for: batches, workers and limits that a machine can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+MOST: Final[Mapping[str, int]] = {
+    "num_classes": 1_000_000, "num_frames": 1_024, "size": 2_048, "scale": 4_096, "batch_size": 1_024,
+    "eval_batch_size": 1_024, "num_workers": 64, "prefetch": 64, "shuffle_window": 1_000_000,
+}  # fmt: skip
+"""Of arguments of data modules."""
+BATCH_BYTES: Final = 4 << 30
+"""Of the floats of a batch: 64 clips of 64 frames of 256 x 256 have 3.2 GB."""
+LIMITS: Final[Mapping[str, float]] = {"frames": 1_000_000, "pixels": 7_680 * 4_320, "seconds": 60.0}
+"""On one video, which a config may lower: those of :class:`lit_distill.data.Limits`."""
+CACHE_GB: Final = 4.0
+"""Of decoded frames in memory or on disk, which a config may lower."""
+
+
+def held_data(node: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[str, Any]:
+    """The data of an untrusted config, where what it asks for is within limits; what is only a limit is lowered.
+
+    Args:
+        node: the arguments of a data module.
+        given: those that the caller gives instead.
+
+    Raises:
+        ValueError: an argument, or a batch, is too large; says what to set.
+
+    Example:
+        >>> held_data({"num_workers": 8, "limits": {"frames": 10**9, "seconds": 5}})
+        {'num_workers': 8, 'limits': {'frames': 1000000, 'pixels': 33177600, 'seconds': 5}}
+        >>> held_data({"num_workers": 10_000})
+        Traceback (most recent call last):
+        ...
+        ValueError: data.num_workers: expected at most 64 in an untrusted run, got 10000: set data.num_workers=<number>
+    """
+    held = {name: value for name, value in node.items() if name not in given}
+    for name, most in MOST.items():
+        value = held.get(name)
+        if _is_number(value) and not abs(value) <= most:
+            raise ValueError(
+                f"data.{name}: expected at most {most} in an untrusted run, got {value!r:.80}: set data.{name}=<number>"
+            )
+    sizes = [held.get("num_frames", 1), held.get("size", 224), max(_batches(held), default=1)]
+    if all(_is_number(size) for size in sizes):
+        frames, size, batch = sizes
+        if (total := 12 * frames * size * size * batch) > BATCH_BYTES:
+            raise ValueError(
+                f"data: its batches of {batch} x {frames} x {size} x {size} pixels have {int(total):,} bytes, the "
+                f"limit is {BATCH_BYTES:,}: set data.batch_size=<number>"
+            )
+    if "limits" in held:
+        held["limits"] = _lowered(held["limits"])
+    if _is_number(held.get("cache_gb")):
+        held["cache_gb"] = min(held["cache_gb"], CACHE_GB)
+    return {**node, **held}
+
+
+def _batches(node: Mapping[str, Any]) -> list[float]:
+    found = (node.get(name) for name in ("batch_size", "eval_batch_size"))
+    return [value for value in found if _is_number(value)]
+
+
+def _lowered(limits: Any) -> Any:
+    if not isinstance(limits, Mapping):
+        return limits  # the data module says what is wrong with it
+    lower = {name: min(value, LIMITS.get(name, value)) for name, value in limits.items() if _is_number(value)}
+    return {**LIMITS, **{name: value for name, value in limits.items() if name not in lower}, **lower}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
