@@ -36,6 +36,16 @@ _LONG = 1_000
 """Whole numbers of more than 64 bits, as in the state of a random generator. As keys, their hashes can be chosen."""
 _ENCODED = 64 << 20
 """Characters that are made bytes at most: the calls times the longest text."""
+_WORK = 16 << 20
+"""Characters and entries that calls and keys may go through, each time counted."""
+_MUCH = 1 << 40
+_ODD_KEYS = 1_000
+"""Tuples and complex numbers as keys: their hashes can be chosen to be the same."""
+_HASHES = frozenset(f"{module} {name}" for module, name in (
+    ("collections", "Counter"), ("collections", "OrderedDict"), ("collections", "defaultdict"), ("builtins", "set"),
+    ("__builtin__", "set"),
+))  # fmt: skip
+_COLLECTS = _HASHES | {"torch Size", "builtins complex", "__builtin__ complex", "_codecs encode"}
 # It makes gigabytes of a number.
 _REFUSED = ("builtins bytearray", "__builtin__ bytearray")
 _SLOW = ("idna", "punycode")  # encodings that take time with the square of the text
@@ -215,10 +225,14 @@ def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:
     """
     longs = calls = longest = 0
     encodes = is_slow = False
+    run = _DryRun()
     steps = (step for _ in range(pickles) for step in pickletools.genops(file))
     for number, (code, argument, _) in enumerate(steps):
         if number >= _STEPS:
             return f"more than {_STEPS:,} steps to make its containers"
+        run = _DryRun() if code.name == "PROTO" else run
+        if fault := run.step(code.name, argument):
+            return fault
         if code.name == "GLOBAL":
             if argument in _REFUSED:
                 return f"it asks for {str(argument).replace('__builtin__', 'builtins')}, which no weights need"
@@ -236,6 +250,95 @@ def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:
     if encodes and (is_slow or calls * longest > _ENCODED):
         return "its texts take too long, or too much memory, as bytes: store them as tensors"
     return ""
+
+
+class _Value:
+    """What a pickle makes: how much of it a call or a hash goes through, and how much of that has a hash of its own."""
+
+    __slots__ = ("cost", "name", "odd")
+
+    def __init__(self, cost: int = 1, odd: int = 0, name: str = "") -> None:
+        self.cost, self.odd, self.name = min(cost, _MUCH), min(odd, _MUCH), name
+
+    def add(self, parts: list[_Value]) -> None:
+        self.cost = min(_MUCH, self.cost + sum(part.cost for part in parts))
+        self.odd = min(_MUCH, self.odd + sum(part.odd for part in parts))
+
+
+class _DryRun:
+    """Adds up what the steps of one pickle would go through, and takes none.
+
+    Texts and containers count each time that a call is given them: a text of four megabytes that a memo holds is one
+    step to name. Tuples count as often as they are named in others, and so does their hash.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[_Value] = []
+        self._marks: list[int] = []
+        self._memo: dict[object, _Value] = {}
+        self._work = self._odd_keys = 0
+
+    def step(self, name: str, argument: object) -> str:
+        """Count one; says what is too much, empty for nothing."""
+        try:
+            self._step(name, argument)
+        except (IndexError, KeyError):
+            return "its steps use what none of them has made"
+        if self._work > _WORK:
+            return "its texts and containers are named again so often that they take too long to make"
+        if self._odd_keys > _ODD_KEYS:
+            return f"it has more than {_ODD_KEYS:,} keys that are neither text nor plain numbers"
+        return ""
+
+    def _step(self, name: str, argument: object) -> None:
+        stack = self._stack
+        if name in ("PROTO", "FRAME", "STOP"):
+            return
+        if name == "MARK":
+            self._marks.append(len(stack))
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self._memo[len(self._memo) if argument is None else argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name.startswith("TUPLE"):
+            made = _Value(odd=1)
+            made.add(self._pop_to_mark() if name == "TUPLE" else self._pop(int(name[-1])))
+            stack.append(made)
+        elif name in ("APPENDS", "ADDITEMS", "SETITEMS", "APPEND", "SETITEM"):
+            single = {"APPEND": 1, "SETITEM": 2}.get(name)
+            parts = self._pop_to_mark() if single is None else self._pop(single)
+            self._hash(parts if name == "ADDITEMS" else parts[::2] if name.startswith("SETITEM") else [])
+            stack[-1].add(parts)
+        elif name in ("REDUCE", "NEWOBJ"):
+            function, given = self._pop(2)
+            self._work += given.cost
+            self._odd_keys += max(0, given.odd - 1) if function.name in _HASHES else 0  # its arguments are a tuple
+            stack.append(_Value(given.cost, 1) if function.name in _COLLECTS else _Value())
+        elif name == "BUILD":
+            self._work += self._pop(1)[0].cost
+        elif name == "BINPERSID":
+            self._pop(1)
+            stack.append(_Value())
+        else:
+            cost = len(argument) if isinstance(argument, (str, bytes)) and name != "GLOBAL" else 1
+            stack.append(_Value(1 + cost, int(name == "EMPTY_TUPLE"), str(argument) if name == "GLOBAL" else ""))
+
+    def _hash(self, keys: list[_Value]) -> None:
+        self._work += sum(key.cost for key in keys)
+        self._odd_keys += sum(key.odd > 0 for key in keys)
+
+    def _pop(self, count: int) -> list[_Value]:
+        if len(self._stack) < count:
+            raise IndexError
+        parts = self._stack[-count:]
+        del self._stack[-count:]
+        return parts
+
+    def _pop_to_mark(self) -> list[_Value]:
+        mark = self._marks.pop()
+        parts = self._stack[mark:]
+        del self._stack[mark:]
+        return parts
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:

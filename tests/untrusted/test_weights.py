@@ -10,6 +10,7 @@ import resource
 import struct
 import time
 import zipfile
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from functools import partial
 from operator import add
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from lit_distill import checkpoints
+from lit_distill._files import archive_damage, pickle_fault
 from lit_distill.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from lit_distill.models.paddle import WeightsError
 from lit_distill.models.state_files import read_state
@@ -208,3 +210,67 @@ def test_the_message_of_a_checkpoint_reads_three_others_at_most(
         (tmp_path / f"{number}.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"the newest readable one beside it: ckpt_path=.*0\.ckpt"):
         read_checkpoint(tmp_path / "8.ckpt")
+
+
+def put(number: int) -> bytes:
+    return b"r" + struct.pack("<I", number)
+
+
+def got(number: int) -> bytes:
+    return b"j" + struct.pack("<I", number)
+
+
+def memoized(program: bytes) -> bytes:
+    return b"\x80\x02}" + text(b"state_dict") + b"]" + text(b"a" * (1 << 20)) + put(1) + b"a(" + program + b"es."
+
+
+DOUBLED = b"(K\x01t" + put(2) + b"".join(b"(" + got(2 + n) * 2 + b"t" + put(3 + n) for n in range(40))
+ARITHMETIC = {
+    "Counter of a memoised text": memoized((b"ccollections\nCounter\n" + got(1) + b"\x85R") * 400),
+    "set of a memoised text": memoized((b"c__builtin__\nset\n" + got(1) + b"\x85R") * 400),
+    "OrderedDict of a memoised text": memoized((b"ccollections\nOrderedDict\n" + got(1) + b"\x85R") * 400),
+    "torch.Size of a memoised text": memoized((b"ctorch\nSize\n" + got(1) + b"\x85R") * 400),
+    "set of a memoised list": b"\x80\x02}(" + text(b"a") + b"](" + b"K\x01" * 100_000 + b"e" + put(1) + text(b"b")
+    + b"](" + (b"c__builtin__\nset\n" + got(1) + b"\x85R") * 4_000 + b"eu.",
+    "a hash of a tuple that doubles": b"\x80\x02}(" + DOUBLED + b"K\x01u.",
+    "tuples as keys": b"\x80\x02}(" + b"".join(
+        b"M" + struct.pack("<H", n) + b"K\0\x86N" for n in range(60_000)) + b"u.",
+    "complex numbers as keys": b"\x80\x02}(" + b"".join(
+        b"c__builtin__\ncomplex\nM" + struct.pack("<H", n) + b"K\0\x86RN" for n in range(60_000)) + b"u.",
+    "a set of tuples": b"\x80\x02c__builtin__\nset\n](" + b"".join(
+        b"M" + struct.pack("<H", n) + b"K\0\x86" for n in range(60_000)) + b"e\x85R.",
+}  # fmt: skip
+
+
+REFUSED = r"named again so often|neither text nor plain numbers"
+
+
+@pytest.mark.parametrize("kind", ARITHMETIC)
+def test_a_pickle_that_computes_is_refused_before_it_runs(kind: str, tmp_path: Path) -> None:
+    content = changed(lambda name, old: ARITHMETIC[kind] if name.endswith("data.pkl") else old)
+    (tmp_path / "a.pth").write_bytes(content)
+    (tmp_path / "a.ckpt").write_bytes(content)
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WeightsError, match=REFUSED):
+        read_state(tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=REFUSED):
+        read_checkpoint(tmp_path / "a.ckpt")
+    assert time.process_time() - begin < 6, "a second, where nothing else runs"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+
+
+def test_what_honest_checkpoints_hold_is_no_arithmetic() -> None:
+    layers = OrderedDict((f"layer{number}.weight", torch.zeros(2, 2)) for number in range(3_000))
+    content = {
+        "state_dict": layers, "sizes": [torch.Size((2, 3))] * 100, "milestones": Counter({30: 1, 60: 1}),
+        "names": {f"name {number}" for number in range(5_000)}, "text": "a" * 1_000_000, "shapes": {(1, 2): 3},
+        "optimizer_states": [{"state": {n: {"step": torch.tensor(1.0)} for n in range(3_000)}}], "complex": 1j,
+        "random": [2**31 + n for n in range(625)],
+    }  # fmt: skip
+    file = io.BytesIO()
+    torch.save(content, file)
+    file.seek(0)
+    assert archive_damage(file) == ""
+    torch.save(content, again := io.BytesIO(), _use_new_zipfile_serialization=False)
+    again.seek(0)
+    assert pickle_fault(again, pickles=5) == ""
