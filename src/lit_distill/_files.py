@@ -12,10 +12,10 @@ import secrets
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO, Literal
+from typing import IO, Any, BinaryIO, Literal
 
 try:
     import fcntl
@@ -48,7 +48,8 @@ _HASHES = frozenset(f"{module} {name}" for module, name in (
 _COLLECTS = _HASHES | {"torch Size", "builtins complex", "__builtin__ complex", "_codecs encode"}
 # It makes gigabytes of a number.
 _REFUSED = ("builtins bytearray", "__builtin__ bytearray")
-_SLOW = ("idna", "punycode")  # encodings that take time with the square of the text
+# encodings that take time with the square of the text, also where other signs stand between the letters of their names
+_SLOW = re.compile("|".join("[^a-z0-9]*".join(name) for name in ("idna", "punycode")), re.IGNORECASE)
 
 
 @contextmanager
@@ -231,8 +232,12 @@ def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:
         if number >= _STEPS:
             return f"more than {_STEPS:,} steps to make its containers"
         run = _DryRun() if code.name == "PROTO" else run
-        if fault := run.step(code.name, argument):
-            return fault
+        try:
+            run.step(code.name, argument)
+        except _ExcessError as error:
+            return str(error)
+        except (IndexError, KeyError):
+            return "its steps use what none of them has made"
         if code.name == "GLOBAL":
             if argument in _REFUSED:
                 return f"it asks for {str(argument).replace('__builtin__', 'builtins')}, which no weights need"
@@ -241,8 +246,7 @@ def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:
             calls += 1
         elif isinstance(argument, str):
             longest = max(longest, len(argument))
-            letters = re.sub(r"[^a-z0-9]", "", argument.lower())
-            is_slow = is_slow or any(name in letters for name in _SLOW)
+            is_slow = is_slow or bool(_SLOW.search(argument))
         elif isinstance(argument, int) and abs(argument) > 2**64:
             longs += 1
             if longs > _LONG:
@@ -252,17 +256,8 @@ def pickle_fault(file: IO[bytes], *, pickles: int = 1) -> str:
     return ""
 
 
-class _Value:
-    """What a pickle makes: how much of it a call or a hash goes through, and how much of that has a hash of its own."""
-
-    __slots__ = ("cost", "name", "odd")
-
-    def __init__(self, cost: int = 1, odd: int = 0, name: str = "") -> None:
-        self.cost, self.odd, self.name = min(cost, _MUCH), min(odd, _MUCH), name
-
-    def add(self, parts: list[_Value]) -> None:
-        self.cost = min(_MUCH, self.cost + sum(part.cost for part in parts))
-        self.odd = min(_MUCH, self.odd + sum(part.odd for part in parts))
+class _ExcessError(ValueError):
+    """A pickle whose steps take too long."""
 
 
 class _DryRun:
@@ -273,68 +268,106 @@ class _DryRun:
     """
 
     def __init__(self) -> None:
-        self._stack: list[_Value] = []
+        # Of each value: what a call or a hash of it goes through, and how much of that has a hash that can be chosen.
+        # A value is its place in both; the first stands for all numbers, so that a million of them take no time.
+        self._costs, self._odd = [1], [0]
+        self._names: dict[int, str] = {}
+        self._stack: list[int] = []
         self._marks: list[int] = []
-        self._memo: dict[object, _Value] = {}
+        self._memo: dict[Any, int] = {}
         self._work = self._odd_keys = 0
+        self._steps: dict[str, Callable[[Any], None]] = {
+            "MARK": lambda _: self._marks.append(len(self._stack)),
+            "EMPTY_LIST": self._push, "EMPTY_DICT": self._push, "EMPTY_SET": self._push,
+            "EMPTY_TUPLE": lambda _: self._push(1, 1),
+            "BINPUT": self._put, "LONG_BINPUT": self._put, "MEMOIZE": self._put,
+            "BINGET": lambda place: self._stack.append(self._memo[place]),
+            "LONG_BINGET": lambda place: self._stack.append(self._memo[place]),
+            "TUPLE": lambda _: self._tuple(self._pop_to_mark()), "TUPLE1": lambda _: self._tuple(self._pop(1)),
+            "TUPLE2": lambda _: self._tuple(self._pop(2)), "TUPLE3": lambda _: self._tuple(self._pop(3)),
+            "APPEND": lambda _: self._collect(self._pop(1)), "APPENDS": lambda _: self._collect(self._pop_to_mark()),
+            "SETITEM": lambda _: self._set_items(self._pop(2)),
+            "SETITEMS": lambda _: self._set_items(self._pop_to_mark()),
+            "GLOBAL": self._global, "REDUCE": self._call, "NEWOBJ": self._call, "BUILD": self._build,
+            "BINPERSID": self._load, "PROTO": lambda _: None, "FRAME": lambda _: None, "STOP": lambda _: None,
+        }  # fmt: skip
 
-    def step(self, name: str, argument: object) -> str:
-        """Count one; says what is too much, empty for nothing."""
-        try:
-            self._step(name, argument)
-        except (IndexError, KeyError):
-            return "its steps use what none of them has made"
-        if self._work > _WORK:
-            return "its texts and containers are named again so often that they take too long to make"
-        if self._odd_keys > _ODD_KEYS:
-            return f"it has more than {_ODD_KEYS:,} keys that are neither text nor plain numbers"
-        return ""
+    def step(self, name: str, argument: object) -> None:
+        """Count one.
 
-    def _step(self, name: str, argument: object) -> None:
-        stack = self._stack
-        if name in ("PROTO", "FRAME", "STOP"):
-            return
-        if name == "MARK":
-            self._marks.append(len(stack))
-        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self._memo[len(self._memo) if argument is None else argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self._memo[argument])
-        elif name.startswith("TUPLE"):
-            made = _Value(odd=1)
-            made.add(self._pop_to_mark() if name == "TUPLE" else self._pop(int(name[-1])))
-            stack.append(made)
-        elif name in ("APPENDS", "ADDITEMS", "SETITEMS", "APPEND", "SETITEM"):
-            single = {"APPEND": 1, "SETITEM": 2}.get(name)
-            parts = self._pop_to_mark() if single is None else self._pop(single)
-            self._hash(parts if name == "ADDITEMS" else parts[::2] if name.startswith("SETITEM") else [])
-            stack[-1].add(parts)
-        elif name in ("REDUCE", "NEWOBJ"):
-            function, given = self._pop(2)
-            self._work += given.cost
-            self._odd_keys += max(0, given.odd - 1) if function.name in _HASHES else 0  # its arguments are a tuple
-            stack.append(_Value(given.cost, 1) if function.name in _COLLECTS else _Value())
-        elif name == "BUILD":
-            self._work += self._pop(1)[0].cost
-        elif name == "BINPERSID":
-            self._pop(1)
-            stack.append(_Value())
+        Raises:
+            _ExcessError: that is too much.
+            IndexError: it takes more values than there are.
+            KeyError: it names a value that there is not.
+        """
+        if taken := self._steps.get(name):
+            taken(argument)
+        elif isinstance(argument, (str, bytes)):
+            self._push(1 + len(argument))
         else:
-            cost = len(argument) if isinstance(argument, (str, bytes)) and name != "GLOBAL" else 1
-            stack.append(_Value(1 + cost, int(name == "EMPTY_TUPLE"), str(argument) if name == "GLOBAL" else ""))
+            self._stack.append(0)
 
-    def _hash(self, keys: list[_Value]) -> None:
-        self._work += sum(key.cost for key in keys)
-        self._odd_keys += sum(key.odd > 0 for key in keys)
+    def _push(self, cost: int | None = 1, odd: int = 0) -> None:
+        self._stack.append(len(self._costs))
+        self._costs.append(cost or 1)
+        self._odd.append(odd)
 
-    def _pop(self, count: int) -> list[_Value]:
+    def _put(self, place: object) -> None:
+        self._memo[len(self._memo) if place is None else place] = self._stack[-1]
+
+    def _tuple(self, parts: list[int]) -> None:
+        cost, odd = self._sums(parts)
+        self._push(min(_MUCH, 1 + cost), min(_MUCH, 1 + odd))
+
+    def _collect(self, parts: list[int]) -> None:
+        into = self._stack[-1]
+        if not into:
+            raise IndexError
+        cost, odd = self._sums(parts)
+        self._costs[into] = min(_MUCH, self._costs[into] + cost)
+        self._odd[into] = min(_MUCH, self._odd[into] + odd)
+
+    def _sums(self, parts: list[int]) -> tuple[int, int]:
+        return sum(map(self._costs.__getitem__, parts)), sum(map(self._odd.__getitem__, parts))
+
+    def _set_items(self, parts: list[int]) -> None:
+        keys = parts[::2]
+        self._spend(sum(self._costs[key] for key in keys), sum(self._odd[key] > 0 for key in keys))
+        self._collect(parts)
+
+    def _global(self, name: object) -> None:
+        self._push()
+        self._names[self._stack[-1]] = str(name)
+
+    def _call(self, _: object) -> None:
+        function, given = self._pop(2)
+        name, cost, odd = self._names.get(function, ""), self._costs[given], self._odd[given]
+        self._spend(cost, max(0, odd - 1) if name in _HASHES else 0)  # its arguments are a tuple
+        self._push(cost if name in _COLLECTS else 1, int(name in _COLLECTS))
+
+    def _build(self, _: object) -> None:
+        self._spend(self._costs[self._pop(1)[0]], 0)
+
+    def _load(self, _: object) -> None:
+        self._build(_)
+        self._push()
+
+    def _spend(self, work: int, odd_keys: int) -> None:
+        self._work += work
+        self._odd_keys += odd_keys
+        if self._work > _WORK:
+            raise _ExcessError("its texts and containers are named again so often that they take too long to make")
+        if self._odd_keys > _ODD_KEYS:
+            raise _ExcessError(f"it has more than {_ODD_KEYS:,} keys that are neither text nor plain numbers")
+
+    def _pop(self, count: int) -> list[int]:
         if len(self._stack) < count:
             raise IndexError
         parts = self._stack[-count:]
         del self._stack[-count:]
         return parts
 
-    def _pop_to_mark(self) -> list[_Value]:
+    def _pop_to_mark(self) -> list[int]:
         mark = self._marks.pop()
         parts = self._stack[mark:]
         del self._stack[mark:]

@@ -56,7 +56,12 @@ def test_a_run_that_asks_for_a_giant_is_refused_in_one_line(model: dict[str, Any
 
 
 LAYER = {"_target_": "torch.nn.TransformerEncoderLayer", "d_model": 1, "nhead": 1, "dim_feedforward": 1}
-ENCODER: dict[str, Any] = {"_target_": "torch.nn.TransformerEncoder", "encoder_layer": LAYER, "num_layers": 2}
+ENCODER: dict[str, Any] = {
+    "_target_": "torch.nn.TransformerEncoder",
+    "encoder_layer": LAYER,
+    "num_layers": 2,
+    "enable_nested_tensor": False,
+}
 
 
 def test_copies_count_as_what_they_hold() -> None:
@@ -246,13 +251,23 @@ def test_the_data_of_a_run_asks_for_what_a_machine_has(name: str, value: Any, tm
     with pytest.raises(ValueError, match=f"data.{name}: expected at most .* set data.{name}="):
         run.data()
     if name in ("batch_size", "num_workers"):
-        assert run.data(**{name: 2}).batch_size, "the caller's own counts"  # type: ignore[attr-defined]
+        given: dict[str, Any] = {name: 2}
+        assert run.data(**given).batch_size, "the caller's own counts"  # type: ignore[attr-defined]
 
 
 def test_a_batch_is_held_as_a_whole(tmp_path: Path) -> None:
     run = run_of(layer("Identity"), folder=tmp_path / "run", batch_size=1024, num_frames=1024, size=2048, scale=2048)
     with pytest.raises(ValueError, match=r"data: its batches of 1024 x 1024 x 2048 x 2048 pixels .* data.batch_size="):
         run.data()
+
+
+def test_the_views_of_a_batch_count(tmp_path: Path) -> None:
+    large = {"views": "dense", "num_frames": 16, "size": 224, "scale": 256, "batch_size": 512, "num_workers": 64}
+    honest = run_of(layer("Identity"), folder=tmp_path / "honest", **large)
+    assert honest.data().eval_batch_size == 1  # type: ignore[attr-defined]
+    hostile = run_of(layer("Identity"), folder=tmp_path / "hostile", **large, eval_batch_size=512)
+    with pytest.raises(ValueError, match=r"data: its batches of 15360 x 16 x 224 x 224 pixels .* data.batch_size="):
+        hostile.data()
 
 
 def test_limits_on_videos_are_lowered_and_never_raised(tmp_path: Path) -> None:

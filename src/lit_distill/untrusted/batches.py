@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 MOST: Final[Mapping[str, int]] = {
     "num_classes": 1_000_000, "num_frames": 1_024, "size": 2_048, "scale": 4_096, "batch_size": 1_024,
     "eval_batch_size": 1_024, "num_workers": 64, "prefetch": 64, "shuffle_window": 1_000_000,
 }  # fmt: skip
 """Of arguments of data modules."""
-BATCH_BYTES: Final = 4 << 30
-"""Of the floats of a batch: 64 clips of 64 frames of 256 x 256 have 3.2 GB."""
+BATCH_BYTES: Final = 8 << 30
+"""Of the floats of a batch: 512 clips of 16 frames of 224 x 224 have 4.9 GB."""
+VIEWS: Final = 30
+"""Of a sample in dense evaluation."""
 LIMITS: Final[Mapping[str, float]] = {"frames": 1_000_000, "pixels": 7_680 * 4_320, "seconds": 60.0}
 """On one video, which a config may lower: those of :class:`lit_distill.data.Limits`."""
 CACHE_GB: Final = 4.0
@@ -43,13 +45,13 @@ def held_data(node: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[s
             raise ValueError(
                 f"data.{name}: expected at most {most} in an untrusted run, got {value!r:.80}: set data.{name}=<number>"
             )
-    sizes = [held.get("num_frames", 1), held.get("size", 224), max(_batches(held), default=1)]
+    sizes = [held.get("num_frames", 1), held.get("size", 224), _largest_batch(held)]
     if all(_is_number(size) for size in sizes):
         frames, size, batch = sizes
         if (total := 12 * frames * size * size * batch) > BATCH_BYTES:
             raise ValueError(
                 f"data: its batches of {batch} x {frames} x {size} x {size} pixels have {int(total):,} bytes, the "
-                f"limit is {BATCH_BYTES:,}: set data.batch_size=<number>"
+                f"limit is {BATCH_BYTES:,}: set data.batch_size=<number> and data.eval_batch_size=<number>"
             )
     if "limits" in held:
         held["limits"] = _lowered(held["limits"])
@@ -58,9 +60,11 @@ def held_data(node: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[s
     return {**node, **held}
 
 
-def _batches(node: Mapping[str, Any]) -> list[float]:
-    found = (node.get(name) for name in ("batch_size", "eval_batch_size"))
-    return [value for value in found if _is_number(value)]
+def _largest_batch(node: Mapping[str, Any]) -> float:
+    """Samples, or views of samples, of a batch in training or evaluation."""
+    sizes = {name: node.get(name) for name in ("batch_size", "eval_batch_size")}
+    training, evaluation = (value if _is_number(value) else 1 for value in sizes.values())
+    return max(training, evaluation * (VIEWS if node.get("views") == "dense" else 1))
 
 
 def _lowered(limits: Any) -> Any:
@@ -70,5 +74,5 @@ def _lowered(limits: Any) -> Any:
     return {**LIMITS, **{name: value for name, value in limits.items() if name not in lower}, **lower}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
