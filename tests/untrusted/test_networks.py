@@ -22,7 +22,7 @@ from lit_distill.runs import artifacts
 from lit_distill.runs.opened import Run, load_run
 from lit_distill.untrusted import batches, networks
 from lit_distill.untrusted.building import build
-from lit_distill.untrusted.networks import FREE_BYTES, held_to
+from lit_distill.untrusted.networks import FREE_BYTES, check_forward, held_to
 
 
 def student_of(model: dict[str, Any], folder: Path) -> Path:
@@ -198,8 +198,20 @@ def layer(name: str, *args: Any, **named: Any) -> dict[str, Any]:
 
 
 def test_an_honest_forward_pass_is_within_its_memory(tmp_path: Path) -> None:
-    run = run_of(layer("Upsample", scale_factor=2), layer("AvgPool3d", [1, 2, 2]), folder=tmp_path / "run")
+    run = run_of(layer("Upsample", scale_factor=2), layer("AvgPool3d", [2, 2, 2]), folder=tmp_path / "run")
     assert run.model()(torch.zeros(1, 4, 3, 32, 32)).shape == (1, 3)
+
+
+def test_the_weights_of_a_network_are_none_of_its_values() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(2**14, 2**15))  # 2 GB, which nothing writes
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.weight.t()[0, 0]
+
+    check_forward(Wide(), (3, 8, 8), "Student")
 
 
 @pytest.mark.parametrize(

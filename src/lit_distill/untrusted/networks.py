@@ -85,10 +85,12 @@ def check_forward(network: nn.Module, shape: Sequence[int], what: str, *, truste
         ValueError: Student: a forward pass of one sample of (3, 32, 32) holds more than 1,073,741,824 bytes, the limit
     """
     training = {module: module.training for module in network.modules()}
+    # What a network itself has is limited by held_to; views of it are values of a forward pass too.
+    state = {name: value.to("meta") for name, value in (*network.named_parameters(), *network.named_buffers())}
+
+    own = sum(value.untyped_storage().nbytes() for value in state.values())
 
     def on_meta() -> None:
-        held = (*network.named_parameters(), *network.named_buffers())
-        state = {name: value.to("meta") for name, value in held}
         functional_call(network, state, torch.empty(1, *shape, device="meta"))
 
     def on_fakes() -> None:
@@ -103,7 +105,7 @@ def check_forward(network: nn.Module, shape: Sequence[int], what: str, *, truste
     try:
         for mode, attempt in attempts:
             try:
-                with mode, torch.no_grad(), _Held(what, shape):
+                with mode, torch.no_grad(), _Held(what, shape, own):
                     attempt()
                 return
             except _ForwardError:
@@ -127,10 +129,10 @@ class _ForwardError(ValueError):
 class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that are alive during a forward pass."""
 
-    def __init__(self, what: str, shape: Sequence[int]) -> None:
+    def __init__(self, what: str, shape: Sequence[int], own: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._what, self._shape = what, tuple(shape)
-        self._bytes, self._steps = 0, 0
+        self._bytes, self._steps, self._most = 0, 0, FORWARD_BYTES + own
         self._users: dict[int, list[int]] = {}  # of a storage: its bytes, and the tensors that use it
 
     def __torch_dispatch__(
@@ -141,8 +143,8 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self._hold(tensor)
-        if self._bytes > FORWARD_BYTES or self._steps > FORWARD_STEPS:
-            limit = f"holds more than {FORWARD_BYTES:,} bytes" if self._bytes > FORWARD_BYTES else "has too many steps"
+        if self._bytes > self._most or self._steps > FORWARD_STEPS:
+            limit = f"holds more than {FORWARD_BYTES:,} bytes" if self._bytes > self._most else "has too many steps"
             raise _ForwardError(f"{self._what}: a forward pass of one sample of {self._shape} {limit}, the limit")
         return made
 
