@@ -108,8 +108,8 @@ def check_forward(network: nn.Module, shape: Sequence[int], what: str, *, truste
                 with mode, torch.no_grad(), _Held(what, shape, own):
                     attempt()
                 return
-            except _ForwardError:
-                raise
+            except _ForwardError as error:
+                raise ValueError(str(error)) from None
             except Exception as error:  # layers raise nearly anything
                 said = " ".join(str(error).split())[:300]
                 if not isinstance(error, NotImplementedError) and "meta" not in said:
