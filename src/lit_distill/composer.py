@@ -369,8 +369,8 @@ class LossComposer(nn.Module):
                 value = term.loss(*arguments)
         except torch.OutOfMemoryError:
             raise
-        except (ValueError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{describe(name, term, arguments)}: {error}") from error
+        except (ValueError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{describe(name, term, arguments)}: {_reason(error, arguments)}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {came}")
@@ -450,8 +450,8 @@ class LossComposer(nn.Module):
         )
         try:
             term.loss.build(example)
-        except (ValueError, IndexError, RuntimeError, TypeError) as error:
-            raise ValueError(f"{describe(name, term, arguments)}: {error}") from error
+        except (ValueError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{describe(name, term, arguments)}: {_reason(error, arguments)}") from error
         device = next((t.device for t in tensors_of(arguments[0])), None)
         term.loss.to(device)
 
@@ -554,6 +554,18 @@ def _rows(signal: Signal, rows: Tensor, samples: int) -> Signal:
             "logits, the embedding before the classifier), or train this term without samples that have no label"
         )
     return signal[rows]
+
+
+def _reason(error: Exception, arguments: tuple[Signal, ...]) -> str:
+    """Why a loss refuses its signals; what Python says of a list in the place of a tensor names no remedy."""
+    if isinstance(error, (AttributeError, TypeError)) and not all(isinstance(one, Tensor) for one in arguments):
+        return (
+            "the loss takes one tensor for each reference, and got a list: name one reference, give each of the list a "
+            f"term of its own, or average several teachers as one model, lit_distill.models.Ensemble ({error})"
+        )
+    if isinstance(error, AttributeError):
+        raise error
+    return str(error)
 
 
 def _zero(term: LossTerm, arguments: tuple[Signal, ...]) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
 from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
-from lit_distill._module.preflight import BEST, check_classes, try_example
+from lit_distill._module.preflight import BEST, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import StepRecord, batch_size, fractional_epoch
 from lit_distill._views import InputView
@@ -28,7 +28,7 @@ from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm
 
 OptimizerFactory: TypeAlias = Callable[..., Optimizer]
-SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler | Mapping[str, Any]]
+SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau | Mapping[str, Any]]
 Terms: TypeAlias = Mapping[str, LossTerm | Mapping[str, Any]]
 
 
@@ -51,8 +51,9 @@ class DistillModule(EvaluatedModule):
             list of the losses' own parameters.
         scheduler: a :class:`lit_distill.schedules.Schedule` that multiplies the learning rate as a function of the
             fractional epoch, stepped every optimizer step; or a factory from optimizer to a torch scheduler, stepped
-            every epoch (``OneCycleLR``, ``CyclicLR`` and what holds them: every step), or to a dict such as
-            ``{"scheduler": …, "interval": "step"}``.
+            every epoch (``OneCycleLR``, ``CyclicLR`` and what holds them: every step), or to Lightning's dict of one:
+            ``{"scheduler": …, "interval": "step", "monitor": …}``. ``ReduceLROnPlateau`` watches ``val/loss``, or with
+            ``mode="max"`` the student's top-1.
         student: the model that ``forward`` runs and that is deployed; by default ``Student``, or the only model.
             ``"best"`` for the best of several peers by validation top-1: each validation logs ``val/best/top1``, which
             a checkpoint may monitor, and sets the attribute ``student``, which checkpoints hold.
@@ -182,7 +183,7 @@ class DistillModule(EvaluatedModule):
         def check(signals: SignalCapture) -> None:
             for name in self.models:
                 if any(ref.text == name for composer in composers for ref in composer.references):
-                    check_classes(name, signals[name], target, num_classes)
+                    check_classes(name, signals[name], target, num_classes, frozen=name in self.frozen)
 
         build_composers(
             composers, self.named, target, index=index, dataset_size=dataset_size,
@@ -195,7 +196,7 @@ class DistillModule(EvaluatedModule):
         """One step on the training terms; returns the total."""
         inputs, target, index = self.unpack(batch)
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
-        with self.composer.capture(self.named, epoch=epoch, watched=watched) as signals:
+        with self.composer.capture(self.named, epoch=epoch, watched=watched) as signals, explained_batch_norm():
             self.run_models(inputs, signals, cached=True)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=epoch, watched=watched)
         self._train_terms.add(result, batch_size(target, inputs))
@@ -310,7 +311,8 @@ class DistillModule(EvaluatedModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         made = self._scheduler_factory(optimizer)
         length, epochs = self._training_length()
-        return {"optimizer": optimizer, "lr_scheduler": scheduler_config(made, steps=length, epochs=epochs)}
+        config = scheduler_config(made, steps=length, epochs=epochs, student=self.student)
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     def _training_length(self) -> tuple[float, float]:
         """Optimizer steps and epochs of the training, infinite where they are not known."""

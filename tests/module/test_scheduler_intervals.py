@@ -144,7 +144,7 @@ def test_a_cycle_that_ends_before_the_training_is_refused_at_its_start() -> None
         ValueError, match=r"OneCycleLR has 7 steps, .*would fail after its last one: give total_steps=12"
     ):
         fit(partial(one_cycle, total_steps=7))
-    with pytest.raises(ValueError, match=r"a dict of \['sched'\]"):
+    with pytest.raises(ValueError, match=r"the factory's dict has \['sched'\], expected"):
         fit(lambda optimizer: {"sched": None})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -95,6 +95,16 @@ class EvaluatedModule(CheckpointedModule):
             if self._is_judged(name, output, labels):
                 metric.update(output, labels)
         return outputs
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """The student's output on a batch with or without labels; of views, the means of their probabilities."""
+        inputs = batch
+        overridden = type(self).unpack is not CheckpointedModule.unpack
+        if isinstance(batch, (tuple, list)) and len(batch) == 1:
+            (inputs,) = batch  # of a data set of inputs alone
+        elif not isinstance(batch, Tensor) and (overridden or isinstance(batch, (tuple, list))):
+            inputs = self.unpack(batch)[0]
+        return self._run_and_average(self.student, inputs) if isinstance(batch, ViewsBatch) else self(inputs)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """The same as validation, on the test data."""
@@ -257,9 +267,8 @@ class EvaluatedModule(CheckpointedModule):
         for model, metric in figures.metrics:
             # A rank may have met no label: what is computed is summed over ranks, so they must agree on it.
             if self.trainer.strategy.reduce_boolean_decision(metric_was_updated(metric), all=False):
-                computed = metric.compute()
-                results = computed if isinstance(computed, dict) else {type(metric).__name__: computed}
-                found = {f"{model}/{name}": float(value) for name, value in results.items()}
+                names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) or ()
+                found = by_class(model, type(metric).__name__, metric.compute(), names)
                 if self._metrics_are_default and any(map(math.isnan, found.values())):
                     self._leave_out(model, "no sample has a label of one class (targets are multi-hot, or below 0)")
                 else:
@@ -300,6 +309,37 @@ def _reads_outputs(kind: type, base: type) -> bool:
         return False
     hooks = ("validation_step", "test_step", "on_validation_batch_end", "on_test_batch_end")
     return any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in hooks)
+
+
+def by_class(place: str, metric: str, computed: Any, class_names: Sequence[str] = ()) -> dict[str, float]:
+    """What a metric computed as numbers by name: of one number a class, ``<metric>/<class>``; of a dict, its keys.
+
+    A matrix, such as confusions, is left out with a warning: it is no number to log.
+
+    Args:
+        place: before each name.
+        metric: its name, where it computed one value.
+        computed: a number, a tensor (), (1,) or (C,), a sequence of such, or a dict of them.
+        class_names: the names of C classes; others go by their index.
+
+    Example:
+        >>> by_class("Student", "Recall", torch.tensor([0.5, 1.0]), ["cat", "dog"])
+        {'Student/Recall/cat': 0.5, 'Student/Recall/dog': 1.0}
+    """
+    if isinstance(computed, Mapping):
+        parts = [by_class(place, str(name), value, class_names) for name, value in computed.items()]
+        return {name: value for part in parts for name, value in part.items()}
+    if isinstance(computed, (tuple, list)):
+        return by_class(place, metric, {f"{metric}/{number}": value for number, value in enumerate(computed)})
+    if not isinstance(computed, Tensor) or computed.numel() == 1:
+        return {f"{place}/{metric}": float(computed)}
+    if computed.ndim > 1:
+        rank_zero_warn(
+            f"{place}/{metric} is not logged: expected a number or one a class, got a tensor {tuple(computed.shape)}"
+        )
+        return {}
+    names = class_names if len(class_names) == len(computed) else range(len(computed))
+    return {f"{place}/{metric}/{name}": value for name, value in zip(names, computed.tolist(), strict=True)}
 
 
 def metric_was_updated(metric: Metric | MetricCollection) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -151,8 +152,33 @@ def try_example(module: LightningModule, build: Callable[[Any, int | None], None
         build(batch, size_of(loader))
 
 
-def check_classes(name: str, logits: Tensor, target: Tensor | None, num_classes: int | None) -> None:
-    """Raise ValueError if outputs (B, C) of a classifier do not fit the classes of the data."""
+@contextmanager
+def explained_batch_norm() -> Iterator[None]:
+    """Say of a batch of one sample, which BatchNorm refuses in training, where it comes from and what to do."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel when training"):
+            raise
+        raise ValueError(
+            "a batch of one sample, mostly the last of an epoch, under a BatchNorm in training, which needs more than "
+            "one value a channel: give the training DataLoader drop_last=True, or another batch_size, or freeze the "
+            f"normalisation (train_only) ({error})"
+        ) from error
+
+
+def check_classes(
+    name: str, logits: Tensor, target: Tensor | None, num_classes: int | None, *, frozen: bool = False
+) -> None:
+    """Raise ValueError if outputs (B, C) of a classifier do not fit the classes of the data.
+
+    Args:
+        name: of the model.
+        logits: its output on a batch.
+        target: of the batch.
+        num_classes: of the data, where it says so.
+        frozen: whether it only teaches: its classes are those that it was trained with.
+    """
     if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
         return
     classes, wanted = logits.shape[1], num_classes
@@ -160,6 +186,12 @@ def check_classes(name: str, logits: Tensor, target: Tensor | None, num_classes:
         wanted = target.shape[1]
     elif wanted is None and not target.is_floating_point() and int(target.max()) >= classes:
         wanted = int(target.max()) + 1
+    if wanted is not None and wanted != classes and frozen:
+        raise ValueError(
+            f"{name} gives {classes} classes but the data has {wanted}: a trained teacher keeps its classes. Teach by "
+            f"those that the data has, in its order: a model that gives {name}'s logits[:, [<index>, …]], or train a "
+            f"classifier of {wanted} classes on {name} first"
+        )
     if wanted is not None and wanted != classes:
         raise ValueError(
             f"{name} gives {classes} classes but the data has {wanted}: build {name} with num_classes={wanted} "

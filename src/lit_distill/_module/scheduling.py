@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import (
     MultiStepLR,
     OneCycleLR,
     PolynomialLR,
+    ReduceLROnPlateau,
     SequentialLR,
 )
 
@@ -26,37 +28,45 @@ _LENGTHS = {
     CosineAnnealingLR: "T_max", CosineAnnealingWarmRestarts: "T_0", LinearLR: "total_iters",
     PolynomialLR: "total_iters",
 }  # fmt: skip
+_KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
 
-def scheduler_config(made: Any, *, steps: float, epochs: float) -> Any:
+def scheduler_config(made: Any, *, steps: float, epochs: float, student: str) -> Any:
     """What ``configure_optimizers`` gives for what a scheduler factory made.
 
     A dict (``{"scheduler": …, "interval": "step"}``) says itself how often it moves. A scheduler moves with every
     epoch, except one that is, or holds, ``OneCycleLR``, ``CyclicLR`` or a schedule of transformers: these count
     optimizer steps, unless they have as many as the training has epochs. A warning asks about others whose length fits
-    steps, or is not known.
+    steps, or is not known. ``ReduceLROnPlateau`` watches the validation loss, or with ``mode="max"`` the student's
+    top-1, unless a dict names a ``monitor``.
 
     Args:
         made: the scheduler, or a dict with it.
         steps: optimizer steps of the training; infinite where that is not known.
         epochs: of the training; infinite where that is not known.
+        student: name of the student.
 
     Raises:
-        ValueError: a ``OneCycleLR`` ends before the training does, or a dict has no scheduler.
+        ValueError: it is neither, a dict has an unknown key, or a ``OneCycleLR`` ends before the training does.
     """
-    if isinstance(made, Mapping):
-        given = dict(made)
-        if "scheduler" not in given:
-            raise ValueError(
-                f'a scheduler factory gives a scheduler or {{"scheduler": …}}, got a dict of {list(given)}'
-            )
-        if "interval" not in given:
-            given["interval"] = _interval(given["scheduler"], steps, epochs)
-        _check(given["scheduler"], given["interval"], steps, epochs)
-        return given
-    interval = _interval(made, steps, epochs)
-    _check(made, interval, steps, epochs)
-    return {"scheduler": made, "interval": interval}
+    given = dict(made) if isinstance(made, Mapping) else {"scheduler": made}
+    if unknown := [key for key in given if key not in _KEYS]:
+        near = difflib.get_close_matches(str(unknown[0]), _KEYS, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"scheduler: the factory's dict has {unknown}, expected keys of {', '.join(_KEYS)}{meant}")
+    scheduler = given.get("scheduler")
+    if not (callable(getattr(scheduler, "step", None)) and callable(getattr(scheduler, "state_dict", None))):
+        got = f"a dict with {type(scheduler).__name__}" if isinstance(made, Mapping) else type(made).__name__
+        raise ValueError(
+            "scheduler: the factory takes the optimizer and makes a torch scheduler, or a dict such as "
+            f'{{"scheduler": …, "interval": "step", "monitor": "val/loss"}}, got {got}'
+        )
+    if isinstance(scheduler, ReduceLROnPlateau):
+        given.setdefault("monitor", "val/loss" if scheduler.mode == "min" else f"val/{student}/top1")
+    if "interval" not in given:
+        given["interval"] = _interval(scheduler, steps, epochs)
+    _check(scheduler, given["interval"], steps, epochs)
+    return given
 
 
 def _parts(scheduler: Any) -> Iterator[LRScheduler]:
