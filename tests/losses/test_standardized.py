@@ -77,3 +77,11 @@ def test_says_what_is_wrong() -> None:
         StandardizedLoss(eps=0)
     assert "DKDLoss" in repr(StandardizedLoss(loss=DKDLoss()))
     assert repr(StandardizedLoss()).count("KDLoss") == 1
+
+
+@pytest.mark.parametrize("loss", [StandardizedLoss(), KDLoss(logit_standardization=True)], ids=["loss", "option"])
+def test_two_classes_are_refused(loss: nn.Module) -> None:
+    """Their z-scores are the same whatever the logits are: the gradient was below 1e-5."""
+    with pytest.raises(ValueError, match="at least three classes, got 2: .* use the loss without standardization"):
+        loss(STUDENT[:, :2], TEACHER[:, :2])
+    assert gradients(loss, STUDENT[:, :3], TEACHER[:, :3])

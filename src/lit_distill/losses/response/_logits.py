@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._masks import mask_of_rows, masked_mean, without_masked
+from lit_distill.losses._normalized import standardized
 from lit_distill.losses._numerics import can_look, kl_from_log_probabilities, require_classes, require_same_shape
 from lit_distill.losses.base import class_indices
 
@@ -93,6 +94,21 @@ def logit_rows(
     weights = None if mask is None else mask_of_rows(name, mask, shape)
     student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
     return LogitRows(without_masked(student, weights), without_masked(teacher, weights), weights, shape)
+
+
+def standardized_rows(name: str, rows: LogitRows, *, eps: float) -> LogitRows:
+    """The rows with the z-score of each network's logits in place of them.
+
+    Raises:
+        ValueError: there are fewer than three classes.
+    """
+    if (classes := rows.student.shape[1]) < 3:
+        raise ValueError(
+            f"{name} standardizes logits of at least three classes, got {classes}: the z-scores of two logits are "
+            "+0.707 and -0.707 whatever the logits are, so that nothing is learned; use the loss without "
+            "standardization"
+        )
+    return rows._replace(student=standardized(rows.student, eps=eps), teacher=standardized(rows.teacher, eps=eps))
 
 
 def label_rows(name: str, rows: LogitRows, target: Tensor, class_dim: int | None = None) -> Tensor:

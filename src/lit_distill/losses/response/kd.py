@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Positive
-from lit_distill.losses._normalized import standardized
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.response._logits import Divergence, logit_rows
+from lit_distill.losses.response._logits import Divergence, logit_rows, standardized_rows
 from lit_distill.losses.response._logits import divergence as _divergence
 
 __all__ = ["KDLoss", "kd_loss"]
@@ -29,10 +28,9 @@ def kd_loss(
 ) -> Tensor:
     """KL divergence between softened class probabilities; see :class:`KDLoss`."""
     rows = logit_rows("kd_loss", student, teacher, class_dim, mask)
-    student, teacher = rows.student, rows.teacher
     if logit_standardization:
-        student, teacher = (standardized(x, eps=standardization_eps) for x in (student, teacher))
-    log_s, log_t = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+        rows = standardized_rows("kd_loss with logit_standardization", rows, eps=standardization_eps)
+    log_s, log_t = (F.log_softmax(logits / temperature, dim=1) for logits in (rows.student, rows.teacher))
     return rows.mean(_divergence(log_t, log_s, divergence)) * temperature**2
 
 
@@ -69,7 +67,8 @@ class KDLoss(Loss):
         class_dim: where the classes stand, needed for four and more dimensions.
 
     Raises:
-        ValueError: a temperature that is not positive, shapes that differ, NaN or infinite logits.
+        ValueError: a temperature that is not positive, shapes that differ, NaN or infinite logits; standardized logits
+            of two classes, whose z-scores are the same whatever they are.
 
     Example:
         >>> import torch

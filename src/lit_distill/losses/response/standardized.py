@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Positive
-from lit_distill.losses._normalized import standardized
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import hyperparameters
-from lit_distill.losses.response._logits import logit_rows
+from lit_distill.losses.response._logits import logit_rows, standardized_rows
 from lit_distill.losses.response._wrapped import WrappedLoss, call
 from lit_distill.losses.response.kd import KDLoss
 
@@ -28,7 +27,7 @@ def standardized_loss(
 ) -> Tensor:
     """A loss of the z-scores of both networks' logits; see :class:`StandardizedLoss`."""
     rows = logit_rows("standardized_loss", student, teacher, class_dim, mask)
-    rows = rows._replace(student=standardized(rows.student, eps=eps), teacher=standardized(rows.teacher, eps=eps))
+    rows = standardized_rows("standardized_loss", rows, eps=eps)
     return call(KDLoss() if loss is None else loss, rows, target, class_dim)
 
 
@@ -58,7 +57,7 @@ class StandardizedLoss(WrappedLoss):
         class_dim: where the classes stand, needed for four and more dimensions.
 
     Raises:
-        ValueError: a bad hyperparameter, or what the loss refuses.
+        ValueError: a bad hyperparameter, fewer than three classes, or what the loss refuses.
 
     Example:
         >>> import torch
