@@ -16,6 +16,7 @@ from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
+from lit_distill._module.ignored import ignored_positions
 from lit_distill._module.preflight import check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
@@ -182,7 +183,11 @@ class DistillMixin(LightningModule):
             return self._distill_networks[name](inputs) if name == STUDENT else self._distill_ask(name, inputs)
 
         inputs, target, index = self.distill_unpack(batch)
-        self.distillation.build(self._distill_networks, inputs, target, index=index, dataset_size=dataset_size, run=run)
+        signals = self.distillation.build(
+            self._distill_networks, inputs, target, index=index, dataset_size=dataset_size, run=run
+        )
+        if text := ignored_positions([self.distillation], signals, target):
+            rank_zero_warn(text)
 
     def on_fit_start(self) -> None:
         """After your own: hold that what the losses learn is in an optimizer, and take the teachers to the device."""

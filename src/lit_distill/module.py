@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,6 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
 from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
+from lit_distill._module.ignored import ignored_positions
 from lit_distill._module.preflight import BEST, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import StepRecord, batch_size, fractional_epoch
@@ -141,6 +143,7 @@ class DistillModule(EvaluatedModule):
         self._preflight = preflight
         self._record: StepRecord | None = None
         self._warned = False
+        self._warned_of_ignored = False
         self.composed: ComposedLoss | None = None
         """The losses of the current training step, until its backward pass has ended."""
         tensors = (*dict(self.named_parameters()), *dict(self.named_buffers()))
@@ -184,11 +187,17 @@ class DistillModule(EvaluatedModule):
             for name in self.models:
                 if any(ref.text == name for composer in composers for ref in composer.references):
                     check_classes(name, signals[name], target, num_classes, frozen=name in self.frozen)
+            self._warn_of_ignored(composers, signals, target)
 
         build_composers(
             composers, self.named, target, index=index, dataset_size=dataset_size,
             run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip
+
+    def _warn_of_ignored(self, composers: Iterable[LossComposer], signals: SignalCapture, target: Any) -> None:
+        if not self._warned_of_ignored and (text := ignored_positions(composers, signals, target)):
+            self._warned_of_ignored = True
+            rank_zero_warn(text)
 
     # ---------------------------------------------------------------- steps
 
@@ -200,6 +209,8 @@ class DistillModule(EvaluatedModule):
             self.run_models(inputs, signals, cached=True)
         result: ComposedLoss = self.composer(signals, target, index=index, epoch=epoch, watched=watched)
         self._train_terms.add(result, batch_size(target, inputs))
+        if not batch_idx:
+            self._warn_of_ignored([self.composer], signals, target)
         self.composed = result
         self._record = StepRecord(self.composer, result.values, index, inputs, signals, self.frozen)
         return result.total

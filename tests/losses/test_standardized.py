@@ -82,6 +82,6 @@ def test_says_what_is_wrong() -> None:
 @pytest.mark.parametrize("loss", [StandardizedLoss(), KDLoss(logit_standardization=True)], ids=["loss", "option"])
 def test_two_classes_are_refused(loss: nn.Module) -> None:
     """Their z-scores are the same whatever the logits are: the gradient was below 1e-5."""
-    with pytest.raises(ValueError, match="at least three classes, got 2: .* use the loss without standardization"):
+    with pytest.raises(ValueError, match=r"at least three classes, got 2: .* use the loss without standardization"):
         loss(STUDENT[:, :2], TEACHER[:, :2])
     assert gradients(loss, STUDENT[:, :3], TEACHER[:, :3])
