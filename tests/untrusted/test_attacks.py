@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -234,6 +235,7 @@ class Canary:
 
     @contextmanager
     def watch(self, home: Path) -> Iterator[None]:
+        gc.collect()  # temporary folders of other tests are removed now, not while this one watches
         self.seen, self.home = [], str(home)
         try:
             yield

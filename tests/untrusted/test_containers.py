@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import itertools
+import resource
 import struct
 import time
+import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -212,3 +216,57 @@ def test_a_video_that_becomes_long_is_refused(sides: tuple[int, int], tmp_path: 
     write_video(tmp_path / "a.mp4", np.zeros((2, *sides, 3), np.uint8))
     with pytest.raises(VideoError, match="one side is more than 50 times the other"):
         read_frames(tmp_path / "a.mp4", [0])
+
+
+# ---------------------------------------------------------------- containers without a look at what they declare
+
+OTHERS = {
+    "avi": "mpeg4", "asf": "mpeg4", "flv": "flv1", "nut": "mpeg4", "mpegts": "mpeg2video", "mpeg": "mpeg2video",
+    "matroska": "mpeg4", "gif": "gif",
+}  # fmt: skip
+
+
+def muxed(container: str, codec: str) -> bytes:
+    content, rng = io.BytesIO(), np.random.default_rng(0)
+    with av.open(content, "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=25)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (64, 64, 3), np.uint8), format="rgb24")
+            output.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
+        output.mux(stream.encode())
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("container", OTHERS)
+def test_numbers_that_are_too_large_cost_nothing_in_other_containers(container: str) -> None:
+    """Any four bytes of head and tail say 50,000,000: FFmpeg makes no room for them, and errors are VideoErrors."""
+    honest = muxed(container, OTHERS[container])
+    assert len(read_frames(io.BytesIO(honest), [0, 3])) == 2
+    places = [*range(0, min(len(honest), 1500), 5), *range(len(honest) - 200, len(honest) - 4, 5)]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for place, order in itertools.product(places, "<>"):
+        patched = bytearray(honest)
+        patched[place : place + 4] = struct.pack(f"{order}I", MANY)
+        begin = time.process_time()
+        with suppress(VideoError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of several streams
+            read_frames(io.BytesIO(patched), [0])
+        assert time.process_time() - begin < 3, "0.16 s at most were seen"
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert grown < 300, "60 MB at most were seen"
+
+
+def test_a_second_stream_without_a_decoder_is_named() -> None:
+    """Four bytes of this file turn its stream into two, one of them of a codec that there is not."""
+    honest = muxed("flv", "flv1")
+    found = []
+    for place in range(len(honest[:400])):
+        patched = bytearray(honest)
+        patched[place : place + 4] = struct.pack("<I", MANY)
+        with suppress(VideoError), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            read_frames(io.BytesIO(patched), [0])
+        found += [str(warning.message) for warning in told if "no decoder" in str(warning.message)]
+    assert found

@@ -154,7 +154,7 @@ def other_networks(root: Mapping[Any, Any]) -> list[str]:
 
     Example:
         >>> weights = {"fc.bias": torch.zeros(1)}
-        >>> other_networks({"state_dict": weights, "ema": {"shadow": weights}, "optimizer": {"state": {}}})
+        >>> other_networks({"state_dict": weights, "ema": {"shadow": dict(weights)}, "optimizer": {"state": {}}})
         ['ema.shadow']
     """
     own = _ends(root["state_dict"])

@@ -203,6 +203,11 @@ def _video_streams(container: av.container.InputContainer) -> list[av.video.stre
     return [stream for stream in container.streams.video if not stream.disposition & not_video]
 
 
+def _size(stream: av.video.stream.VideoStream) -> str:
+    context = stream.codec_context
+    return "no decoder" if context is None else f"{context.width}x{context.height}"
+
+
 def _video_stream(container: av.container.InputContainer, name: str, wanted: int | None) -> av.video.stream.VideoStream:
     """The wanted stream, or the best: by FFmpeg's ``av_find_best_stream`` disposition, then frames and bit rate."""
     streams = _video_streams(container)
@@ -226,7 +231,7 @@ def _video_stream(container: av.container.InputContainer, name: str, wanted: int
         ),
     )
     if len(streams) > 1:
-        sizes = [f"{number} ({one.width}x{one.height})" for number, one in enumerate(streams)]
+        sizes = [f"{number} ({_size(one)})" for number, one in enumerate(streams)]
         warnings.warn(  # without the file's name: it is said once, not of each file of a kind
             f"a file has several video streams, {', '.join(sizes)}: {sizes[streams.index(best)]} is read, which is "
             "FFmpeg's choice; data.video_stream=<number> reads another",
