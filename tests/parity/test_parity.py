@@ -35,10 +35,8 @@ LEFT_OUT = {
 }
 PENDING = {
     **dict.fromkeys(
-        ("ab", "ab_torchdistill", "ab_mmrazor", "pad_l2", "kta", "affinity", "cwd", "cwd_official", "pkd", "fbkd",
-         "mgd", "vitkd", "pefd", "norm_n_to_one",
-         "norm_logits", "maskd", "maskd_tokens", "freekd", "diffkd", "fcfd", "crosskd_qfl", "crosskd_gfl",
-         "crosskd_kl"),
+        ("fbkd", "vitkd", "norm_logits", "maskd", "maskd_tokens", "freekd", "diffkd", "fcfd", "crosskd_qfl",
+         "crosskd_gfl", "crosskd_kl"),
         "features",
     ),
     **dict.fromkeys(

@@ -7,17 +7,25 @@ share is in ``_logits.py``, ``_maps.py`` and ``_gram.py``, what all share in ``b
 """
 
 from lit_distill.losses.base import *
+from lit_distill.losses.feature.ab import *
 from lit_distill.losses.feature.afd import *
+from lit_distill.losses.feature.affinity import *
 from lit_distill.losses.feature.attention_transfer import *
 from lit_distill.losses.feature.be_your_own_teacher import *
 from lit_distill.losses.feature.cat_kd import *
+from lit_distill.losses.feature.cwd import *
 from lit_distill.losses.feature.distance import *
 from lit_distill.losses.feature.factor_transfer import *
 from lit_distill.losses.feature.fitnet import *
 from lit_distill.losses.feature.fsp import *
+from lit_distill.losses.feature.kta import *
 from lit_distill.losses.feature.mgd import *
+from lit_distill.losses.feature.norm import *
 from lit_distill.losses.feature.nst import *
 from lit_distill.losses.feature.overhaul import *
+from lit_distill.losses.feature.pad import *
+from lit_distill.losses.feature.pefd import *
+from lit_distill.losses.feature.pkd import *
 from lit_distill.losses.feature.regression import *
 from lit_distill.losses.feature.review_kd import *
 from lit_distill.losses.feature.simkd import *

@@ -12,15 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses.base import Example
+from lit_distill.losses.feature.ab import ab_loss
 from lit_distill.losses.feature.afd import AFDLoss, afd_loss
+from lit_distill.losses.feature.affinity import affinity_loss
 from lit_distill.losses.feature.attention_transfer import attention_transfer_loss
+from lit_distill.losses.feature.cwd import cwd_loss
 from lit_distill.losses.feature.distance import distance_loss
 from lit_distill.losses.feature.factor_transfer import factor_transfer_loss
 from lit_distill.losses.feature.fitnet import fitnet_loss
 from lit_distill.losses.feature.fsp import fsp_loss
+from lit_distill.losses.feature.kta import kta_loss
+from lit_distill.losses.feature.mgd import MGDLoss
+from lit_distill.losses.feature.norm import norm_loss
 from lit_distill.losses.feature.nst import nst_loss
 from lit_distill.losses.feature.overhaul import OverhaulLoss, overhaul_margin, partial_l2
-from lit_distill.losses.feature.regression import Projector, RegressionLoss, Scale
+from lit_distill.losses.feature.pad import PADLoss, pad_loss
+from lit_distill.losses.feature.pefd import PEFDLoss
+from lit_distill.losses.feature.pkd import Resize, pkd_loss
+from lit_distill.losses.feature.regression import Projector, RegressionLoss, Scale, regression_loss
 from lit_distill.losses.feature.vid import VIDLoss
 from parity.harness import Case, LossAdapter, LossInputs, call
 
@@ -218,7 +227,133 @@ def _patient_kd(case: Case, inputs: LossInputs) -> Tensor:
     return value
 
 
+def _ab_torchdistill(case: Case, inputs: LossInputs) -> Tensor:
+    """A sum of pairs, and without ``mean`` of samples."""
+    student, teacher = inputs.levels("student"), inputs.levels("teacher")
+    weights = case.hyper.get("pair_weights", [1] * len(student))
+    margin = float(case.hyper.get("margin", 1.0))
+    pairs = zip(weights, student, teacher, strict=True)
+    loss = torch.stack([weight * ab_loss(s, t, margin=margin) for weight, s, t in pairs]).sum()
+    return loss if case.hyper.get("reduction", "mean") == "mean" else loss * len(student[0])
+
+
+def _ab_repdistiller(case: Case, inputs: LossInputs) -> Tensor:
+    """The last of n layers has weight 1, each before it half."""
+    student, teacher = (
+        [x] if isinstance(x, Tensor) else x for x in (_features(inputs, "student"), _features(inputs, "teacher"))
+    )
+    margin = float(case.hyper.get("margin", 1.0))
+    levels = [ab_loss(s, t, margin=margin) for s, t in zip(student, teacher, strict=True)]
+    return 3 / 1000 * torch.stack([x / 2 ** (len(levels) - 1 - i) for i, x in enumerate(levels)]).sum()
+
+
+def _ab_mmrazor(case: Case, inputs: LossInputs) -> Tensor:
+    loss = ab_loss(inputs["student"], inputs["teacher"], margin=float(case.hyper.get("margin", 1.0)))
+    return float(case.hyper.get("loss_weight", 1.0)) * 3 / 1000 * loss
+
+
+def _pad(case: Case, inputs: LossInputs) -> Tensor:
+    """The log-variance is an input, or what the branch of the case's parameters gives."""
+    student, eps = inputs["student"], float(case.hyper.get("eps", 1e-6))
+    scale = 1 if case.hyper.get("reduction", "mean") == "mean" else len(student)
+    if "log_variance" in inputs.inputs:
+        return scale * pad_loss(student, inputs["teacher"], inputs["log_variance"], eps=eps)
+    loss = PADLoss(eps=eps)
+    loss.build(Example(student, inputs["teacher"]))
+    loss.train(case.hyper.get("bn_mode", "train") == "train")
+    state = {n: x for n, x in loss.double().state_dict().items() if not n.endswith("num_batches_tracked")}
+    state |= {"variance." + ".".join(name.split(".")[-2:]): x for name, x in inputs.params.items()}
+    return scale * call(loss, state, student, inputs["teacher"])
+
+
+def _cwd(case: Case, inputs: LossInputs) -> Tensor:
+    student, teacher = _features(inputs, "student"), _features(inputs, "teacher")
+    loss = cwd_loss(student, teacher, temperature=float(case.hyper.get("tau", 1.0)))
+    return float(case.hyper.get("loss_weight", 1.0)) * loss
+
+
+def _cwd_official(case: Case, inputs: LossInputs) -> Tensor:
+    """Of ``channel_mean`` and ``none`` the squared error alone: both compare features that are no probabilities."""
+    student, teacher = inputs["student"], inputs["teacher"].detach()
+    kind, distance = case.hyper.get("norm_type", "none"), case.hyper.get("divergence", "mse")
+    if kind in ("channel", "spatial"):
+        return cwd_loss(
+            student,
+            teacher,
+            over="positions" if kind == "channel" else "channels",
+            distance=distance,
+            temperature=float(case.hyper.get("temperature", 1.0)) if distance == "kl" else 1.0,
+        )
+    assert distance == "mse"
+    if kind == "channel_mean":
+        return regression_loss(student.mean(dim=(2, 3)), teacher.mean(dim=(2, 3)))
+    return regression_loss(student[:1], teacher[:1]) * student.shape[1] / len(student)
+
+
+def _pkd(case: Case, inputs: LossInputs) -> Tensor:
+    resize: Resize = "student" if case.hyper.get("resize_stu", True) else "teacher"
+    loss = pkd_loss(_features(inputs, "student"), _features(inputs, "teacher"), resize=resize)
+    return float(case.hyper.get("loss_weight", 1.0)) * loss
+
+
+def _kta(case: Case, inputs: LossInputs) -> Tensor:
+    """Averaged over features, too, where p is 1; without ``mean`` a sum over samples."""
+    p, q = int(case.hyper.get("p", 1)), int(case.hyper.get("q", 2))
+    student = inputs["student"]
+    samples = 1 if case.hyper.get("reduction", "mean") == "mean" else len(student)
+    features = student[0].numel() if p == 1 and samples == 1 else 1
+    return samples / features * kta_loss(student, inputs["teacher"], p=p, q=q)
+
+
+def _affinity(case: Case, inputs: LossInputs) -> Tensor:
+    samples = 1 if case.hyper.get("reduction", "mean") == "mean" else len(inputs["student"])
+    return samples * affinity_loss(inputs["student"], inputs["teacher"], of="channels")
+
+
+def _pefd(case: Case, inputs: LossInputs) -> Tensor:
+    """Paddle's linear layers are the other way round."""
+    student, teacher = inputs["student"], inputs["teacher"]
+    if case.hyper.get("mode", "flatten") == "flatten":
+        student, teacher = student.flatten(1), teacher.flatten(1)
+    loss = PEFDLoss(projectors=int(case.hyper.get("num_projectors", 3)))
+    loss.build(Example(student, teacher))
+    names = {name: name.replace("projectors.", "layers.").replace(".conv", "") for name in inputs.params}
+    return call(loss, {names[name]: x.T for name, x in inputs.params.items()}, student, teacher)
+
+
+def _norm(case: Case, inputs: LossInputs) -> Tensor:
+    assert inputs["student"].shape[1] == int(case.hyper.get("co_sponge", 8)) * inputs["teacher"].shape[1]
+    return norm_loss(inputs["student"], inputs["teacher"].detach())
+
+
+def _mgd(case: Case, inputs: LossInputs) -> Tensor:
+    """The draw is an input: a value above 1 - λ is masked."""
+    ratio = float(case.hyper.get("lambda_mgd", 0.65))
+    loss = MGDLoss(
+        alpha=float(case.hyper.get("alpha_mgd", 2e-5)),
+        mask_ratio=ratio,
+        mask="channel" if case.hyper.get("mask_on_channel", False) else "spatial",
+    )
+    loss.build(Example(inputs["student"], inputs["teacher"]))
+    kept = (inputs["uniform"].detach() <= 1 - ratio).double()
+    loss._draw_mask = lambda features: kept  # type: ignore[method-assign]
+    state = {name.removeprefix("connector."): value for name, value in inputs.params.items()}
+    return call(loss, state, inputs["student"], inputs["teacher"])
+
+
 ADAPTERS: dict[str, LossAdapter] = {
+    "ab": _ab_repdistiller,
+    "ab_torchdistill": _ab_torchdistill,
+    "ab_mmrazor": _ab_mmrazor,
+    "pad_l2": _pad,
+    "cwd": _cwd,
+    "cwd_official": _cwd_official,
+    "pkd": _pkd,
+    "kta": _kta,
+    "affinity": _affinity,
+    "pefd": _pefd,
+    "norm_n_to_one": _norm,
+    "mgd": _mgd,
     "at": _at,
     "at_paper": _at_paper,
     "nst": _nst,

@@ -85,6 +85,47 @@ class PairedMapsLoss(SizedLoss):
         return pairs
 
 
+class ConnectedMapsLoss(PairedMapsLoss):
+    """A loss after a connector, which brings a student's map to its teacher's channels."""
+
+    connect: bool = True
+    """Whether there are connectors: a field of each subclass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.connectors = nn.ModuleList()
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the connectors exist; nothing is missing without them."""
+        return super().is_built or not self.connect
+
+    def build(self, example: Example) -> None:
+        """Create a connector a layer.
+
+        Raises:
+            ValueError: the maps cannot be matched, or the loss was built for other channels.
+        """
+        if self.connect:
+            super().build(example)
+
+    def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
+        self.connectors.extend(self._connector(s.shape[1], t.shape[1]) for s, t in pairs)
+
+    @abstractmethod
+    def _connector(self, ours: int, theirs: int) -> nn.Module:
+        """A connector between channels."""
+
+    def _connected(self, student: Signal, teacher: Signal) -> tuple[Signal, Signal]:
+        """Both signals, the student's after its connectors."""
+        self.require_built()
+        if not self.connect:
+            return student, teacher
+        pairs = self._pairs(student, teacher)
+        connected = [apply_layer(layer, s) for layer, (s, _) in zip(self.connectors, pairs, strict=True)]
+        return connected, [t for _, t in pairs]
+
+
 def averaged_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """The higher map (the wider one of equal heights) at the other's size, by adaptive average pooling."""
     size = min(size_of(student), size_of(teacher))
@@ -102,9 +143,22 @@ def averaged(features: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def apply_layer(layer: nn.Module, features: Tensor) -> Tensor:
-    """``layer`` on ``features`` in the precision of its parameters; a half-precision result as float32."""
-    output: Tensor = layer(features.to(next(layer.parameters()).dtype))
+    """``layer`` on ``features`` in the precision of its parameters, if any; a half-precision result as float32."""
+    parameter = next(layer.parameters(), None)
+    output: Tensor = layer(features if parameter is None else features.to(parameter.dtype))
     return upcast(output)
+
+
+def aligner(ours: int, theirs: int) -> nn.Module:
+    """A connector where channels differ: a 1x1 convolution, else nothing."""
+    return nn.Identity() if ours == theirs else nn.Conv2d(ours, theirs, 1)
+
+
+def conv_bn(ours: int, theirs: int, kernel: int = 1, *, relu: bool = False) -> nn.Sequential:
+    """A connector: a convolution without bias that keeps the size, and BatchNorm, and a ReLU on request."""
+    layers: list[nn.Module] = [nn.Conv2d(ours, theirs, kernel, padding=kernel // 2, bias=False)]
+    layers.append(nn.BatchNorm2d(theirs))
+    return nn.Sequential(*layers, *[nn.ReLU()] * relu)
 
 
 def _channels_of(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[int, int]]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._masks import mask_of_rows, without_masked
+from lit_distill.losses.base import Signal, tensors_of
+from lit_distill.losses.feature._maps import shapes_of
 
 
 class Tokens(NamedTuple):
@@ -26,6 +28,20 @@ class Tokens(NamedTuple):
     def rows(self) -> Tensor:
         """(B * N, C)."""
         return self.values.flatten(0, 1)
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Those of samples (B,), and of places within a sample (B, N): at most 1, and 1 in a sample that has none.
+
+        A sample counts as much as that of its places which counts most.
+        """
+        batch, places = self.values.shape[:2]
+        ones = self.values.new_ones(batch, places)
+        if self.mask is None:
+            return ones[:, 0], ones
+        given = self.mask.to(ones.dtype).reshape(batch, places)
+        samples = given.amax(dim=1)
+        none = (samples == 0)[:, None]
+        return samples, torch.where(none, ones, given / samples[:, None].masked_fill(none, 1))
 
 
 def as_tokens(name: str, signal: Tensor, mask: Tensor | None = None, *, skip: int = 0) -> Tokens:
@@ -62,6 +78,35 @@ def as_tokens(name: str, signal: Tensor, mask: Tensor | None = None, *, skip: in
         return Tokens(values, None, size)
     flat = weights.flatten()
     return Tokens(without_masked(values.flatten(0, 1), flat).reshape(values.shape), flat, size)
+
+
+def token_pairs(
+    name: str, student: Signal, teacher: Signal, mask: Tensor | None = None, *, skip: int = 0, alike: bool = False
+) -> list[tuple[Tokens, Tokens]]:
+    """Student and teacher as tokens, layer by layer.
+
+    Args:
+        name: the function that asks, for messages.
+        student: one layer, or a list.
+        teacher: as many.
+        mask: which places count, of every layer.
+        skip: leading tokens to leave out.
+        alike: whether both must have one shape.
+
+    Raises:
+        ValueError: the numbers of layers or the batch sizes differ, or the shapes where they must not.
+    """
+    ours, theirs = tensors_of(student), tensors_of(teacher)
+    if len(ours) != len(theirs) or not ours or any(len(s) != len(t) for s, t in zip(ours, theirs, strict=True)):
+        raise ValueError(
+            f"{name} expects as many student layers as teacher layers, of one batch: {shapes_of(student, teacher)}"
+        )
+    pairs = [tuple(as_tokens(name, x, mask, skip=skip) for x in pair) for pair in zip(ours, theirs, strict=True)]
+    if alike and any(s.values.shape != t.values.shape for s, t in pairs):
+        raise ValueError(
+            f"{name} expects layers of the same channels and positions on both sides: {shapes_of(student, teacher)}"
+        )
+    return [(s, t) for s, t in pairs]
 
 
 def pooled_tokens(tokens: Tokens) -> Tokens:

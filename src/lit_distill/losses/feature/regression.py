@@ -13,9 +13,9 @@ from lit_distill.losses._hyperparameters import Count, NonNegative, Positive
 from lit_distill.losses._masks import masked_mean
 from lit_distill.losses._normalized import standardized, unit_vectors
 from lit_distill.losses._numerics import full_precision
-from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters, tensors_of
+from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters
 from lit_distill.losses.feature._maps import apply_layer, shapes_of
-from lit_distill.losses.feature._tokens import Tokens, as_tokens, pooled_tokens, resized_tokens
+from lit_distill.losses.feature._tokens import Tokens, as_tokens, pooled_tokens, resized_tokens, token_pairs
 
 __all__ = ["RegressionLoss", "regression_loss"]
 
@@ -207,14 +207,5 @@ class RegressionLoss(SizedLoss):
         return torch.stack(losses).sum()
 
     def _pairs(self, student: Signal, teacher: Signal, mask: Tensor | None = None) -> list[tuple[Tokens, Tokens]]:
-        ours, theirs = tensors_of(student), tensors_of(teacher)
-        if len(ours) != len(theirs) or not ours or any(len(s) != len(t) for s, t in zip(ours, theirs, strict=True)):
-            raise ValueError(
-                "RegressionLoss expects as many student layers as teacher layers, of one batch: "
-                f"{shapes_of(student, teacher)}"
-            )
-        return [(self._tokens(s, mask), self._tokens(t, mask)) for s, t in zip(ours, theirs, strict=True)]
-
-    def _tokens(self, signal: Tensor, mask: Tensor | None) -> Tokens:
-        tokens = as_tokens("RegressionLoss", signal, mask, skip=self.skip)
-        return pooled_tokens(tokens) if self.pooled else tokens
+        pairs = token_pairs("RegressionLoss", student, teacher, mask, skip=self.skip)
+        return [(pooled_tokens(s), pooled_tokens(t)) for s, t in pairs] if self.pooled else pairs
