@@ -53,7 +53,7 @@ class World(nn.Module):
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        equal = case.signals.startswith("equal")
+        equal = case.signals.startswith(("equal", "hidden"))
         self.case = case
         self.student, self.teacher = Net((4, 6, 8)), Net((4, 6, 8) if equal else (5, 7, 9))
         self.loss = case.make()
@@ -88,6 +88,8 @@ class World(nn.Module):
             return maps[1], their_maps[1]
         if kind == "last map":
             return maps[2], their_maps[2]
+        if kind == "hidden and prediction":
+            return maps[1], [their_maps[1], their_maps[2]]
         if kind == "heads":
             return [logits, 2 * logits.tanh()], their_logits
         if kind == "feature and labels":

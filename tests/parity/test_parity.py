@@ -35,11 +35,6 @@ LEFT_OUT = {
 }
 PENDING = {
     **dict.fromkeys(
-        ("fbkd", "vitkd", "norm_logits", "maskd", "maskd_tokens", "freekd", "diffkd", "fcfd", "crosskd_qfl",
-         "crosskd_gfl", "crosskd_kl"),
-        "features",
-    ),
-    **dict.fromkeys(
         ("ickd_torchdistill", "ickd_official", "srd_torchdistill", "srd_official", "srd_deit", "dist_plus",
          "itrd_correlation", "itrd_mutual", "sskd", "sskd_aux", "lightly_v1_loss", "lightly_v1_step",
          "lightly_v3_step"),

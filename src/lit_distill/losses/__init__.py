@@ -13,12 +13,17 @@ from lit_distill.losses.feature.affinity import *
 from lit_distill.losses.feature.attention_transfer import *
 from lit_distill.losses.feature.be_your_own_teacher import *
 from lit_distill.losses.feature.cat_kd import *
+from lit_distill.losses.feature.cross_kd import *
 from lit_distill.losses.feature.cwd import *
+from lit_distill.losses.feature.diffkd import *
 from lit_distill.losses.feature.distance import *
 from lit_distill.losses.feature.factor_transfer import *
+from lit_distill.losses.feature.fbkd import *
 from lit_distill.losses.feature.fitnet import *
+from lit_distill.losses.feature.freekd import *
 from lit_distill.losses.feature.fsp import *
 from lit_distill.losses.feature.kta import *
+from lit_distill.losses.feature.maskd import *
 from lit_distill.losses.feature.mgd import *
 from lit_distill.losses.feature.norm import *
 from lit_distill.losses.feature.nst import *
@@ -30,6 +35,7 @@ from lit_distill.losses.feature.regression import *
 from lit_distill.losses.feature.review_kd import *
 from lit_distill.losses.feature.simkd import *
 from lit_distill.losses.feature.vid import *
+from lit_distill.losses.feature.vitkd import *
 from lit_distill.losses.relation.correlation import *
 from lit_distill.losses.relation.crd import *
 from lit_distill.losses.relation.pkt import *
@@ -47,6 +53,7 @@ from lit_distill.losses.response.hard_label import *
 from lit_distill.losses.response.kd import *
 from lit_distill.losses.response.mlld import *
 from lit_distill.losses.response.nkd import *
+from lit_distill.losses.response.quality_focal import *
 from lit_distill.losses.response.sdd import *
 from lit_distill.losses.response.skd import *
 from lit_distill.losses.response.soft_target import *

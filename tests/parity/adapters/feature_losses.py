@@ -5,23 +5,31 @@ Every one of them reads the case's hyperparameters, and fills in what a source t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses.base import Example
+from lit_distill.losses.feature._prompts import overlap, prompted_masks
 from lit_distill.losses.feature.ab import ab_loss
 from lit_distill.losses.feature.afd import AFDLoss, afd_loss
 from lit_distill.losses.feature.affinity import affinity_loss
 from lit_distill.losses.feature.attention_transfer import attention_transfer_loss
+from lit_distill.losses.feature.cross_kd import CrossKDLoss
 from lit_distill.losses.feature.cwd import cwd_loss
+from lit_distill.losses.feature.diffkd import DiffKDLoss
 from lit_distill.losses.feature.distance import distance_loss
 from lit_distill.losses.feature.factor_transfer import factor_transfer_loss
+from lit_distill.losses.feature.fbkd import FBKDLoss
 from lit_distill.losses.feature.fitnet import fitnet_loss
+from lit_distill.losses.feature.freekd import FreeKDLoss
 from lit_distill.losses.feature.fsp import fsp_loss
 from lit_distill.losses.feature.kta import kta_loss
+from lit_distill.losses.feature.maskd import MasKDLoss, make_head
 from lit_distill.losses.feature.mgd import MGDLoss
 from lit_distill.losses.feature.norm import norm_loss
 from lit_distill.losses.feature.nst import nst_loss
@@ -29,8 +37,11 @@ from lit_distill.losses.feature.overhaul import OverhaulLoss, overhaul_margin, p
 from lit_distill.losses.feature.pad import PADLoss, pad_loss
 from lit_distill.losses.feature.pefd import PEFDLoss
 from lit_distill.losses.feature.pkd import Resize, pkd_loss
-from lit_distill.losses.feature.regression import Projector, RegressionLoss, Scale, regression_loss
+from lit_distill.losses.feature.regression import Projector, RegressionLoss, Scale, regression_loss, scaled
 from lit_distill.losses.feature.vid import VIDLoss
+from lit_distill.losses.feature.vitkd import ViTKDLoss
+from lit_distill.losses.response.kd import kd_loss
+from lit_distill.losses.response.quality_focal import quality_focal_loss
 from parity.harness import Case, LossAdapter, LossInputs, call
 
 
@@ -262,7 +273,10 @@ def _pad(case: Case, inputs: LossInputs) -> Tensor:
     loss.build(Example(student, inputs["teacher"]))
     loss.train(case.hyper.get("bn_mode", "train") == "train")
     state = {n: x for n, x in loss.double().state_dict().items() if not n.endswith("num_batches_tracked")}
-    state |= {"variance." + ".".join(name.split(".")[-2:]): x for name, x in inputs.params.items()}
+    layers = {"linear": "0", "fc": "0", "bn": "1", "norm": "1"}
+    for name, value in inputs.params.items():
+        *_, layer, kind = name.split(".")
+        state[f"variance.{layers.get(layer, layer)}.{kind}"] = value
     return scale * call(loss, state, student, inputs["teacher"])
 
 
@@ -326,6 +340,289 @@ def _norm(case: Case, inputs: LossInputs) -> Tensor:
     return norm_loss(inputs["student"], inputs["teacher"].detach())
 
 
+def _maskd(case: Case, inputs: LossInputs) -> Tensor:
+    student, teacher = inputs.levels("student"), inputs.levels("teacher")
+    warmup = case.hyper.get("custom_mask_warmup", 1000)
+    loss = MasKDLoss(
+        tokens=int(case.hyper.get("num_tokens", 6)),
+        weighted=bool(case.hyper.get("weight_mask", True)),
+        student_mask=bool(case.hyper.get("custom_mask", True)),
+        frozen=False,
+        diversity=0.0,
+    )
+    loss.build(Example(student, teacher))
+    loss.set_epoch(loss.warmup_epochs if case.hyper.get("iteration", 0) >= warmup else 0.0)
+    names = {
+        "mask_token": "prompts.{}",
+        **{f"prob.{n}.{x}": f"heads.{{}}.{n}.{x}" for n in (0, 2) for x in ("weight", "bias")},
+    }
+    state = {}
+    for name, value in inputs.params.items():
+        _, level, rest = name.split(".", 2)
+        state[names[rest].format(level)] = value
+    return float(case.hyper.get("loss_weight", 1.0)) * call(loss, state, student, teacher)
+
+
+def _maskd_tokens(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
+    """What the tokens learn beforehand: masks that differ, on features that the teacher still understands."""
+    masks = prompted_masks(inputs.params["mask_token"], inputs["teacher"])
+    weighted = masks
+    if case.hyper.get("weight_mask", True):
+        head = make_head(len(inputs["teacher"][0]), masks.shape[1]).double()
+        state = {n.removeprefix("prob."): x for n, x in inputs.params.items() if n.startswith("prob.")}
+        weighted = masks * call(head, state, inputs["teacher"]).softmax(dim=1)
+    return {"loss": overlap(masks).mean(), "masked": inputs["teacher"] * weighted.sum(dim=1, keepdim=True)}
+
+
+def _freekd(case: Case, inputs: LossInputs) -> Tensor:
+    """The first prompts are those of low frequencies, which nothing uses."""
+    assert case.hyper.get("wavelet", "haar") == "haar"
+    student, teacher = inputs.levels("student"), inputs.levels("teacher")
+    prompts, levels = int(case.hyper.get("num_tokens", 2)), int(case.hyper.get("levels", 3))
+    loss = FreeKDLoss(prompts=prompts, levels=levels, frozen=False, diversity=0.0)
+    loss.build(Example(student, teacher))
+    state = {f"tokens.{n}": inputs.params[f"mask_modules.{n}.mask_token"][1:] for n in range(len(student))}
+    return float(case.hyper.get("loss_weight", 1.0)) * call(loss, state, student, teacher)
+
+
+def _vitkd(case: Case, inputs: LossInputs) -> Tensor:
+    """The draw is an input, of which the smallest are kept."""
+    student = [*inputs["student_low"].unbind(1), inputs["student_high"]]
+    teacher = [*inputs["teacher_low"].unbind(1), inputs["teacher_high"]]
+    loss = ViTKDLoss(
+        alpha=float(case.hyper.get("alpha_vitkd", 3e-5)),
+        beta=float(case.hyper.get("beta_vitkd", 3e-6)),
+        ratio=float(case.hyper.get("lambda_vitkd", 0.5)),
+    )
+    loss.build(Example(student, teacher))
+    hidden = loss._hidden_by(inputs["uniform"].detach())
+    loss._draw_hidden = lambda tokens: hidden  # type: ignore[method-assign]
+    names = {f"align2.{n}.": f"projectors.{n}." for n in range(len(student) - 1)} | {
+        "align.": f"projectors.{len(student) - 1}.",
+        "generation.": "generation.",
+    }
+    state = {"token": inputs.params["mask_token"].flatten()}
+    for theirs, ours in names.items():
+        state |= {ours + n.removeprefix(theirs): x for n, x in inputs.params.items() if n.startswith(theirs)}
+    return call(loss, state, student, teacher)
+
+
+_FBKD_NAMES = {
+    "student.channel_wise_adaptation": "channel",
+    "student.spatial_wise_adaptation": "spatial",
+    "student.adaptation_layers": "adaptation",
+    "student.non_local_adaptation": "relation",
+    "student.student_non_local": "student_block",
+    "teacher.teacher_non_local": "teacher_block",
+}
+_FBKD_PARTS = {"g": "value", "theta": "query", "phi": "key", "conv_out.conv": "out.0", "conv_out.bn": "out.1"}
+
+
+def _fbkd_name(name: str) -> str:
+    module = next(prefix for prefix in _FBKD_NAMES if name.startswith(prefix + "."))
+    rest, _, kind = name.removeprefix(module + ".").rpartition(".")
+    part = rest if rest in _FBKD_PARTS or not rest else rest.split(".")[0]
+    return ".".join(["layers.0", _FBKD_NAMES[module], *([_FBKD_PARTS[part]] if part else []), kind])
+
+
+def _fbkd(case: Case, inputs: LossInputs) -> Tensor:
+    """Sub-sampled blocks pool by 2 and then by the stride."""
+    hyper = case.hyper
+    loss = FBKDLoss(
+        mask_weight=float(hyper.get("mask_l2_weight", 7e-5)),
+        channel_weight=float(hyper.get("channel_weight", 4e-3)),
+        spatial_weight=float(hyper.get("spatial_weight", 4e-3)),
+        relation_weight=float(hyper.get("nonlocal_weight", 7e-5)),
+        temperature=float(hyper.get("spatial_T", 0.5)),
+        reduction=int(hyper.get("reduction", 2)),
+        pool=2 * int(hyper.get("maxpool_stride", 2)) if hyper.get("sub_sample", False) else 1,
+        affinity=hyper.get("mode", "dot_product"),
+    )
+    loss.build(Example(inputs["student"], inputs["teacher"]))
+    loss.train(hyper.get("bn_mode", "train") == "train")
+    state = {_fbkd_name(name): value for name, value in inputs.params.items()}
+    return float(hyper.get("loss_weight", 1.0)) * call(loss, state, inputs["student"], inputs["teacher"])
+
+
+def _crosskd_divisor(case: Case, default: float) -> float:
+    """The number of boxes, to which mmdet adds the eps of float32."""
+    factor = case.hyper.get("avg_factor")
+    return default if factor is None else float(factor) + torch.finfo(torch.float32).eps
+
+
+def _crosskd_qfl(case: Case, inputs: LossInputs) -> Tensor:
+    weights = inputs["label_weight"].detach()
+    beta = float(case.hyper.get("beta", 1.0))
+    loss = quality_focal_loss(inputs["student"], inputs["teacher"].detach(), mask=weights, beta=beta)
+    scale = float(case.hyper.get("loss_weight", 1.0)) * weights.sum()
+    return scale / _crosskd_divisor(case, len(weights)) * loss
+
+
+def _crosskd_kl(case: Case, inputs: LossInputs) -> Tensor:
+    student, weights = inputs["student"], inputs["weight"].detach()
+    loss = kd_loss(student, inputs["teacher"].detach(), mask=weights, temperature=float(case.hyper.get("T", 1)))
+    classes = 1 if case.hyper.get("class_reduction", "mean") == "sum" else student.shape[1]
+    scale = float(case.hyper.get("loss_weight", 1.0)) * weights.sum() / classes
+    return scale / _crosskd_divisor(case, len(weights)) * loss
+
+
+class _Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+class _Judge(nn.Module):
+    """A loss of predictions as a module."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.function(student, teacher)
+
+
+class _Crossed(nn.Module):
+    """A loss with the teacher's head, so that its parameters are the case's."""
+
+    def __init__(self, layers: list[nn.Module], judge: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.head = nn.Sequential(*layers)
+        self.loss = CrossKDLoss(teacher_head="Teacher", loss=_Judge(judge))
+        self.loss.build(Example(torch.zeros(1), torch.zeros(1), models={"Teacher": self.head}))
+
+    def forward(self, student: Tensor, hidden: Tensor, prediction: Tensor) -> Tensor:
+        value: Tensor = self.loss(student, [hidden, prediction])
+        return value
+
+
+def _crosskd_branch(
+    case: Case, inputs: LossInputs, branch: str, last: str, judge: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """One branch of the head of a GFL detector: convolutions with GroupNorm, and the last one."""
+    params = inputs.params
+    state: dict[str, Tensor] = {}
+    layers: list[nn.Module] = []
+    groups = re.search(r"GroupNorm\((\d+)\)", str(case.hyper.get("head", "GroupNorm(2)")))
+    assert groups
+    for number in range(int(case.hyper.get("reused_teacher_head_idx", 3)), int(case.hyper.get("stacked_convs", 4))):
+        name = f"head.{branch}_convs.{number}"
+        out, into = params[f"{name}.0.weight"].shape[:2]
+        state |= {f"head.{len(layers)}.weight": params[f"{name}.0.weight"]}
+        state |= {f"head.{len(layers) + 1}.{kind}": params[f"{name}.1.{kind}"] for kind in ("weight", "bias")}
+        layers += [nn.Conv2d(into, out, 3, padding=1, bias=False), nn.GroupNorm(int(groups[1]), out), nn.ReLU()]
+    out, into = params[f"head.{last}.weight"].shape[:2]
+    state |= {f"head.{len(layers)}.{kind}": params[f"head.{last}.{kind}"] for kind in ("weight", "bias")}
+    layers.append(nn.Conv2d(into, out, 3, padding=1))
+    if branch == "reg":
+        state |= {f"head.{len(layers)}.scale": params["scale"]}
+        layers.append(_Scale())
+    prediction = inputs["teacher_cls_score" if branch == "cls" else "teacher_bbox_pred"].detach()
+    hidden = inputs[f"teacher_{branch}_hold"].detach()
+    return call(_Crossed(layers, judge), state, inputs[f"student_{branch}_hold"], hidden, prediction)
+
+
+def _crosskd_gfl(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
+    """Boxes are distributions of their four sides, weighed by the teacher's best class."""
+    hyper, labelled = case.hyper, inputs["label_weight"].detach().flatten()
+    score = inputs["teacher_cls_score"].detach()
+    confidence = score.sigmoid().amax(dim=1).flatten() * (labelled != 0)
+    bins = int(hyper.get("reg_max", 16)) + 1
+    eps = torch.finfo(torch.float32).eps
+
+    def of_classes(student: Tensor, teacher: Tensor) -> Tensor:
+        rows = [x.movedim(1, -1).flatten(0, -2) for x in (student, teacher)]
+        loss = quality_focal_loss(*rows, mask=labelled, beta=float(hyper.get("beta", 1.0)))
+        return loss * labelled.sum() / _crosskd_divisor(case, len(labelled))
+
+    def of_sides(student: Tensor, teacher: Tensor) -> Tensor:
+        rows = [x.movedim(1, -1).reshape(-1, bins) for x in (student, teacher)]
+        loss = kd_loss(*rows, mask=confidence.repeat_interleave(4), temperature=float(hyper.get("reg_T", 1)))
+        return loss * 4 / (4 + eps) / (1 if hyper.get("class_reduction", "sum") == "sum" else bins)
+
+    classes = _crosskd_branch(case, inputs, "cls", "gfl_cls", of_classes) * float(hyper.get("cls_loss_weight", 1.0))
+    sides = _crosskd_branch(case, inputs, "reg", "gfl_reg", of_sides) * float(hyper.get("reg_loss_weight", 4.0))
+    return {"loss": classes + sides, "term_cls": classes, "term_reg": sides}
+
+
+def _fcfd(case: Case, inputs: LossInputs) -> Tensor:
+    """Sums of terms: divergences of logits, of the student and of mixed networks, and errors of bridged features."""
+    temperature, epoch = float(case.hyper.get("T", 4.0)), float(case.hyper.get("epoch", 20))
+    teacher = inputs["teacher"].detach()
+    total = F.cross_entropy(inputs["student"], inputs["target"])
+    for logits in (inputs["student"], *inputs.levels("student_mix")):
+        total = total + kd_loss(logits, teacher, temperature=temperature)
+    stages = [stage.detach() for stage in inputs.levels("teacher_stage")]
+    errors = []
+    for number, stage in enumerate(stages):
+        for feature in inputs.levels(f"student_stage{number}_"):
+            errors.append(regression_loss(feature, stage))
+            if number == len(stages) - 1:
+                errors.append(regression_loss(*(x.relu().mean(dim=(2, 3)) for x in (feature, stage))))
+    weight = float(case.hyper.get("weight_l2", 5.0)) * min(1.0, (epoch + 1) / 20)
+    return total + weight * torch.stack(errors).sum()
+
+
+def _norm_logits(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
+    factor = float(case.hyper.get("ceta", 2.5))
+    student, teacher = (factor * scaled(inputs[name], "layer_norm", eps=1e-7) for name in ("student", "teacher"))
+    ce = F.cross_entropy(student, inputs["target"])
+    kd = kd_loss(student, teacher, temperature=float(case.hyper.get("kd_T", 4.0)))
+    return {"loss": ce + kd, "term_ce": ce, "term_kd": kd}
+
+
+_DIFFKD_NAMES = {
+    "trans.": "adapter.0.",
+    "model.time_embedding.": "denoiser.times.",
+    "model.pred.": "denoiser.layers.",
+    "noise_adapter.feat.": "share.0.layers.",
+    "noise_adapter.pred.": "share.0.head.",
+    "proj.": "projector.",
+    "ae.": "",
+}
+
+
+def _diffkd(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
+    """The draws are inputs."""
+    student, teacher = inputs["student"], inputs["teacher"].detach()
+    kernel_size: Any = int(case.hyper.get("kernel_size", 3))
+    given = dict(inputs.params)
+    kept = given.pop("buf.alphas_cumprod", None)
+    state = {}
+    for name, value in given.items():
+        prefix = next(prefix for prefix in _DIFFKD_NAMES if name.startswith(prefix))
+        state[_DIFFKD_NAMES[prefix] + name.removeprefix(prefix)] = value
+
+    def draw(latent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        noise, other = (inputs[name].detach().reshape(latent.shape) for name in ("noise", "ddim_noise"))
+        return noise, other, inputs["timesteps"]
+
+    def of(**weights: float) -> Tensor:
+        loss = DiffKDLoss(
+            steps=int(case.hyper.get("inference_steps", 5)),
+            latent=int(case.hyper["ae_channels"]) if case.hyper.get("use_ae") else None,
+            kernel_size=kernel_size,
+            distance="kl" if kernel_size == 1 else "mse",
+            temperature=float(case.hyper.get("tau", 1.0)),
+            **{f"{name}_weight": weights.get(name, 0.0) for name in ("denoised", "noise", "reconstruction")},
+        )
+        loss.build(Example(student, teacher))
+        if kept is not None:
+            torch.testing.assert_close(loss.kept.double(), kept, rtol=1e-6, atol=1e-9)
+        loss.train(case.hyper.get("bn_mode", "train") == "train")
+        loss._draw = draw  # type: ignore[method-assign]
+        own = {name: value.clone() if "running" in name else value for name, value in state.items()}
+        return call(loss, own, student, teacher)
+
+    kd, noise, reconstruction = of(denoised=1.0), of(noise=1.0), of(reconstruction=1.0)
+    terms = {"term_kd": kd, "term_diffusion": noise, "term_ae": reconstruction, "term_rec": reconstruction}
+    return {"loss": kd + noise + reconstruction, **terms}
+
+
 def _mgd(case: Case, inputs: LossInputs) -> Tensor:
     """The draw is an input: a value above 1 - λ is masked."""
     ratio = float(case.hyper.get("lambda_mgd", 0.65))
@@ -353,6 +650,17 @@ ADAPTERS: dict[str, LossAdapter] = {
     "affinity": _affinity,
     "pefd": _pefd,
     "norm_n_to_one": _norm,
+    "maskd": _maskd,
+    "maskd_tokens": _maskd_tokens,
+    "freekd": _freekd,
+    "vitkd": _vitkd,
+    "fbkd": _fbkd,
+    "crosskd_qfl": _crosskd_qfl,
+    "crosskd_kl": _crosskd_kl,
+    "crosskd_gfl": _crosskd_gfl,
+    "fcfd": _fcfd,
+    "norm_logits": _norm_logits,
+    "diffkd": _diffkd,
     "mgd": _mgd,
     "at": _at,
     "at_paper": _at_paper,
