@@ -76,10 +76,10 @@ def test_runs_are_planned_with_what_their_networks_start_from(tmp_path: Path) ->
     """As their commands will store it: a folder is known by its config."""
     plan = make_plan(config(tmp_path, "experiments=[baseline,kd,dml]", train=["data=digits_few_labels"]))
     assert plan.teacher is not None
-    assert plan.teacher.config.models.Student.pretrained is None
+    assert plan.teacher.config.models.Student.pretrained == "shipped:digits_pptsm_resnet18"
     assert {run.config.models.Student.pretrained for run in plan.runs} == {"shipped:digits_pptsmv2"}
     kd, dml = (strategy.runs[0].config.models.Teacher.pretrained for strategy in plan.strategies[1:])
-    assert (kd, dml) == (str(plan.teacher.folder / "student.safetensors"), None)
+    assert (kd, dml) == (str(plan.teacher.folder / "student.safetensors"), "shipped:digits_pptsm_resnet18")
     assert [strategy.teacher for strategy in plan.strategies[1:]] == [
         "pptsm_resnet18, frozen", "pptsm_resnet18, learns along",
     ]  # fmt: skip

@@ -16,12 +16,14 @@ from lit_distill.models.shipped import read_card, shipped_file, shipped_names
 from lit_distill.models.state_files import file_sha256, read_state
 from lit_distill.untrusted.check import check_targets
 
-NAMES = ("shipped:digits_pptsmv2",)
+NAMES = ("shipped:digits_pptsmv2", "shipped:digits_pptsm_resnet18")
 
 
 def test_every_file_has_its_card_and_every_card_its_file() -> None:
-    assert tuple(shipped_names()) == NAMES
-    assert sorted(file.stem for file in shipped.FOLDER.glob("*.safetensors")) == [n.partition(":")[2] for n in NAMES]
+    assert shipped_names() == sorted(NAMES)
+    assert sorted(file.stem for file in shipped.FOLDER.glob("*.safetensors")) == [
+        n.partition(":")[2] for n in sorted(NAMES)
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +50,9 @@ def test_a_classifier_of_other_classes_is_reinitialized_where_that_is_asked_for(
 
 
 def test_weights_that_there_are_not_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"ships no weights 'shipped:\.\./x'; it ships shipped:digits_pptsmv2"):
+    with pytest.raises(
+        ValueError, match=r"ships no weights 'shipped:\.\./x'; it ships shipped:digits_pptsm_resnet18, "
+    ):
         shipped_file("shipped:../x")
 
 

@@ -104,8 +104,7 @@ def start(*overrides: str) -> tuple[list[str], dict[str, Any]]:
 
 def test_networks_start_from_the_weights_that_fit_them() -> None:
     lines, files = start("experiment=dml_pptsmv2")
-    assert files == {"Student": "shipped:digits_pptsmv2", "Teacher": None}
-    assert lines[1] == "Teacher starts from random weights: the preset has none for it"
+    assert files == {"Student": "shipped:digits_pptsmv2", "Teacher": "shipped:digits_pptsm_resnet18"}
     assert lines[0] == (
         "Student starts from shipped:digits_pptsmv2, pretrained on the digits 3 to 9 in motion (data=digits_pretext) "
         "(preset.init)"
@@ -125,7 +124,7 @@ def test_networks_that_no_weights_fit_say_why() -> None:
     assert files == {"Student": None, "Teacher": None}
     assert lines == [
         "Student starts from random weights: shipped:digits_pptsmv2 has scale=0.25, not 0.5",
-        "Teacher starts from random weights: the preset has none for it",
+        "Teacher starts from random weights: shipped:digits_pptsm_resnet18 has depth=18, not 50",
     ]
 
 

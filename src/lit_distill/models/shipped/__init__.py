@@ -34,7 +34,7 @@ def shipped_names() -> list[str]:
 
     Example:
         >>> shipped_names()
-        ['shipped:digits_pptsmv2']
+        ['shipped:digits_pptsm_resnet18', 'shipped:digits_pptsmv2']
     """
     return sorted(f"{SCHEME}{card.stem}" for card in FOLDER.glob("*.json"))
 
