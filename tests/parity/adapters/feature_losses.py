@@ -332,7 +332,7 @@ def _pefd(case: Case, inputs: LossInputs) -> Tensor:
     loss = PEFDLoss(projectors=int(case.hyper.get("num_projectors", 3)))
     loss.build(Example(student, teacher))
     names = {name: name.replace("projectors.", "layers.").replace(".conv", "") for name in inputs.params}
-    return call(loss, {names[name]: x.T for name, x in inputs.params.items()}, student, teacher)
+    return call(loss, {names[name]: x.mT if x.ndim == 2 else x for name, x in inputs.params.items()}, student, teacher)
 
 
 def _norm(case: Case, inputs: LossInputs) -> Tensor:
