@@ -82,9 +82,10 @@ def read_list(
     """Read a list file: ``path label`` a line for videos, ``dir frames label`` for folders of frames.
 
     The fields of a line are separated by commas if its last field then is a number, else by white space; a path may
-    hold either, and may stand in double quotes. Empty lines, and lines that begin with ``# ``, are passed over. A line
-    of a video list may leave its label out if the video's folder has the name of a class, as in the official test lists
-    of UCF-101. A decimal number after the label, such as the score of :mod:`lit_distill.select`, is passed over.
+    hold either, and may stand in double quotes. Empty lines, and lines that begin with ``#`` and a space, are passed
+    over. A line of a video list may leave its label out if the video's folder has the name of a class, as in the
+    official test lists of UCF-101. A decimal number after the label, such as the score of :mod:`lit_distill.select`,
+    is passed over.
 
     A list is data: what it names must be local and inside the root, links followed; URLs, FFmpeg's protocols
     (``concat:…``) and playlists are refused.
