@@ -94,6 +94,10 @@ class World(nn.Module):
             return [logits, 2 * logits.tanh()], their_logits
         if kind == "feature and labels":
             return [logits, maps[1]], their_logits
+        if kind == "equal logits and map":
+            return [logits, maps[1]], [their_logits, their_maps[1]]
+        if kind == "own logits and map":
+            return logits, maps[1]
         if kind == "own stages":
             return maps[:-1], [maps[-1], logits]
         if kind == "peers":

@@ -29,7 +29,7 @@ DATASET_SIZE = 16
 
 Signals: TypeAlias = Literal[
     "rows", "map", "maps", "equal map", "equal maps", "last map", "own stages", "peers", "heads", "samples", "labels",
-    "mixed labels", "feature and labels", "hidden and prediction",
+    "mixed labels", "feature and labels", "hidden and prediction", "equal logits and map", "own logits and map",
 ]  # fmt: skip
 """What a loss compares.
 
@@ -37,7 +37,8 @@ Signals: TypeAlias = Literal[
 ``equal`` ones of the same channels; ``own stages`` the maps of one network against its last map and logits; ``peers``
 the same three rows twice; ``samples`` rows with a target of sample indices (below ``DATASET_SIZE``) and classes.
 ``labels`` and ``mixed labels`` are rows of the student against the target itself, ``feature and labels`` these rows and
-a feature map of the student; ``heads`` are two rows of the student. ``last map`` is in front of each ``fc``.
+a feature map of the student, ``equal logits and map`` these two of both networks, ``own logits and map`` of
+the student alone; ``heads`` are two rows of the student. ``last map`` is in front of each ``fc``.
 ``hidden and prediction`` are a map of the student, and one of the same channels and a later one of the teacher.
 """
 

@@ -35,9 +35,7 @@ LEFT_OUT = {
 }
 PENDING = {
     **dict.fromkeys(
-        ("ickd_torchdistill", "ickd_official", "srd_torchdistill", "srd_official", "srd_deit", "dist_plus",
-         "itrd_correlation", "itrd_mutual", "sskd", "sskd_aux", "lightly_v1_loss", "lightly_v1_step",
-         "lightly_v3_step"),
+        ("sskd", "sskd_aux", "lightly_v1_loss", "lightly_v1_step", "lightly_v3_step"),
         "relations and queues",
     ),
     **dict.fromkeys(("tinybert", "minilmv2"), "text"),

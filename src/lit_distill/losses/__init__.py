@@ -38,11 +38,15 @@ from lit_distill.losses.feature.vid import *
 from lit_distill.losses.feature.vitkd import *
 from lit_distill.losses.relation.correlation import *
 from lit_distill.losses.relation.crd import *
+from lit_distill.losses.relation.dist_plus import *
+from lit_distill.losses.relation.ickd import *
+from lit_distill.losses.relation.itrd import *
 from lit_distill.losses.relation.pkt import *
 from lit_distill.losses.relation.rkd import *
 from lit_distill.losses.relation.rkd_angle import *
 from lit_distill.losses.relation.rkd_distance import *
 from lit_distill.losses.relation.similarity import *
+from lit_distill.losses.relation.srd import *
 from lit_distill.losses.response.binary_kd import *
 from lit_distill.losses.response.deit import *
 from lit_distill.losses.response.dist import *

@@ -45,3 +45,12 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     weights = mask.to(values.dtype)
     total = weights.sum()
     return (values * weights).sum() / total.masked_fill(total == 0, 1)
+
+
+def column_means(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean of rows (N, D) over those that count, (D,); 0 where none does."""
+    if mask is None:
+        return rows.mean(dim=0)
+    weights = mask.to(rows.dtype)
+    total = weights.sum()
+    return (rows * weights[:, None]).sum(dim=0) / total.masked_fill(total == 0, 1)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_distill.losses._numerics import centered
+
+EpsForm: TypeAlias = Literal["added", "floor"]
 
 
 def unit_vectors(x: Tensor) -> Tensor:
@@ -20,7 +25,9 @@ def unit_vectors(x: Tensor) -> Tensor:
     return result
 
 
-def standardized(x: Tensor, dim: int | tuple[int, ...] = -1, *, eps: float, weights: Tensor | None = None) -> Tensor:
+def standardized(
+    x: Tensor, dim: int | tuple[int, ...] = -1, *, eps: float, weights: Tensor | None = None, batch_norm: bool = False
+) -> Tensor:
     """The z-score (x - mean) / (std + eps) along ``dim``, with the unbiased standard deviation.
 
     What is constant along ``dim`` but for rounding becomes 0, without a gradient.
@@ -30,15 +37,70 @@ def standardized(x: Tensor, dim: int | tuple[int, ...] = -1, *, eps: float, weig
         dim: one dimension or several.
         eps: of at least 0.
         weights: of the entries along ``dim``, which broadcast: mean and standard deviation are theirs.
+        batch_norm: (x - mean) / sqrt(variance + eps) with the biased variance, as batch normalization has it.
     """
     result = centered(x, dim, weights)
     length: Tensor = torch.linalg.vector_norm(result, dim=dim, keepdim=True)
     if weights is None:
-        freedom = max(1, x.numel() // length.numel() - 1)
-        std = length / freedom**0.5
+        count = x.numel() // length.numel()
+        std = length / max(1, count - (not batch_norm)) ** 0.5
     else:
-        std = length / (weights.sum(dim=dim, keepdim=True) - 1).clamp_min(1).sqrt()
+        total = weights.sum(dim=dim, keepdim=True)
+        std = length / (total.masked_fill(total == 0, 1) if batch_norm else (total - 1).clamp_min(1)).sqrt()
         root = weights.sqrt()
         result = result / root.masked_fill(root == 0, 1)
-    scaled: Tensor = result / (std + eps).masked_fill(std + eps == 0, 1)
+    if batch_norm and eps:
+        std = (std.square() + eps).sqrt()
+    elif not batch_norm:
+        std = std + eps
+    scaled: Tensor = result / std.masked_fill(std == 0, 1)
     return scaled
+
+
+def correlation(
+    a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsForm, weights: Tensor | None = None
+) -> Tensor:
+    """Pearson's correlation along ``dim``; what is constant there has none, hence 0 and no gradient.
+
+    Args:
+        a: of any shape.
+        b: of the same shape.
+        dim: one dimension.
+        eps: a small number against division by zero.
+        eps_form: ``added`` to the product of the two lengths, or a ``floor`` under each of them.
+        weights: of the entries along ``dim``, which broadcast.
+    """
+    a, b = centered(a, dim, weights), centered(b, dim, weights)
+    length_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
+    length_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
+    product = length_a * length_b + eps if eps_form == "added" else length_a.clamp_min(eps) * length_b.clamp_min(eps)
+    return (a * b).sum(dim=dim) / product
+
+
+def batch_normalized(norm: _BatchNorm, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """``norm`` on (B, C, ...), with the statistics, in training, of the entries that count.
+
+    Under a mask they are those of this process.
+
+    Args:
+        norm: a batch normalization, of any dimensions.
+        x: its input.
+        mask: weights that broadcast to ``x``, (B, 1, ...).
+    """
+    if mask is None or not (norm.training or norm.running_mean is None):
+        normalized: Tensor = norm(x)
+        return normalized
+    dims = (0, *range(2, x.ndim))
+    weights = mask.to(x.dtype)
+    if norm.running_mean is not None and norm.running_var is not None:
+        with torch.no_grad():
+            total = weights.expand(len(x), 1, *x.shape[2:]).sum().clamp_min(1)
+            mean = (x * weights).sum(dim=dims) / total
+            squares = (x - mean.reshape(1, -1, *[1] * (x.ndim - 2))).square() * weights
+            variance = squares.sum(dim=dims) / (total - 1).clamp_min(1)
+            momentum = 0.1 if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+            norm.running_var.lerp_(variance.to(norm.running_var.dtype), momentum)
+    result = standardized(x, dims, eps=norm.eps, weights=weights.expand(len(x), 1, *x.shape[2:]), batch_norm=True)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return result * norm.weight.reshape(shape) + norm.bias.reshape(shape) if norm.affine else result

@@ -170,6 +170,19 @@ def kl_from_logits(target: Tensor, input: Tensor, *, temperature: float = 1.0) -
     )
 
 
+def log_power_sum(values: Tensor, exponent: float, weights: Tensor | None = None, *, eps: float = 0.0) -> Tensor:
+    """log(eps + Σ w |x|^exponent) over all values, where neither powers nor their sum can overflow: a scalar.
+
+    Where the sum and ``eps`` are 0 it is a large negative number, without a gradient.
+    """
+    tiny = torch.finfo(values.dtype).tiny
+    largest = values.detach().abs().amax().clamp_min(tiny)
+    powers = (values.abs() / largest) ** exponent
+    total = powers.sum() if weights is None else (powers * weights).sum()
+    log = exponent * largest.log() + total.clamp_min(tiny).log()
+    return torch.logaddexp(log, torch.full_like(log, math.log(eps))) if eps else log
+
+
 def _is_finite(tensor: Tensor) -> bool:
     # One read of a scalar is a third of the cost of reducing it, and losses are read every step.
     return math.isfinite(tensor.item()) if tensor.ndim == 0 else bool(tensor.isfinite().all())

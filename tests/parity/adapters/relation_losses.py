@@ -5,6 +5,7 @@ Each reads the case's hyperparameters under any of their published names, and fi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
@@ -13,14 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses import (
+    Example,
+    ICKDLoss,
+    ITRDLoss,
+    SRDLoss,
     correlation_loss,
+    dist_plus_loss,
+    ickd_loss,
+    kd_loss,
     pkt_loss,
     rkd_angle_loss,
     rkd_distance_loss,
     rkd_loss,
     similarity_loss,
+    srd_loss,
 )
-from parity.harness import Case, LossAdapter, LossInputs
+from parity.harness import Case, LossAdapter, LossInputs, call
 
 NAMES = {
     "distance": ("distance_weight", "w_d", "dist_factor", "distance_factor", "dist_ratio", "distance"),
@@ -122,7 +131,121 @@ def cc_matrix(case: Case, inputs: LossInputs) -> Tensor:
     return _reduced(case, loss, len(inputs["student"]) ** 2, "batchmean")
 
 
+def ickd_torchdistill(case: Case, inputs: LossInputs) -> Tensor:
+    """Divided by the batch size once more; pairs have weights of their own."""
+    students, teachers = inputs.levels("student"), inputs.levels("teacher")
+    weights = case.hyper.get("pair_weights") or [1] * len(students)
+    return torch.stack(
+        [w * ickd_loss(s, t) / len(s) for w, s, t in zip(weights, students, teachers, strict=True)]
+    ).sum()
+
+
+def ickd_official(case: Case, inputs: LossInputs) -> Tensor:
+    """Their connector is a convolution of any kernel and batch normalization; the teacher's is never used."""
+    convolution = inputs.params["embed_s.conv2d.weight"]
+    loss = ICKDLoss(kernel=convolution.shape[-1])
+    loss.build(Example(inputs["student"], inputs["teacher"]))
+    loss.train(case.hyper.get("bn_mode", "train") == "train")
+    names = {"embed_s.conv2d": "connectors.0.0", "embed_s.l2norm": "connectors.0.1"}
+    return call(loss, _renamed(inputs.params, names), inputs["student"], inputs["teacher"])
+
+
+def _renamed(params: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The parameters whose names begin with a key, under ours; what ours has no use for stays away."""
+    return {
+        ours + name[len(theirs) :]: value
+        for name, value in params.items()
+        for theirs, ours in names.items()
+        if name.startswith(theirs + ".")
+    }
+
+
+def _logits_kl(inputs: LossInputs, temperature: float) -> Tensor:
+    """KL without T²."""
+    return kd_loss(inputs["student_logits"], inputs["teacher_logits"], temperature=temperature) / temperature**2
+
+
+def srd_torchdistill(case: Case, inputs: LossInputs) -> Tensor:
+    """Features are standardized by the models; the KL is a mean over samples, or any other of torch."""
+    student, teacher = inputs["student"], inputs["teacher"]
+    value = srd_loss(student, teacher, exponent=float(case.hyper.get("exponent", 4.0)), bn_eps=None)
+    scale = {
+        "batchmean": 1.0,
+        "sum": float(len(student)),
+        "mean": 1 / inputs["student_logits"].shape[1],
+    }[case.hyper.get("reduction", "batchmean")]
+    return 2 * value + scale * _logits_kl(inputs, float(case.hyper.get("temperature", 1.0)))
+
+
+def srd_official(case: Case, inputs: LossInputs) -> Tensor:
+    assert not case.hyper.get("bn_affine", False)
+    assert case.hyper.get("bn_mode", "train") == "train"
+    loss = SRDLoss(exponent=case.hyper.get("exponent", 4), bn_eps=case.hyper.get("bn_eps", 1e-4))
+    value = _projected(loss, inputs, {"embed": "projection"})
+    return 2 * value + _logits_kl(inputs, float(case.hyper.get("T", 1.0)))
+
+
+def srd_deit(case: Case, inputs: LossInputs) -> Tensor:
+    loss = SRDLoss(
+        form="correlations",
+        exponent=case.hyper.get("exponent", 4),
+        bn_eps=case.hyper.get("bn_eps", 0.0),
+        eps=case.hyper.get("eps", 1e-5),
+    )
+    return _projected(loss, inputs, {"embed": "projection"})
+
+
+def _itrd(case: Case, inputs: LossInputs, correlation: float, mutual: float) -> Tensor:
+    loss = ITRDLoss(alpha=case.hyper.get("alpha_it", 1.5), correlation=correlation, mutual=mutual)
+    return _projected(loss, inputs, {"embed.linear": "projection"})
+
+
+def itrd_correlation(case: Case, inputs: LossInputs) -> Tensor:
+    return _itrd(case, inputs, correlation=1.0, mutual=0.0)
+
+
+def itrd_mutual(case: Case, inputs: LossInputs) -> Tensor:
+    return _itrd(case, inputs, correlation=0.0, mutual=1.0)
+
+
+def _projected(loss: SRDLoss | ITRDLoss, inputs: LossInputs, names: Mapping[str, str]) -> Tensor:
+    """A loss of one feature a network, whose projector is the case's, if it has one."""
+    signals, state = (inputs["student"], inputs["teacher"]), _renamed(inputs.params, names)
+    if not state:
+        loss.projector = None
+    loss.build(Example(*signals))
+    return call(loss, state, *signals)
+
+
+def dist_plus(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
+    """torchdistill's names, and its form, which adds the correlation of channels."""
+    names = {"beta": "beta", "gamma": "gamma", "iota": "iota", "kappa": "kappa", "tau": "temperature", "eps": "eps"}
+    given: dict[str, Any] = {o: float(case.hyper[t]) for t, o in names.items() if t in case.hyper}
+    sides = [[inputs[side], inputs[f"{side}_feat"]] for side in ("student", "teacher")]
+
+    def part(**weights: float) -> Tensor:
+        chosen: dict[str, Any] = given | dict.fromkeys(("beta", "gamma", "iota", "kappa"), 0.0) | weights
+        return dist_plus_loss(sides[0], sides[1], eps_form="floor", added=True, **chosen)
+
+    logits = part(**{name: given.get(name, 1.0) for name in ("beta", "gamma")})
+    total = dist_plus_loss(sides[0], sides[1], eps_form="floor", added=True, **given)
+    return {
+        "loss": total,
+        "term_channel_as_added": part(iota=1.0),
+        "term_spatial": part(kappa=1.0),
+        "term_dist": logits,
+    }
+
+
 ADAPTERS: dict[str, LossAdapter] = {
+    "ickd_torchdistill": ickd_torchdistill,
+    "ickd_official": ickd_official,
+    "srd_torchdistill": srd_torchdistill,
+    "srd_official": srd_official,
+    "srd_deit": srd_deit,
+    "itrd_correlation": itrd_correlation,
+    "itrd_mutual": itrd_mutual,
+    "dist_plus": dist_plus,
     "rkd_distance": rkd_distance,
     "rkd_angle": rkd_angle,
     "rkd_total": rkd_total,

@@ -43,6 +43,11 @@ class Tokens(NamedTuple):
         none = (samples == 0)[:, None]
         return samples, torch.where(none, ones, given / samples[:, None].masked_fill(none, 1))
 
+    @property
+    def places(self) -> Tensor | None:
+        """The mask as (B, N)."""
+        return None if self.mask is None else self.mask.reshape(self.values.shape[:2])
+
 
 def as_tokens(name: str, signal: Tensor, mask: Tensor | None = None, *, skip: int = 0) -> Tokens:
     """A signal as tokens, without a copy where it holds tokens.
@@ -117,6 +122,13 @@ def pooled_tokens(tokens: Tokens) -> Tokens:
     total = weights.sum(dim=1, keepdim=True)
     mean = torch.einsum("bn,bnc->bc", weights, tokens.values) / total.masked_fill(total == 0, 1)
     return Tokens(mean[:, None], (total > 0).flatten(), None)
+
+
+def sample_weights(tokens: Tokens, mask: Tensor | None) -> Tensor | None:
+    """The weight of each sample (B,): that of a mask of samples, else 1 where any of its tokens counts."""
+    if mask is None or tokens.places is None:
+        return None
+    return mask if mask.ndim == 1 else (tokens.places > 0).any(dim=1)
 
 
 def as_map(name: str, tokens: Tensor, size: tuple[int, ...] | None = None) -> Tensor:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive
-from lit_distill.losses._numerics import centered, full_precision
+from lit_distill.losses._normalized import EpsForm, correlation
+from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import logit_rows
 
 __all__ = ["DISTLoss", "dist_loss"]
-
-EpsForm: TypeAlias = Literal["added", "floor"]
 
 
 @full_precision
@@ -37,20 +33,11 @@ def dist_loss(
     rows = rows.gathered() if gather else rows
     weights = None if rows.mask is None else rows.weights[:, None]
     p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (rows.student, rows.teacher))
-    between = rows.mean(1 - _correlation(centered(p_s, 1), centered(p_t, 1), dim=1, eps=eps, eps_form=eps_form))
-    columns = centered(p_s, 0, weights), centered(p_t, 0, weights)
-    within = (1 - _correlation(*columns, dim=0, eps=eps, eps_form=eps_form)).mean()
+    between = rows.mean(1 - correlation(p_s, p_t, dim=1, eps=eps, eps_form=eps_form))
+    within = (1 - correlation(p_s, p_t, dim=0, eps=eps, eps_form=eps_form, weights=weights)).mean()
     if weights is not None:
         within = within * (weights.sum() > 0)  # where no row counts, no column correlates
     return (beta * between + gamma * within) * temperature**2
-
-
-def _correlation(a: Tensor, b: Tensor, *, dim: int, eps: float, eps_form: EpsForm) -> Tensor:
-    """Pearson's correlation of centered values along ``dim``; what is constant has none, hence 0 and no gradient."""
-    length_a: Tensor = torch.linalg.vector_norm(a, dim=dim)
-    length_b: Tensor = torch.linalg.vector_norm(b, dim=dim)
-    product = length_a * length_b + eps if eps_form == "added" else length_a.clamp_min(eps) * length_b.clamp_min(eps)
-    return (a * b).sum(dim=dim) / product
 
 
 @hyperparameters
