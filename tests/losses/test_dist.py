@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses import DISTLoss, dist_loss
-from lit_distill.losses.response.dist import EpsForm
+from lit_distill.losses._normalized import EpsForm
 from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
 

@@ -37,3 +37,10 @@ def test_keeps_its_precision() -> None:
     assert queue(torch.ones(1, 2, dtype=torch.float64)).dtype == torch.float64
     assert queue(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert queue.rows.dtype == torch.float32
+
+
+def test_rows_that_do_not_count_stay_out() -> None:
+    queue = FeatureQueue(3, 1)
+    queue(torch.tensor([[1.0], [2.0], [3.0]]))
+    seen = queue(torch.tensor([[4.0], [5.0], [6.0]]), torch.tensor([False, True, False]))
+    assert seen.flatten().tolist() == [5, 1, 2]

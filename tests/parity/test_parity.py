@@ -11,6 +11,7 @@ from parity.adapters import (
     models,
     relation_losses,
     response_losses,
+    token_losses,
     training,
     weights,
 )
@@ -21,6 +22,7 @@ LOSS_ADAPTERS: dict[str, LossAdapter] = {
     **feature_losses.ADAPTERS,
     **relation_losses.ADAPTERS,
     **contrastive_losses.ADAPTERS,
+    **token_losses.ADAPTERS,
 }
 CASE_ADAPTERS: dict[str, CaseAdapter] = {
     **models.ADAPTERS,
@@ -33,14 +35,7 @@ LEFT_OUT = {
     "softsupcon": "a contrastive loss with pseudo-labels for semi-supervised training: it has no teacher",
     "regularization_norm": "a p-norm of one tensor: no distillation, torch.linalg.vector_norm",
 }
-PENDING = {
-    **dict.fromkeys(
-        ("sskd", "sskd_aux", "lightly_v1_loss", "lightly_v1_step", "lightly_v3_step"),
-        "relations and queues",
-    ),
-    **dict.fromkeys(("tinybert", "minilmv2"), "text"),
-    **dict.fromkeys(("dafl_onehot", "dafl_entropy", "dafl_activation"), "distillation without data"),
-}  # fmt: skip
+PENDING: dict[str, str] = {}
 """Families of cases whose method is still to come, with its part of the library."""
 
 

@@ -34,6 +34,7 @@ from lit_distill.losses.feature.pkd import *
 from lit_distill.losses.feature.regression import *
 from lit_distill.losses.feature.review_kd import *
 from lit_distill.losses.feature.simkd import *
+from lit_distill.losses.feature.tinybert import *
 from lit_distill.losses.feature.vid import *
 from lit_distill.losses.feature.vitkd import *
 from lit_distill.losses.relation.correlation import *
@@ -41,13 +42,19 @@ from lit_distill.losses.relation.crd import *
 from lit_distill.losses.relation.dist_plus import *
 from lit_distill.losses.relation.ickd import *
 from lit_distill.losses.relation.itrd import *
+from lit_distill.losses.relation.minilmv2 import *
 from lit_distill.losses.relation.pkt import *
+from lit_distill.losses.relation.queue_relation import *
 from lit_distill.losses.relation.rkd import *
 from lit_distill.losses.relation.rkd_angle import *
 from lit_distill.losses.relation.rkd_distance import *
 from lit_distill.losses.relation.similarity import *
 from lit_distill.losses.relation.srd import *
+from lit_distill.losses.relation.sskd import *
+from lit_distill.losses.relation.sskd_aux import *
+from lit_distill.losses.relation.token_relation import *
 from lit_distill.losses.response.binary_kd import *
+from lit_distill.losses.response.dafl import *
 from lit_distill.losses.response.deit import *
 from lit_distill.losses.response.dist import *
 from lit_distill.losses.response.dkd import *

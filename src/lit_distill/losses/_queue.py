@@ -31,10 +31,16 @@ class FeatureQueue(nn.Module):
         super().__init__()
         self.register_buffer("rows", torch.zeros(size, width))
 
-    def forward(self, batch: Tensor) -> Tensor:
-        """The rows (size, width) after this batch (B, width), without gradients, in the batch's precision."""
+    def forward(self, batch: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The rows (size, width) after this batch (B, width), without gradients, in the batch's precision.
+
+        Rows that do not count by ``mask`` (B,) do not enter.
+        """
         if self.training:
             with torch.no_grad():
                 newest = torch.cat([batch.detach().to(self.rows.dtype), self.rows])
+                if mask is not None:
+                    left_out = torch.cat([mask == 0, torch.zeros_like(self.rows[:, 0], dtype=torch.bool)])
+                    newest = newest[left_out.long().argsort(stable=True)]  # behind the oldest
                 self.rows.copy_(newest[: len(self.rows)])
         return self.rows.to(batch.dtype, copy=True)  # what the loss saves for backward stays when the queue moves

@@ -28,6 +28,8 @@ from lit_distill.losses import (
     rkd_loss,
     similarity_loss,
     srd_loss,
+    sskd_aux_loss,
+    sskd_loss,
 )
 from parity.harness import Case, LossAdapter, LossInputs, call
 
@@ -237,7 +239,30 @@ def dist_plus(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
     }
 
 
+def sskd_aux(case: Case, inputs: LossInputs) -> Tensor:
+    value = sskd_aux_loss(inputs["teacher_ss"])
+    views = len(inputs["teacher_ss"]) * 3 // 4
+    return value * {"mean": 1, "sum": views}[case.hyper.get("reduction", "mean")]
+
+
+def sskd(case: Case, inputs: LossInputs) -> Tensor:
+    names = {
+        "kl_temp": "temperature",
+        "ss_temp": "contrast_temperature",
+        "tf_temp": "transformed_temperature",
+        "ss_ratio": "contrast_share",
+        "tf_ratio": "transformed_share",
+    }
+    given: dict[str, Any] = {ours: case.hyper[theirs] for theirs, ours in names.items() if theirs in case.hyper}
+    parts = ("labels", "originals", "contrast", "transformed")
+    given |= dict(zip(parts, case.hyper.get("loss_weights") or (), strict=False))
+    student, teacher = ([inputs[side], inputs[f"{side}_ss"]] for side in ("student", "teacher"))
+    return sskd_loss(student, teacher, inputs["target"], **given)
+
+
 ADAPTERS: dict[str, LossAdapter] = {
+    "sskd_aux": sskd_aux,
+    "sskd": sskd,
     "ickd_torchdistill": ickd_torchdistill,
     "ickd_official": ickd_official,
     "srd_torchdistill": srd_torchdistill,
