@@ -43,7 +43,7 @@ def roots(modules: set[str]) -> set[str]:
 
 def test_the_losses_load_torch_and_no_more_of_it_than_torch_itself() -> None:
     loaded = loaded_by("import lit_distill.losses", after="import torch")
-    assert roots(loaded) & HEAVY == {"safetensors"}, "which reads weights"
+    assert not roots(loaded) & HEAVY
     assert not [module for module in loaded if module.startswith("torch.")]
     assert len([module for module in loaded if not module.startswith("lit_distill")]) < 30
 

@@ -21,9 +21,10 @@ from lit_distill._module.ignored import ignored_positions
 from lit_distill._module.preflight import BEST, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import StepRecord, batch_size, fractional_epoch
+from lit_distill._terms.tryout import try_terms
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
-from lit_distill.composer import ComposedLoss, LossComposer, build_composers
+from lit_distill.composer import ComposedLoss, LossComposer
 from lit_distill.gradients import loss_scale
 from lit_distill.schedules import Schedule
 from lit_distill.signals import SignalCapture
@@ -189,7 +190,7 @@ class DistillModule(EvaluatedModule):
                     check_classes(name, signals[name], target, num_classes, frozen=name in self.frozen)
             self._warn_of_ignored(composers, signals, target)
 
-        build_composers(
+        try_terms(
             composers, self.named, target, index=index, dataset_size=dataset_size,
             run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip

@@ -101,14 +101,14 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_configs_of_ones_own_are_found(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(
+    (tmp_path / "experiment" / "of_mine.yaml").write_text(
         "# @package _global_\ndefaults: [kd_pptsmv2, {override /data: ucf101}, _self_]\nlosses: {mine: {weight: 2}}\n"
     )
     for given in (f"--config-dir {tmp_path}", f"--config-dir={tmp_path}", f"hydra.searchpath=[file://{tmp_path}]"):
-        assert complete(f"train {given} experiment=mi") == ["experiment=mine "]
-        assert complete(f"train {given} experiment=mine losses.mi") == ["losses.mine."]
-        assert complete(f"train {given} experiment=mine losses.kd.we") == ["losses.kd.weight="]
-        assert "data.val_list=" in complete(f"train {given} experiment=mine data.v")
+        assert complete(f"train {given} experiment=of_m") == ["experiment=of_mine "]
+        assert complete(f"train {given} experiment=of_mine losses.mi") == ["losses.mine."]
+        assert complete(f"train {given} experiment=of_mine losses.kd.we") == ["losses.kd.weight="]
+        assert "data.val_list=" in complete(f"train {given} experiment=of_mine data.v")
 
 
 def keys(config: Mapping[str, Any], parent: str = "") -> list[str]:

@@ -45,14 +45,14 @@ def test_holds_to_the_checks() -> None:
 
 def test_is_the_sum_over_layers_with_one_projection() -> None:
     loss = built(lambda: TinyBERTLoss(attention=2.0, hidden=3.0), Example(STUDENT, TEACHER))
-    (layer,) = loss.states.projectors
+    (layer,) = loss.regression.projectors
     states = F.mse_loss(layer(STUDENT[1]), TEACHER[1]) + F.mse_loss(layer(STUDENT[2]), TEACHER[2])
     torch.testing.assert_close(loss(STUDENT, TEACHER), 2 * F.mse_loss(*SCORES) + 3 * states)
 
 
 def test_padding_counts_on_neither_side() -> None:
     loss = built(TinyBERTLoss, Example(STUDENT, TEACHER))
-    (layer,) = loss.states.projectors
+    (layer,) = loss.regression.projectors
     kept = MASK[:, None, :, None] & MASK[:, None, None, :]
     scores = F.mse_loss(SCORES[0][kept.expand_as(SCORES[0])], SCORES[1][kept.expand_as(SCORES[1])])
     states = sum(F.mse_loss(layer(s[MASK]), t[MASK]) for s, t in zip(STUDENT[1:], TEACHER[1:], strict=True))

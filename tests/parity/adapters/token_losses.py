@@ -61,7 +61,7 @@ def tinybert(case: Case, inputs: LossInputs) -> dict[str, Tensor]:
     teacher = [scores["teacher"][(n + 1) * step - 1] for n in range(count)]
     teacher += [states["teacher"][n * step] for n in range(count + 1)]
     signals = [*scores["student"], *states["student"]], teacher
-    state = {f"states.projectors.0.{name}": inputs.params[f"fit_dense.{name}"] for name in ("weight", "bias")}
+    state = {f"regression.projectors.0.{name}": inputs.params[f"fit_dense.{name}"] for name in ("weight", "bias")}
 
     def part(attention: float, hidden: float) -> Tensor:
         loss = TinyBERTLoss(attention=attention, hidden=hidden)

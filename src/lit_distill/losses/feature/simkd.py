@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,9 +11,21 @@ from torch import Tensor, nn
 from lit_distill.losses._numerics import full_precision, require_same_shape
 from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters
 from lit_distill.losses.feature._maps import averaged_alike
-from lit_distill.models.simkd import SimKDStudent
 
 __all__ = ["SimKD", "simkd_loss"]
+
+
+@runtime_checkable
+class _ReusesClassifier(Protocol):
+    """A student such as :class:`lit_distill.models.SimKDStudent`."""
+
+    @property
+    def projector(self) -> nn.Module: ...
+
+    @property
+    def is_sized(self) -> bool: ...
+
+    def reuse(self, classifier: nn.Module, *, in_channels: int) -> None: ...
 
 
 @full_precision
@@ -125,9 +138,9 @@ class SimKD(SizedLoss):
         return simkd_loss(student, teacher)
 
 
-def _owner(example: Example) -> SimKDStudent | None:
+def _owner(example: Example) -> _ReusesClassifier | None:
     """The student whose projector was tapped."""
-    students = (model for model in example.models.values() if isinstance(model, SimKDStudent))
+    students = (model for model in example.models.values() if isinstance(model, _ReusesClassifier))
     return next((s for s in students if any(module is s.projector for module in example.student_modules)), None)
 
 

@@ -104,7 +104,7 @@ class TinyBERTLoss(SizedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.states = RegressionLoss(projector="linear" if self.projector else None, shared=True)
+        self.regression = RegressionLoss(projector="linear" if self.projector else None, shared=True)
         self._built = False
 
     @property
@@ -120,7 +120,7 @@ class TinyBERTLoss(SizedLoss):
         """
         _, states = self._pairs(example.student, example.teacher)
         if states[0]:
-            self.states.build(Example(*states))
+            self.regression.build(Example(*states))
         self._built = True
 
     @full_precision
@@ -133,7 +133,7 @@ class TinyBERTLoss(SizedLoss):
             for s, t in zip(*scores, strict=True)
         ]
         if states[0]:
-            parts.append(self.hidden * self.states(*states, mask=mask))
+            parts.append(self.hidden * self.regression(*states, mask=mask))
         return torch.stack(parts).sum()
 
     @staticmethod

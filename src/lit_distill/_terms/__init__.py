@@ -1,0 +1,6 @@
+"""What :class:`lit_distill.LossComposer` is made of.
+
+* :mod:`.evaluated`: the terms, and the value of each on the signals of a step.
+* :mod:`.tryout`: one example batch before training: losses are sized, terms that teach nobody are refused.
+* :mod:`.checks`: what a loss expects of its signals; :mod:`.trial`: a run of modules that leaves no trace.
+"""

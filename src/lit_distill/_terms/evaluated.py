@@ -1,0 +1,195 @@
+"""The terms of a composer, and the value of each on the signals of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_distill._inputs import left_as_given
+from lit_distill._terms.checks import require_classes, teaches
+from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
+from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
+from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping
+
+
+class EvaluatedTerms(nn.Module):
+    """Named terms before their weights; :class:`lit_distill.LossComposer` has the arguments and errors."""
+
+    def __init__(
+        self,
+        terms: Mapping[str, LossTerm | Mapping[str, Any]],
+        *,
+        unlabelled: bool | Callable[[Tensor], Tensor] = False,
+    ) -> None:
+        super().__init__()
+        self.unlabelled = unlabelled
+        if not terms:
+            raise ValueError("a LossComposer needs at least one term, such as {'ce': LossTerm(…)}")
+        self.terms: dict[str, LossTerm] = {}
+        self.losses = nn.ModuleDict()
+        self._clone: frozenset[str] = frozenset()
+        self._checked: set[str] = set()
+        for name, given in terms.items():
+            term = given if isinstance(given, LossTerm) else term_from_mapping(name, given)
+            self.terms[name] = term
+            if isinstance(term.loss, nn.Module):
+                if "." in name or hasattr(nn.ModuleDict, name):
+                    raise ValueError(
+                        f"{name!r} cannot name a term: choose a name without dots, not a ModuleDict method"
+                    )
+                self.losses[name] = term.loss
+        unique = {ref.text: ref for term in self.terms.values() for ref in term.references}
+        self.references: tuple[Reference, ...] = tuple(unique.values())
+        self.model_names = frozenset(ref.model for ref in self.references if not ref.is_data)
+        """The names of the models that some term refers to."""
+        taught = [term for term in self.terms.values() if not term.monitor]
+        self.taught_names = frozenset(ref.model for term in taught for ref in term.references if not ref.is_data)
+        """The same without terms that only watch."""
+
+    def check(self, models: Mapping[str, nn.Module]) -> None:
+        """Raise ValueError, naming the term, if a reference names no module of ``models``."""
+        for name, term in self.terms.items():
+            for ref in term.references:
+                if not ref.is_data:
+                    try:
+                        ref.module(models)
+                    except ValueError as error:
+                        raise ValueError(f"term {name!r}: {error}") from None
+
+    def values(
+        self,
+        signals: SignalCapture,
+        target: Tensor | None = None,
+        *,
+        index: Tensor | None = None,
+        epoch: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """Every term before its weight, each with its own graph; arguments and errors are those of a call."""
+        self._put_data(signals, target, index)
+        return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
+
+    def shapes(self, name: str, signals: SignalCapture) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that a term really gets, by reference; :meth:`values` put the batch's own ones."""
+        term = self.terms[name]
+        signal = self._arguments(name, term, signals)
+        return {
+            ref.text: tuple(tensor.shape)
+            for references, given in zip((term.first, term.second, term.target), signal, strict=False)
+            for ref, tensor in zip(references, tensors_of(given), strict=True)
+        }
+
+    def labelled(self, loss: Callable[..., Any] | None, signals: SignalCapture) -> Tensor | None:
+        """Positions of the samples that have a label as a loss reads the target; None where all have."""
+        if not self.unlabelled or GROUND_TRUTH not in signals or not signals[GROUND_TRUTH].ndim:
+            return None
+        rule = self.unlabelled if callable(self.unlabelled) else LabelRule("classes") if loss is None else None
+        rule = LabelRule.of(loss) if rule is None and loss is not None else rule
+        if rule not in signals.labelled:
+            signals.labelled[rule] = labelled_rows(signals[GROUND_TRUTH], rule)
+        return signals.labelled[rule]
+
+    def _put_data(self, signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
+        if target is not None:
+            signals.put(GROUND_TRUTH, target)
+        signals.labelled.clear()
+        if index is not None:
+            signals.put(SAMPLE_INDEX, index)
+
+    def _rows_of(self, term: LossTerm, signals: SignalCapture) -> Tensor | None:
+        return self.labelled(term.loss, signals) if term.needs_labels else None
+
+    def _samples_of(self, name: str, signals: SignalCapture, *, computed: bool) -> int | None:
+        rows = self._rows_of(self.terms[name], signals) if computed else None
+        return 0 if not computed else None if rows is None else len(rows)
+
+    def _teaches(self, name: str, value: Tensor, signals: SignalCapture) -> bool:
+        """Whether the gradient of a term reaches what its first signals depend on, or nobody expects that it does."""
+        term = self.terms[name]
+        if term.monitor or (term.has_fixed_weight and not term.weight):
+            return True
+        return teaches(value, [signals[ref.text] for ref in term.first if not ref.is_data])
+
+    def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
+        arguments = self._arguments(name, term, signals)
+        set_epoch = getattr(term.loss, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        rows = self._rows_of(term, signals)
+        if rows is not None and not len(rows):
+            return _zero(term, arguments)
+        try:
+            with left_as_given("the loss", arguments, "other terms and callbacks see the same tensors; make a new one"):
+                if name not in self._checked:
+                    require_classes(term.loss, arguments)
+                value = term.loss(*arguments)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, IndexError, RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"{describe(name, term, arguments)}: {reason(error, arguments)}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {came}")
+        return value.reshape(())
+
+    def _arguments(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[Signal, ...]:
+        try:
+            first = signals.resolve(term.first, as_list=term.first_is_list)
+            second = signals.resolve(term.second, as_list=term.second_is_list)
+            if term.monitor:
+                first = _detach(first)
+            if term.detach or term.monitor:
+                second = _detach(second)
+            if term.align_time:
+                first, second = aligned_in_time(first, second, clips=_clips_of(signals))
+            given: tuple[Signal, ...] = (first, second)
+            if term.target:
+                given = (first, second, signals.resolve(term.target, as_list=term.target_is_list))
+            if (rows := self._rows_of(term, signals)) is not None:
+                samples = len(signals[GROUND_TRUTH])
+                given = tuple(_rows(signal, rows, samples) for signal in given)
+            return given
+        except ValueError as error:
+            raise ValueError(f"term {name!r}: {error}") from None
+
+
+def _clips_of(signals: SignalCapture) -> int | None:
+    return len(signals[GROUND_TRUTH]) if GROUND_TRUTH in signals.captured() else None
+
+
+def _rows(signal: Signal, rows: Tensor, samples: int) -> Signal:
+    """The rows of the labelled samples."""
+    if not isinstance(signal, Tensor):
+        return [tensor for part in signal if isinstance(tensor := _rows(part, rows, samples), Tensor)]
+    if not signal.ndim or len(signal) != samples:
+        raise ValueError(
+            f"a term that names {GROUND_TRUTH} is evaluated on the labelled samples of a batch, so its signals must "
+            f"have a row for each of the {samples} samples, came {tuple(signal.shape)}: tap a signal that has (the "
+            "logits, the embedding before the classifier), or train this term without samples that have no label"
+        )
+    return signal[rows]
+
+
+def reason(error: Exception, arguments: tuple[Signal, ...]) -> str:
+    """Why a loss refuses its signals; what Python says of a list in the place of a tensor names no remedy."""
+    if isinstance(error, (AttributeError, TypeError)) and not all(isinstance(one, Tensor) for one in arguments):
+        return (
+            "the loss takes one tensor for each reference, and got a list: name one reference, give each of the list a "
+            f"term of its own, or average several teachers as one model, lit_distill.models.Ensemble ({error})"
+        )
+    if isinstance(error, AttributeError):
+        raise error
+    return str(error)
+
+
+def _zero(term: LossTerm, arguments: tuple[Signal, ...]) -> Tensor:
+    """0, with gradients of 0 to all that the loss would teach: DDP waits for each of them."""
+    own = list(term.loss.parameters()) if isinstance(term.loss, nn.Module) else []
+    taught = [*tensors_of(arguments[0]), *tensors_of(arguments[1]), *own]
+    return torch.stack([x.flatten()[:0].sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in taught]).sum()
+
+
+def _detach(signal: Signal) -> Signal:
+    return signal.detach() if isinstance(signal, Tensor) else [tensor.detach() for tensor in signal]
