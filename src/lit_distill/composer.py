@@ -173,9 +173,7 @@ class LossComposer(EvaluatedTerms):
             total = total + zero_gradients(zero, untaught)
         every = tuple(terms.get(name, zero) for name in self.terms)
         values = stacked.detach() if all(set_to.values()) else torch.stack([term.detach() for term in every])
-        samples = tuple(
-            self._samples_of(name, term, signals, computed=name in terms) for name, term in self.terms.items()
-        )
+        samples = tuple(self._samples_of(name, signals, computed=name in terms) for name in self.terms)
         skipped = frozenset(name for name in self.terms if name not in terms)
         return ComposedLoss(total, tuple(self.terms), every, values, weights.detach(), samples, skipped)
 
