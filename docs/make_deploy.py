@@ -239,8 +239,8 @@ def page_skeletons(page: str) -> list[list[str]]:
 def check(folder: Path) -> list[str]:
     """Run the commands; the lines in which their answers differ from the page's."""
     wanted = page_skeletons(PAGE.read_text(encoding="utf-8"))
-    came = [skeleton(command, text) for _, command, text in answers(folder, engines="eager,onnx,int8")]
-    flat = [[line for part in parts for line in part] for parts in (wanted, came)]
+    got = [skeleton(command, text) for _, command, text in answers(folder, engines="eager,onnx,int8")]
+    flat = [[line for part in parts for line in part] for parts in (wanted, got)]
     return list(difflib.unified_diff(*flat, "docs/deploy.md", "now", lineterm="", n=1))
 
 

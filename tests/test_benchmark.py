@@ -25,8 +25,8 @@ def test_engines_compute_the_same(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = network(example)
         for name in ("eager", "onnx"):
-            came = benchmark.engine(name, network, example, tmp_path)(example)
-            torch.testing.assert_close(came, expected, atol=1e-4, rtol=1e-3)
+            got = benchmark.engine(name, network, example, tmp_path)(example)
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
         small = benchmark.engine("int8", network, example, tmp_path)(example)
     assert torch.linalg.norm(small - expected) < 0.2 * torch.linalg.norm(expected)
 
@@ -70,7 +70,7 @@ def test_a_run_is_measured_and_written(run: Path, tmp_path: Path) -> None:
         ([], r"needs input=<a video or an image>"),
         (
             ["input=a.mp4", "engines=[tensorrt]"],
-            r"engines is a list of eager, compile, onnx, int8, came \['tensorrt'\]",
+            r"engines is a list of eager, compile, onnx, int8, got \['tensorrt'\]",
         ),
         (["input=a.mp4", "rounds=0"], "rounds and threads must be at least 1"),
         (["input=a.mp4", "weights=b"], "one of the two"),

@@ -219,11 +219,11 @@ def test_the_card_of_another_file_is_not_replaced(run: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["format=tflite"], "format is one of onnx, torch_export, safetensors, came 'tflite'"),
+        (["format=tflite"], "format is one of onnx, torch_export, safetensors, got 'tflite'"),
         (["int8=true", "format=safetensors"], "int8=true is for format=onnx"),
-        (["check_samples=0"], "check_samples must be at least 1, came 0"),
+        (["check_samples=0"], "check_samples must be at least 1, got 0"),
         (["tolerance=0"], "tolerance must be above 0"),
-        (["output=student.bin"], "output of format=onnx ends in .onnx, came student.bin"),
+        (["output=student.bin"], "output of format=onnx ends in .onnx, got student.bin"),
         (["named=Techer"], "has no model 'Techer': it has Student"),
     ],
 )
@@ -244,7 +244,7 @@ def test_inputs_of_another_shape_are_named(tmp_path: Path) -> None:
     write_onnx(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.zeros(2, 3, 2, 2), tmp_path / "a.onnx")
     network = OnnxNetwork(tmp_path / "a.onnx", threads=1)
     assert network(torch.zeros(7, 3, 2, 2)).shape == (7, 3)
-    with pytest.raises(ValueError, match=r"takes batches of .*, came \(7, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"takes batches of .*, got \(7, 3, 4, 4\)"):
         network(torch.zeros(7, 3, 4, 4))
     with pytest.raises(ValueError, match="at least one calibration batch"):
         quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [])

@@ -141,7 +141,7 @@ def test_a_video_that_ends_its_worker_is_one_more_bad_one(root: Path, monkeypatc
 
 
 def test_user_errors(root: Path) -> None:
-    with pytest.raises(ValueError, match="check is 'headers' or 'decode', came 'all'"):
+    with pytest.raises(ValueError, match="check is 'headers' or 'decode', got 'all'"):
         found(root, "check=all")
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere.*set data\.root"):
         found(root / "nowhere")

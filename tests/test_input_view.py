@@ -65,7 +65,7 @@ def test_says_what_is_wrong() -> None:
         InputView(num_frames=5)(clips)
     with pytest.raises(ValueError, match=r"size=9 of frames \(8, 8\): data\.size is the most"):
         InputView(size=9)(clips)
-    with pytest.raises(ValueError, match=r"expected normalised clips .* came torch\.uint8"):
+    with pytest.raises(ValueError, match=r"expected normalised clips .* got torch\.uint8"):
         InputView(size=4)(clips.byte())
     with pytest.raises(ValueError, match="expected normalised clips"):
         InputView(num_frames=2)(clips[0])

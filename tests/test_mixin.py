@@ -590,11 +590,11 @@ class DistilledReturns(DistillMixin, Returns):
 
 
 @pytest.mark.parametrize(
-    ("output", "came"),
+    ("output", "got"),
     [({"los": 1}, r"a dict of \['los'\]"), ({"loss": 1.0}, "float as 'loss'"), (1.0, "float")],
 )
-def test_a_step_that_returns_no_loss_is_told(output: Any, came: str) -> None:
-    with pytest.raises(ValueError, match=rf"training_step of DistilledReturns must return the loss.*got {came}$"):
+def test_a_step_that_returns_no_loss_is_told(output: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"training_step of DistilledReturns must return the loss.*got {got}$"):
         fit(DistilledReturns(output).distill(teacher(), student="net", losses={"kd": KD}))
 
 

@@ -110,7 +110,7 @@ def test_a_factory_says_that_it_takes_models() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": 0.0}, "lr above 0, came 0.0"),
+        ({"lr": 0.0}, "lr above 0, got 0.0"),
         ({"lr": 0.1, "momentum": 1.0}, r"momentum in \[0, 1\)"),
         ({"lr": 0.1, "weight_decay": -1.0}, "weight_decay of at least 0"),
     ],

@@ -142,7 +142,7 @@ def test_exit_codes_and_screen(
         (["input=a.mp4"], "give run=<folder>, or weights=<file>"),
         (["run={run}", "input=/nowhere.mp4"], "no file or folder /nowhere.mp4"),
         (["run={run}", "input={run}"], "holds no videos"),
-        (["run={run}", "input={root}", "output=a.txt"], "output is a file .jsonl or .csv, came a.txt"),
+        (["run={run}", "input={root}", "output=a.txt"], "output is a file .jsonl or .csv, got a.txt"),
         (["run={run}", "input={root}", "topk=0"], "topk must be at least 1"),
         (["run={run}", "input={root}", "batch_size=0"], "batch_size must be at least 1"),
         (["run={run}", "input={root}", "device=abacus"], "device=abacus is not to be had"),

@@ -64,7 +64,7 @@ def test_the_best_of_each_class_are_those_of_brute_force(
     assert sum(best.candidates.values()) == sum(row.score >= least for row in rows)
 
 
-@pytest.mark.parametrize(("k", "least", "message"), [(0, 0.0, "k, .*at least 1, came 0"), (1, 1.5, "from 0 to 1")])
+@pytest.mark.parametrize(("k", "least", "message"), [(0, 0.0, "k, .*at least 1, got 0"), (1, 1.5, "from 0 to 1")])
 def test_numbers_are_checked(k: int, least: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TopPerClass(k=k, min_score=least)
@@ -198,8 +198,8 @@ def test_the_command_line(
     ("arguments", "message"),
     [
         ([], "k"),
-        (["k=0"], "at least 1, came 0"),
-        (["k=1", "per_file=0"], "at least 1, came 0"),
+        (["k=0"], "at least 1, got 0"),
+        (["k=1", "per_file=0"], "at least 1, got 0"),
         (["k=1", "unlabelled=/nowhere"], "no file or folder /nowhere"),
         (["k=1", "data.root=/nowhere"], r"no folder /nowhere.*"),
     ],

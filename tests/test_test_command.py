@@ -139,7 +139,7 @@ def test_other_classes_than_in_training_are_refused(folder: Path) -> None:
     [
         ([], "give run=<folder>, or weights=<file>"),
         (["run=/nowhere"], "no run folder /nowhere"),
-        (["run={run}", "split=train"], "split is test or val, came 'train'"),
+        (["run={run}", "split=train"], "split is test or val, got 'train'"),
         (["run={run}", "model=Assistant"], "has no model 'Assistant': it has Student, Teacher"),
         (["run={run}", "data.root=/nowhere"], "no folder /nowhere, set data.root=<folder>"),
         (["run={run}", "checkpoint=third"], "give checkpoint=best|last"),

@@ -108,7 +108,7 @@ def test_a_signal_without_a_row_a_sample_is_refused() -> None:
     model = nn.Sequential(nn.Flatten(0, 1), nn.Linear(2, 3))  # frames become rows
     with composer.capture({"Student": model}) as signals:
         model(X.view(6, 2, 2))
-    with pytest.raises(ValueError, match=r"term 'ce': .* a row for each of the 6 samples, came \(12, 3\)"):
+    with pytest.raises(ValueError, match=r"term 'ce': .* a row for each of the 6 samples, got \(12, 3\)"):
         composer(signals, PARTLY)
 
 

@@ -83,8 +83,8 @@ class InputView:
         """
         least = 4 if self.num_frames is None else 5
         if not isinstance(clips, Tensor) or clips.ndim < least or not clips.is_floating_point():
-            came = f"{clips.dtype} {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
-            raise ValueError(f"inputs: expected normalised clips (B, T, C, H, W) or images (B, C, H, W), came {came}")
+            got = f"{clips.dtype} {tuple(clips.shape)}" if isinstance(clips, Tensor) else type(clips).__name__
+            raise ValueError(f"inputs: expected normalised clips (B, T, C, H, W) or images (B, C, H, W), got {got}")
         if self.num_frames is not None and self.num_frames != clips.shape[-4]:
             clips = clips[..., self.frames(clips.shape[-4]), :, :, :]
         if self.size is None or clips.shape[-2:] == (self.size, self.size):

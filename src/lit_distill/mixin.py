@@ -251,12 +251,12 @@ class DistillMixin(LightningModule):
             raise weight_error("own_weight", own, epoch)
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
-            came = type(loss).__name__ + (" as 'loss'" if isinstance(output, Mapping) else "")
+            got = type(loss).__name__ + (" as 'loss'" if isinstance(output, Mapping) else "")
             if isinstance(output, Mapping) and "loss" not in output:
-                came = f"a dict of {list(output)}"
+                got = f"a dict of {list(output)}"
             raise ValueError(
                 f"the training_step of {type(self).__name__} must return the loss as a tensor, a dict that has it as "
-                f"'loss', or None to leave the batch out, got {came}"
+                f"'loss', or None to leave the batch out, got {got}"
             )
         mine = own * loss if own else zero_gradients(loss.new_zeros(()), self.parameters())  # which may be infinite
         total = mine + result.total

@@ -108,11 +108,11 @@ def paddle_momentum(
         [('Student/all', 0.05, 0.0001)]
     """
     if not lr > 0:
-        raise ValueError(f"paddle_momentum expects lr above 0, came {lr}")
+        raise ValueError(f"paddle_momentum expects lr above 0, got {lr}")
     if not 0 <= momentum < 1:
-        raise ValueError(f"paddle_momentum expects momentum in [0, 1), came {momentum}")
+        raise ValueError(f"paddle_momentum expects momentum in [0, 1), got {momentum}")
     if weight_decay < 0:
-        raise ValueError(f"paddle_momentum expects weight_decay of at least 0, came {weight_decay}")
+        raise ValueError(f"paddle_momentum expects weight_decay of at least 0, got {weight_decay}")
     named = [(f"{name}/{group.name}", group) for name, model in models.items() for group in groups_of(model)]
     named.append(("losses", ParameterGroup("losses", tuple(extra_parameters))))
     seen: set[int] = set()

@@ -370,7 +370,7 @@ def test_foreign_data_do_not_end_a_training(tmp_path: Path, capsys: pytest.Captu
     run.fit(module(), Foreign())
     told = " ".join(capsys.readouterr().out.split())
     assert run.current_epoch == 2
-    reason = "mean and std of the data module are expected to be 3 numbers each, came 0.5 and 0.2, give MediaLogger("
+    reason = "mean and std of the data module are expected to be 3 numbers each, got 0.5 and 0.2, give MediaLogger("
     assert told.count(f"no clips: how the clips were normalised is not known: {reason}") == 1
     assert {p.name for p in tmp_path.rglob("*.png")} == {"confusion.png", "classes_Teacher.png"}
     run = trainer(tmp_path / "given", [MediaLogger(mean=MEAN, std=STD)])
@@ -480,7 +480,7 @@ def test_samples_that_are_no_pictures_have_a_confusion_alone(
     told = " ".join(capsys.readouterr().out.split())
     assert (
         told.count(
-            "media: no clips: clips are shown of inputs (B, T, 3, H, W) or (B, 3, H, W), came torch.float32 (4, 324)"
+            "media: no clips: clips are shown of inputs (B, T, 3, H, W) or (B, 3, H, W), got torch.float32 (4, 324)"
         )
         == 1
     )

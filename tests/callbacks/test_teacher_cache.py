@@ -385,7 +385,7 @@ def test_models_that_learn_or_move_are_refused(tmp_path: Path) -> None:
     for arguments, said in (({"max_gb": 0}, "max_gb"), ({"dtype": "int8"}, "dtype"), ({"top_k": 0}, "top_k")):
         with pytest.raises(ValueError, match=f"teacher_cache.{said}"):
             TeacherCache(**arguments)
-    with pytest.raises(ValueError, match=r"top_k must be from 1 to below the 3 classes of 'Teacher', came 3"):
+    with pytest.raises(ValueError, match=r"top_k must be from 1 to below the 3 classes of 'Teacher', got 3"):
         fit(tmp_path, with_teacher(net()), top_k=3)
     with pytest.raises(ValueError, match=r"'Teacher' has values up to .*, too large for float16"):
         fit(tmp_path, with_teacher(nn.Sequential(net(), Big())), dtype="float16")

@@ -113,7 +113,7 @@ def test_workers_change_nothing(videos: Path) -> None:
 
 
 def test_an_unknown_augmentation_is_told(videos: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.augment is one of .*'randaugment'.* came 'augmix'"):
+    with pytest.raises(ValueError, match=r"data\.augment is one of .*'randaugment'.* got 'augmix'"):
         make(videos, augment="augmix")
 
 
@@ -151,7 +151,7 @@ def test_smoothing_and_mixing_of_a_batch(videos: Path) -> None:
 
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_smoothing_is_checked(videos: Path, value: float) -> None:
-    with pytest.raises(ValueError, match=r"data\.label_smoothing must be from 0 to below 1, came"):
+    with pytest.raises(ValueError, match=r"data\.label_smoothing must be from 0 to below 1, got"):
         make(videos, label_smoothing=value)
 
 
@@ -162,5 +162,5 @@ def test_a_mixer_by_its_name(videos: Path) -> None:
     assert mixer_of(None) is None
     draws = [make(videos, mix="cutmix").mix.draw(2, 8, 8, random.Random(s)) for s in range(5)]  # type: ignore[union-attr]
     assert all(draw.box is not None for draw in draws)
-    with pytest.raises(ValueError, match=r"data\.mix is one of \['mixup', 'cutmix', 'videomix'\].* came 'blend'"):
+    with pytest.raises(ValueError, match=r"data\.mix is one of \['mixup', 'cutmix', 'videomix'\].* got 'blend'"):
         make(videos, mix="blend")

@@ -266,8 +266,8 @@ def test_folders_of_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cache": "ram"}, r"data\.cache is 'none', 'memory' or 'disk', came 'ram'"),
-        ({"cache_gb": 0}, r"data\.cache_gb must be above 0, came 0"),
+        ({"cache": "ram"}, r"data\.cache is 'none', 'memory' or 'disk', got 'ram'"),
+        ({"cache_gb": 0}, r"data\.cache_gb must be above 0, got 0"),
     ],
 )
 def test_arguments_are_checked(videos: Path, arguments: dict[str, Any], message: str) -> None:

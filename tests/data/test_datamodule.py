@@ -272,8 +272,8 @@ def test_too_few_videos_for_a_batch(videos: Path) -> None:
     ("arguments", "message"),
     [
         ({"views": "train"}, r"data\.views is 'center' or 'dense', got 'train'"),
-        ({"batch_size": 0}, r"data\.batch_size must be at least 1, came 0"),
-        ({"num_workers": -1}, r"data\.num_workers must be at least 0, came -1"),
+        ({"batch_size": 0}, r"data\.batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, r"data\.num_workers must be at least 0, got -1"),
         ({"mean": (0.5,)}, r"data\.mean and data\.std are 3 numbers"),
         ({"std": (0.5, 0.0, 1.0)}, "std above 0"),
         ({"sampling": "random"}, "sampling is one of"),

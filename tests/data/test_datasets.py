@@ -207,7 +207,7 @@ def test_an_unreadable_video_is_an_error(videos: Path, tmp_path: Path) -> None:
 
 
 def test_arguments_are_checked(videos: Path) -> None:
-    with pytest.raises(ValueError, match="views is 'train', 'center' or 'dense', came 'all'"):
+    with pytest.raises(ValueError, match="views is 'train', 'center' or 'dense', got 'all'"):
         make(videos, views="all")
     with pytest.raises(ValueError, match="at least one sample"):
         VideoDataset([], sampling=FrameSampling(num_frames=4), transform=TRANSFORM)

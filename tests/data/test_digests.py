@@ -62,7 +62,7 @@ def test_epochs_of_one_view_are_the_same_tensors_with_the_same_keys(videos: Path
 
 def test_without_views_every_epoch_has_keys_of_its_own(videos: Path) -> None:
     assert len({key for batch in run(make(videos), 3).keys for key in batch}) == 36
-    with pytest.raises(ValueError, match=r"data\.views_per_sample must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"data\.views_per_sample must be at least 1, got 0"):
         make(videos, views_per_sample=0)
 
 

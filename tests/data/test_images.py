@@ -197,7 +197,7 @@ def test_own_transforms_come_from_a_config(root: Path) -> None:
 def test_a_transform_that_gives_floats_is_refused(root: Path) -> None:
     transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     dataset = ImageDataset([(str(root / "val/cat/0.jpg"), 0)], transform=transform)
-    with pytest.raises(ValueError, match=r"came \(3, 32, 40\) float32: leave floats and normalisation to data\.mean"):
+    with pytest.raises(ValueError, match=r"got \(3, 32, 40\) float32: leave floats and normalisation to data\.mean"):
         dataset[0]
 
 
@@ -305,8 +305,8 @@ def test_too_few_images_for_a_batch(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_classes": 0}, r"data\.num_classes must be at least 1, came 0"),
-        ({"eval_batch_size": 0}, r"data\.eval_batch_size must be at least 1, came 0"),
+        ({"num_classes": 0}, r"data\.num_classes must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, r"data\.eval_batch_size must be at least 1, got 0"),
         ({"size": 40}, r"set data\.size or data\.scale"),
         ({"crop_scale": (0.5, 0.2)}, r"data\.crop_scale is two shares"),
         ({"crop_scale": (0.5,)}, r"data\.crop_scale is two shares"),

@@ -118,7 +118,7 @@ def test_a_part_of_what_a_worker_decoded_is_stacked_anew(videos: Path, monkeypat
 def test_prefetch(videos: Path) -> None:
     assert make(videos, num_workers=2, prefetch=5).train_dataloader().prefetch_factor == 5
     assert make(videos, num_workers=0, prefetch=5).train_dataloader().prefetch_factor is None
-    with pytest.raises(ValueError, match=r"data\.prefetch must be at least 1, came 0"):
+    with pytest.raises(ValueError, match=r"data\.prefetch must be at least 1, got 0"):
         make(videos, prefetch=0)
 
 

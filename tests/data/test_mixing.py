@@ -96,5 +96,5 @@ def test_alpha_is_checked(make: Any) -> None:
 
 
 def test_probability_is_checked() -> None:
-    with pytest.raises(ValueError, match="cutmix_probability must be from 0 to 1, came 2"):
+    with pytest.raises(ValueError, match="cutmix_probability must be from 0 to 1, got 2"):
         VideoMix(cutmix_probability=2)

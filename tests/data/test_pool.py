@@ -236,7 +236,7 @@ def test_a_missing_pool_is_told(videos: Path) -> None:
     ("arguments", "message"),
     [
         ({"unlabelled_share": 0.5}, "no sample is without a label"),
-        ({"unlabelled_share": 1.5, "unlabelled": "a.txt"}, r"share of a batch from 0 to 1, came 1\.5"),
+        ({"unlabelled_share": 1.5, "unlabelled": "a.txt"}, r"share of a batch from 0 to 1, got 1\.5"),
         ({"labelled_share": 0.0}, r"data\.labelled_share must be above 0"),
         ({"format": "shards", "unlabelled": "a.txt"}, r"not of data\.format=shards"),
         ({"format": "shards", "labelled_share": 0.5, "shuffle": "shards"}, r"set data\.shuffle=samples"),

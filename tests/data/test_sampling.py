@@ -69,8 +69,8 @@ def test_linspace_outside_the_video() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_frames": 0}, "num_frames must be at least 1, came 0"),
-        ({"num_frames": 8, "mode": "uniform"}, "sampling is one of plain, .* came 'uniform'"),
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"num_frames": 8, "mode": "uniform"}, "sampling is one of plain, .* got 'uniform'"),
         ({"num_frames": 65, "mode": "dense"}, "dense sampling spans 64 frames"),
         ({"num_frames": 8, "segment_length": 2, "mode": "dense"}, "segment_length=2 goes with plain and interval"),
         ({"num_frames": 8, "frame_interval": 2}, "frame_interval=2 goes with interval"),
@@ -83,7 +83,7 @@ def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
 
 def test_lengths_and_clips_are_checked() -> None:
     sampling = FrameSampling(num_frames=8)
-    with pytest.raises(ValueError, match="at least 1 frame is needed, came 0"):
+    with pytest.raises(ValueError, match="at least 1 frame is needed, got 0"):
         sampling.evaluation(0)
     with pytest.raises(ValueError, match="10 clips of a video need dense sampling, not plain"):
         sampling.evaluation(100, clips=10)

@@ -83,7 +83,7 @@ def test_crop_takes_rows_by_top_and_columns_by_left() -> None:
 
 @pytest.mark.parametrize("box", [center_box, three_boxes, lambda w, h, s: random_box(w, h, s, random.Random(0))])
 def test_crops_need_room(box: Any) -> None:
-    with pytest.raises(ValueError, match="crop of 32x32 needs frames of at least that size, came 40x31"):
+    with pytest.raises(ValueError, match="crop of 32x32 needs frames of at least that size, got 40x31"):
         box(40, 31, 32)
 
 
@@ -122,10 +122,10 @@ def test_three_crops() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 33, "scale": 32}, "size must be from 1 to scale=32, came 33"),
+        ({"size": 33, "scale": 32}, "size must be from 1 to scale=32, got 33"),
         ({"size": 0, "scale": 32}, "size must be from 1"),
-        ({"size": 28, "scale": 32, "flip": 1.5}, "flip is a probability from 0 to 1, came 1.5"),
-        ({"size": 28, "scale": 32, "aspect": "wide"}, "aspect is 'fixed', 'keep' or 'square', came 'wide'"),
+        ({"size": 28, "scale": 32, "flip": 1.5}, "flip is a probability from 0 to 1, got 1.5"),
+        ({"size": 28, "scale": 32, "aspect": "wide"}, "aspect is 'fixed', 'keep' or 'square', got 'wide'"),
     ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:

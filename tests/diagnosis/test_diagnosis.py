@@ -161,7 +161,7 @@ def test_the_cost_adds_up() -> None:
     assert cost.step_seconds == pytest.approx(2 * sum(cost.seconds.values()))
     assert cost.validation_hours > 0
     assert cost.folder_bytes == 2 * cost.checkpoint_bytes + parameters
-    with pytest.raises(ValueError, match="at least 1, came 0, 1, 1"):
+    with pytest.raises(ValueError, match="at least 1, got 0, 1, 1"):
         measure(module(Net()), data(), steps=0, epochs=1)
 
 

@@ -56,12 +56,12 @@ def test_the_command_composes_to_the_published_values(recipe: str, tmp_path: Pat
     assert len(rows) > 30
     for setting, _, key, *values in rows:
         listed = values[RECIPES.index(recipe)]
-        came = value_of(config, key.strip("`"))
-        if key.endswith("_target_`") and isinstance(came, str):
-            assert came.rpartition(".")[2] == listed, f"{setting}: {key}"
+        got = value_of(config, key.strip("`"))
+        if key.endswith("_target_`") and isinstance(got, str):
+            assert got.rpartition(".")[2] == listed, f"{setting}: {key}"
         else:
             expected = None if listed == "–" else yaml.safe_load(listed)
-            assert (list(came) if isinstance(came, tuple) else came) == expected, f"{setting}: {key}"
+            assert (list(got) if isinstance(got, tuple) else got) == expected, f"{setting}: {key}"
 
 
 def test_what_the_converter_writes_is_shown_as_it_composes(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_classes_name_what_they_are_taken_for() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     report = ClassificationReport(num_classes=3)
-    with pytest.raises(ValueError, match=r"expected log-probabilities \(B, 3\), came \(2, 4\): the network was built"):
+    with pytest.raises(ValueError, match=r"expected log-probabilities \(B, 3\), got \(2, 4\): the network was built"):
         report.update(torch.zeros(2, 4), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="expected class indices"):
         report.update(torch.zeros(2, 3), torch.zeros(2, 3))

@@ -152,7 +152,7 @@ def test_starts_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 20}, r"depth of \[18, 34, 50, 101, 152\], came 20"),
+        ({"depth": 20}, r"depth of \[18, 34, 50, 101, 152\], got 20"),
         ({"num_classes": 0}, "num_classes above 0"),
         ({"num_frames": 2}, "at least 3 frames, or 1 for stills, got 2"),
         ({"width": 0.0}, "width above 0"),

@@ -204,14 +204,14 @@ def test_starts_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes and class_expand above 0, came 0, 16"),
+        ({"num_classes": 0}, "num_classes and class_expand above 0, got 0, 16"),
         ({"class_expand": 0}, "class_expand above 0"),
         ({"num_frames": 2}, "at least 3 frames, or 1 for stills, got 2"),
         ({"scale": 0.0}, "scale above 0"),
         ({"depths": (2, 2, 6)}, r"4 stages.*\(2, 2, 6\)"),
         ({"depths": (2, 2, 0, 2)}, "1 or more each"),
         ({"dropout": 1.0}, r"\[0, 1\)"),
-        ({"batch_norm": "paddle"}, r"batch_norm expects one of \['torch', 'published'\], came 'paddle'"),
+        ({"batch_norm": "paddle"}, r"batch_norm expects one of \['torch', 'published'\], got 'paddle'"),
     ],
 )
 def test_hyperparameters_out_of_range(options: dict[str, Any], message: str) -> None:

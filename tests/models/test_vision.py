@@ -146,7 +146,7 @@ def test_an_unknown_name_says_the_closest(build: Build, name: str, message: str)
 
 @BOTH
 def test_a_classifier_needs_classes(build: Build) -> None:
-    with pytest.raises(ValueError, match="resnet18 needs num_classes of at least 1, came 0"):
+    with pytest.raises(ValueError, match="resnet18 needs num_classes of at least 1, got 0"):
         build("resnet18", num_classes=0)
 
 

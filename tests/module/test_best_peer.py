@@ -174,7 +174,7 @@ def test_says_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("metrics", "came"),
+    ("metrics", "got"),
     [
         (None, "none for Student"),
         (lambda: MetricCollection({"top5": TopKAccuracy(k=5)}), r"MetricCollection of \['top5'\] for Student"),
@@ -182,8 +182,8 @@ def test_says_what_is_wrong() -> None:
         (lambda: TopKAccuracy(k=1), "TopKAccuracy for Student"),
     ],
 )
-def test_metrics_that_choose_no_student_are_told_before_training(metrics: Any, came: str) -> None:
-    with pytest.raises(ValueError, match=f"student=best .* with 'top1', got .*{came}"):
+def test_metrics_that_choose_no_student_are_told_before_training(metrics: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=f"student=best .* with 'top1', got .*{got}"):
         module("Student", student="best", metrics=metrics)
     own = module("Peer1", student="best", metrics=lambda: MetricCollection({"top1": TopKAccuracy(k=1)}))
     assert own.candidates == tuple(PEERS)

@@ -88,7 +88,7 @@ def test_what_stands_still_gives_the_same_answers_in_training() -> None:
         (["Student.fc"], ["Teacher"], r"train_only names \['Student.fc'\], where there is nothing to train"),
         (["Student.1", "Teacher.1"], ["Teacher"], r"train_only names \['Teacher.1'\].*learn are \['Student'\]"),
         (["Student.1"], [], r"train_only leaves nothing of Teacher to train: add it, or say frozen=\[Teacher\]"),
-        ("Student.1", ["Teacher"], r"train_only is a list of names, came the text 'Student.1'"),
+        ("Student.1", ["Teacher"], r"train_only is a list of names, got the text 'Student.1'"),
     ],
 )
 def test_a_name_that_means_nothing_is_told(names: list[str], frozen: list[str], message: str) -> None:

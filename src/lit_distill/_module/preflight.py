@@ -82,10 +82,10 @@ def check_judges_best(metrics: Mapping[str, Any], candidates: Collection[str]) -
         metric = metrics.get(name)
         keys = list(map(str, metric)) if isinstance(metric, MetricCollection) else None
         if keys is None or TOP1 not in keys:
-            came = "none" if metric is None else type(metric).__name__ + ("" if keys is None else f" of {keys}")
+            got = "none" if metric is None else type(metric).__name__ + ("" if keys is None else f" of {keys}")
             raise ValueError(
                 f"student=best is chosen by validation top-1, so that metrics must make a MetricCollection with "
-                f"{TOP1!r}, got {came} for {name}; or name one student"
+                f"{TOP1!r}, got {got} for {name}; or name one student"
             )
 
 
@@ -127,8 +127,8 @@ def unpack_batch(batch: Any, hook: str = "unpack") -> tuple[Any, Tensor | None, 
     """Inputs, target and sample index of a batch of the usual form; raises ValueError, naming ``hook``, for others."""
     if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
         return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-    came = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {came}; override {hook}()")
+    got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {got}; override {hook}()")
 
 
 def try_example(module: LightningModule, build: Callable[[Any, int | None], None]) -> None:

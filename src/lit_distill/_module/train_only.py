@@ -40,7 +40,7 @@ class TrainOnly:
 
     def __init__(self, models: Mapping[str, nn.Module], patterns: Collection[str] | None) -> None:
         if isinstance(patterns, str):
-            raise ValueError(f"train_only is a list of names, came the text {patterns!r}: write [{patterns}]")
+            raise ValueError(f"train_only is a list of names, got the text {patterns!r}: write [{patterns}]")
         self._still: list[nn.Module] = []
         if not patterns:
             return

@@ -130,8 +130,8 @@ class EvaluatedTerms(nn.Module):
         except (ValueError, IndexError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"{describe(name, term, arguments)}: {reason(error, arguments)}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
-            came = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {came}")
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {got}")
         return value.reshape(())
 
     def _arguments(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[Signal, ...]:
@@ -166,7 +166,7 @@ def _rows(signal: Signal, rows: Tensor, samples: int) -> Signal:
     if not signal.ndim or len(signal) != samples:
         raise ValueError(
             f"a term that names {GROUND_TRUTH} is evaluated on the labelled samples of a batch, so its signals must "
-            f"have a row for each of the {samples} samples, came {tuple(signal.shape)}: tap a signal that has (the "
+            f"have a row for each of the {samples} samples, got {tuple(signal.shape)}: tap a signal that has (the "
             "logits, the embedding before the classifier), or train this term without samples that have no label"
         )
     return signal[rows]

@@ -150,7 +150,7 @@ class MediaLogger(Callback):
         if self._normalisation is None and not (mean is None and std is None):
             findings.normalisation = _normalisation(mean, std)
             findings.unknown = (
-                f"mean and std of the data module are expected to be 3 numbers each, came {mean!r:.80} and {std!r:.80}"
+                f"mean and std of the data module are expected to be 3 numbers each, got {mean!r:.80} and {std!r:.80}"
             )
         return findings
 

@@ -107,11 +107,11 @@ class TeacherCache(Callback):
         console: Console | None = None,
     ) -> None:
         if not 0 < max_gb < math.inf:
-            raise ValueError(f"teacher_cache.max_gb must be above 0, came {max_gb}")
+            raise ValueError(f"teacher_cache.max_gb must be above 0, got {max_gb}")
         if dtype not in ("float32", "float16"):
-            raise ValueError(f"teacher_cache.dtype is 'float32' or 'float16', came {dtype!r}")
+            raise ValueError(f"teacher_cache.dtype is 'float32' or 'float16', got {dtype!r}")
         if top_k is not None and top_k < 1:
-            raise ValueError(f"teacher_cache.top_k must be at least 1, or null for all logits, came {top_k}")
+            raise ValueError(f"teacher_cache.top_k must be at least 1, or null for all logits, got {top_k}")
         self.folder = cache_folder("teachers", folder)
         self.limit = int(max_gb * 1e9)
         self.dtype, self.top_k = dtype, top_k
@@ -248,7 +248,7 @@ class TeacherCache(Callback):
             return compute(inputs)
         if not isinstance(inputs, Tensor) or inputs.ndim == 0:
             raise ValueError(
-                f"teacher_cache needs batches whose inputs are one tensor (B, ...), came {type(inputs).__name__}: "
+                f"teacher_cache needs batches whose inputs are one tensor (B, ...), got {type(inputs).__name__}: "
                 "set teacher_cache=off"
             )
         counts = self.counts["train" if torch.is_grad_enabled() else "val"]

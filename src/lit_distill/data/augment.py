@@ -44,7 +44,7 @@ def augmentation(augment: Augment, *, interpolation: str = "bilinear") -> v2.Tra
         (torch.Size([4, 3, 24, 24]), torch.uint8, True)
     """
     if augment not in _AUGMENTS:
-        raise ValueError(f"data.augment is one of {list(_AUGMENTS)}, or null for none, came {augment!r}")
+        raise ValueError(f"data.augment is one of {list(_AUGMENTS)}, or null for none, got {augment!r}")
     transform: v2.Transform = _AUGMENTS[augment](interpolation=interpolation_mode(interpolation))
     return transform
 
@@ -57,7 +57,7 @@ def interpolation_mode(name: str) -> v2.InterpolationMode:
     """
     names = [mode.value for mode in v2.InterpolationMode]
     if name not in names:
-        raise ValueError(f"data.interpolation is one of {names}, came {name!r}")
+        raise ValueError(f"data.interpolation is one of {names}, got {name!r}")
     return v2.InterpolationMode(name)
 
 

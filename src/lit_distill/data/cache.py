@@ -101,7 +101,7 @@ class ClipCache:
 
     def __init__(self, folder: str | os.PathLike[str], *, limit: int, check: bool = True) -> None:
         if limit < 1:
-            raise ValueError(f"a cache of clips needs a limit of at least 1 byte, came {limit}: set data.cache_gb")
+            raise ValueError(f"a cache of clips needs a limit of at least 1 byte, got {limit}: set data.cache_gb")
         self.folder, self.limit, self.check = Path(folder), limit, check
         private_folder(self.folder)
         with self._ledger() as numbers:
@@ -329,7 +329,7 @@ def _decode_in_parts(decode: Decode, numbers: Sequence[int], height: int, width:
     frames = np.empty((len(numbers), height, width, 3), np.uint8)
     for start in range(0, len(numbers), _AT_ONCE):
         part = decode(numbers[start : start + _AT_ONCE])
-        assert part.shape[1:] == frames.shape[1:], f"expected frames of {height}x{width}, came {part.shape}"
+        assert part.shape[1:] == frames.shape[1:], f"expected frames of {height}x{width}, got {part.shape}"
         frames[start : start + _AT_ONCE] = part
     return frames
 

@@ -150,7 +150,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
             loading["eval_batch_size"] = 1
         super().__init__(root=root, num_classes=num_classes, batch_size=batch_size, **loading)
         if max_missing < 0:
-            raise ValueError(f"data.max_missing must be at least 0, came {max_missing}")
+            raise ValueError(f"data.max_missing must be at least 0, got {max_missing}")
         self.lists = {"train": train_list, "val": val_list, "test": val_list if test_list is None else test_list}
         self.num_frames, self.size = num_frames, size
         self.sampling = FrameSampling(num_frames=num_frames, mode=sampling)
@@ -165,9 +165,9 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         self.roots = [expand_home(folder) for folder in roots]
         self.limits = _limits(limits)
         if cache not in ("none", "memory", "disk"):
-            raise ValueError(f"data.cache is 'none', 'memory' or 'disk', came {cache!r}")
+            raise ValueError(f"data.cache is 'none', 'memory' or 'disk', got {cache!r}")
         if not cache_gb > 0:
-            raise ValueError(f"data.cache_gb must be above 0, came {cache_gb}")
+            raise ValueError(f"data.cache_gb must be above 0, got {cache_gb}")
         self.cache, self.cache_gb, self.cache_dir = cache, cache_gb, cache_dir
         self.clip_cache: ClipCache | None = None
         """The cache of decoded frames, made by the first data set that needs it; its ``stats()`` tell of hits."""
@@ -177,7 +177,7 @@ class VideoDataModule(SampleDataModule[VideoDataset]):
         )  # fmt: skip
         given = format if source is None else type(source).__name__
         if shuffle not in ("samples", "shards"):
-            raise ValueError(f"data.shuffle is 'samples' or 'shards', came {shuffle!r}")
+            raise ValueError(f"data.shuffle is 'samples' or 'shards', got {shuffle!r}")
         if shuffle == "shards" and not self.source.packed:
             raise ValueError(f"data.shuffle=shards goes with data.format=shards, not {given}")
         if self.unlabelled is not None and self.source.packed:
@@ -320,5 +320,5 @@ def _limits(given: Mapping[str, float | None] | None) -> Limits:
     unknown = stated.keys() - Limits.__dataclass_fields__.keys()
     if unknown:
         known = ", ".join(Limits.__dataclass_fields__)
-        raise ValueError(f"data.limits has the fields {known}, came {', '.join(sorted(unknown))}")
+        raise ValueError(f"data.limits has the fields {known}, got {', '.join(sorted(unknown))}")
     return Limits(**stated)  # type: ignore[arg-type]

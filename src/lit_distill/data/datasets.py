@@ -90,7 +90,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
         cache: ClipCache | None = None,
     ) -> None:
         if views not in ("train", "center", "dense"):
-            raise ValueError(f"views is 'train', 'center' or 'dense', came {views!r}")
+            raise ValueError(f"views is 'train', 'center' or 'dense', got {views!r}")
         require_known(resize, on_bad)
         if not samples:
             raise ValueError("a VideoDataset needs at least one sample")
@@ -232,9 +232,9 @@ class VideoDataset(Dataset[Item | BadVideo]):
 def require_known(resize: str, on_bad: str) -> None:
     """Raise ValueError for a resize or a policy that there is not."""
     if resize not in ("decoder", "exact"):
-        raise ValueError(f"data.resize is 'decoder' or 'exact', came {resize!r}")
+        raise ValueError(f"data.resize is 'decoder' or 'exact', got {resize!r}")
     if on_bad not in ("raise", "quarantine"):
-        raise ValueError(f"data.on_bad is 'raise' or 'quarantine', came {on_bad!r}")
+        raise ValueError(f"data.on_bad is 'raise' or 'quarantine', got {on_bad!r}")
 
 
 def collate(items: Sequence[Item | BadVideo]) -> Batch | PartialBatch:

@@ -48,9 +48,9 @@ def training_transform(
         (24, 24)
     """
     if len(crop_scale) != 2 or not 0.0 < crop_scale[0] <= crop_scale[1] <= 1.0:
-        raise ValueError(f"data.crop_scale is two shares of the area, 0 < low <= high <= 1, came {list(crop_scale)}")
+        raise ValueError(f"data.crop_scale is two shares of the area, 0 < low <= high <= 1, got {list(crop_scale)}")
     if not 0.0 <= flip <= 1.0:
-        raise ValueError(f"data.flip is a probability from 0 to 1, came {flip}")
+        raise ValueError(f"data.flip is a probability from 0 to 1, got {flip}")
     mode = interpolation_mode(interpolation)
     steps = [v2.RandomResizedCrop(size, scale=tuple(crop_scale), interpolation=mode), v2.RandomHorizontalFlip(flip)]
     if augment is not None:
@@ -74,7 +74,7 @@ def evaluation_transform(*, size: int, scale: int, interpolation: str = "bilinea
         (24, 24)
     """
     if not 1 <= size <= scale:
-        raise ValueError(f"data.size must be from 1 to data.scale={scale}, came {size}: set data.size or data.scale")
+        raise ValueError(f"data.size must be from 1 to data.scale={scale}, got {size}: set data.size or data.scale")
     return v2.Compose([v2.Resize(scale, interpolation=interpolation_mode(interpolation)), v2.CenterCrop(size)])
 
 
@@ -127,7 +127,7 @@ class ImageDataset(Dataset[Item]):
         pixels = v2.functional.pil_to_tensor(view) if isinstance(view, Image.Image) else view
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
             raise ValueError(
-                f"the transform must give an image or bytes (3, H, W) uint8, came {tuple(pixels.shape)} "
+                f"the transform must give an image or bytes (3, H, W) uint8, got {tuple(pixels.shape)} "
                 f"{str(pixels.dtype).removeprefix('torch.')}: leave floats and normalisation to data.mean "
                 "and data.std, they come on the device"
             )

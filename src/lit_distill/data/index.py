@@ -51,7 +51,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> Findings:
     """
     console = console or Screen()
     if config.check not in ("headers", "decode"):
-        raise ValueError(f"check is 'headers' or 'decode', came {config.check!r}")
+        raise ValueError(f"check is 'headers' or 'decode', got {config.check!r}")
     data = instantiate(config.data, _convert_="all")
     if not isinstance(data, VideoDataModule):
         raise ValueError(f"the index is for videos, but data={type(data).__name__} has none; name another data=…")

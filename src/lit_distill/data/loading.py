@@ -127,18 +127,18 @@ class SampleDataModule(LightningDataModule, ABC, Generic[SampleDatasetT]):
             ("views_per_sample", views_per_sample, 1),
         ):
             if value is not None and value < least:
-                raise ValueError(f"data.{name} must be at least {least}, came {value}")
+                raise ValueError(f"data.{name} must be at least {least}, got {value}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, came {list(mean)} and {list(std)}")
+            raise ValueError(f"data.mean and data.std are 3 numbers, std above 0, got {list(mean)} and {list(std)}")
         if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f"data.label_smoothing must be from 0 to below 1, came {label_smoothing}")
+            raise ValueError(f"data.label_smoothing must be from 0 to below 1, got {label_smoothing}")
         self.root = expand_home(root)
         self.num_classes, self.mix, self.seed = num_classes, mixer_of(mix), seed
         self.label_smoothing = label_smoothing
         if unlabelled_share is not None and not 0.0 <= unlabelled_share <= 1.0:
-            raise ValueError(f"data.unlabelled_share is a share of a batch from 0 to 1, came {unlabelled_share}")
+            raise ValueError(f"data.unlabelled_share is a share of a batch from 0 to 1, got {unlabelled_share}")
         if not 0.0 < labelled_share <= 1.0:
-            raise ValueError(f"data.labelled_share must be above 0, to 1, came {labelled_share}")
+            raise ValueError(f"data.labelled_share must be above 0, to 1, got {labelled_share}")
         if unlabelled_share and unlabelled is None and labelled_share == 1.0:
             raise ValueError(
                 f"data.unlabelled_share={unlabelled_share}, but no sample is without a label: set "

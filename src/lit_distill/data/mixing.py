@@ -173,7 +173,7 @@ class VideoMix:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.cutmix_probability <= 1.0:
-            raise ValueError(f"cutmix_probability must be from 0 to 1, came {self.cutmix_probability}")
+            raise ValueError(f"cutmix_probability must be from 0 to 1, got {self.cutmix_probability}")
         _require_positive(self.cutmix_alpha)
         _require_positive(self.mixup_alpha)
 
@@ -200,7 +200,7 @@ def mixer_of(mix: Mixer | MixName | None) -> Mixer | None:
     if not isinstance(mix, str):
         return mix
     if mix not in _MIXERS:
-        raise ValueError(f"data.mix is one of {list(_MIXERS)}, a mixer by its _target_, or null for none, came {mix!r}")
+        raise ValueError(f"data.mix is one of {list(_MIXERS)}, a mixer by its _target_, or null for none, got {mix!r}")
     return _MIXERS[mix]()
 
 
@@ -215,4 +215,4 @@ def _cut(center: int, length: int, limit: int) -> tuple[int, int]:
 
 def _require_positive(alpha: float) -> None:
     if not alpha > 0.0:
-        raise ValueError(f"alpha must be above 0, came {alpha}")
+        raise ValueError(f"alpha must be above 0, got {alpha}")

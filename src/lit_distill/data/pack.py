@@ -60,7 +60,7 @@ def pack(
         (['train-000000.tar'], ['00000000.mp4', '00000000.json'], b'{"label": 2, "source": "a.mp4"}')
     """
     if shard_bytes < 1:
-        raise ValueError(f"a shard needs at least 1 byte, came {shard_bytes}: set shard_mb")
+        raise ValueError(f"a shard needs at least 1 byte, got {shard_bytes}: set shard_mb")
     names: list[str] = []
     left = enumerate(samples)
     first = next(left, None)
@@ -82,13 +82,13 @@ def run(config: DictConfig) -> dict[str, list[str]]:
     """
     console = Screen()
     if not config.shard_mb > 0:
-        raise ValueError(f"shard_mb must be above 0, came {config.shard_mb}")
+        raise ValueError(f"shard_mb must be above 0, got {config.shard_mb}")
     data = instantiate(config.data, _convert_="all")
     if not isinstance(data, VideoDataModule) or not isinstance(data.source, VideoFiles) or data.source.packed:
         raise ValueError("only videos that list files name are packed: data.format=video")
     unknown = [split for split in config.splits if split not in _SPLITS]
     if unknown:
-        raise ValueError(f"splits are of {', '.join(_SPLITS)}, came {', '.join(map(str, unknown))}")
+        raise ValueError(f"splits are of {', '.join(_SPLITS)}, got {', '.join(map(str, unknown))}")
     output = expand_home(config.output)
     there = sorted(output.glob("*.tar")) if output.is_dir() else []
     if there:

@@ -193,12 +193,12 @@ class Preprocess:
         array = frames.numpy() if isinstance(frames, Tensor) else np.asarray(frames)
         wanted = "an image (H, W, 3)" if self.sampling is None else "the frames of a video (T, H, W, 3)"
         if array.dtype != np.uint8 or array.ndim != (3 if self.sampling is None else 4) or array.shape[-1] != 3:
-            raise ValueError(f"expected {wanted}, RGB of type uint8, came {array.dtype} {array.shape}")
+            raise ValueError(f"expected {wanted}, RGB of type uint8, got {array.dtype} {array.shape}")
         if self.sampling is None:
             view = self._of_image(Image.fromarray(np.ascontiguousarray(array)))
             return view if isinstance(view, Tensor) else _channels_first(np.asarray(view))
         if not len(array):
-            raise ValueError("expected at least one frame, came none")
+            raise ValueError("expected at least one frame, got none")
         dense = self.views == "dense"
         sampling = FrameSampling(num_frames=self.sampling.num_frames, mode="dense") if dense else self.sampling
         plan = sampling.evaluation(len(array), clips=DENSE_CLIPS if dense else 1)

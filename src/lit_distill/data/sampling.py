@@ -67,10 +67,10 @@ class FrameSampling:
     def __post_init__(self) -> None:
         modes = ("plain", "linspace", "dense", "select_left", "interval")
         if self.mode not in modes:
-            raise ValueError(f"sampling is one of {', '.join(modes)}, came {self.mode!r}")
+            raise ValueError(f"sampling is one of {', '.join(modes)}, got {self.mode!r}")
         for name in ("num_frames", "segment_length", "frame_interval"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, came {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.mode == "dense" and self.num_frames > DENSE_SPAN:
             raise ValueError(f"dense sampling spans {DENSE_SPAN} frames, num_frames={self.num_frames} is more")
         if self.segment_length > 1 and self.mode not in ("plain", "interval"):
@@ -178,7 +178,7 @@ class FrameSampling:
 
     def _require(self, length: int) -> None:
         if length < 1:
-            raise ValueError(f"a video of at least 1 frame is needed, came {length}")
+            raise ValueError(f"a video of at least 1 frame is needed, got {length}")
 
 
 def linspace_frames(count: int, length: int, *, span: tuple[float, float] | None = None) -> list[int]:

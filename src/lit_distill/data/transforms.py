@@ -61,7 +61,7 @@ def scaled_size(
         ((341, 256), (455, 256))
     """
     if aspect not in ("fixed", "keep", "square"):
-        raise ValueError(f"aspect is 'fixed', 'keep' or 'square', came {aspect!r}")
+        raise ValueError(f"aspect is 'fixed', 'keep' or 'square', got {aspect!r}")
     shorter, longer = min(width, height), max(width, height)
     if shorter == short:
         return width, height
@@ -274,11 +274,9 @@ class ClipTransform:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= self.scale:
-            raise ValueError(
-                f"size must be from 1 to scale={self.scale}, came {self.size}: set data.size or data.scale"
-            )
+            raise ValueError(f"size must be from 1 to scale={self.scale}, got {self.size}: set data.size or data.scale")
         if not 0.0 <= self.flip <= 1.0:
-            raise ValueError(f"flip is a probability from 0 to 1, came {self.flip}")
+            raise ValueError(f"flip is a probability from 0 to 1, got {self.flip}")
         scaled_size(4, 3, self.scale, aspect=self.aspect)
 
     def scaled(self, frames: Frames) -> Frames:
@@ -316,4 +314,4 @@ class ClipTransform:
 
 def _require_room(width: int, height: int, side: int) -> None:
     if min(width, height) < side:
-        raise ValueError(f"a crop of {side}x{side} needs frames of at least that size, came {width}x{height}")
+        raise ValueError(f"a crop of {side}x{side} needs frames of at least that size, got {width}x{height}")

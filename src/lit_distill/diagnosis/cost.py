@@ -66,7 +66,7 @@ def measure(module: DistillModule, data: LightningDataModule, *, steps: int, epo
         ValueError: a number is below 1.
     """
     if min(steps, epochs, accumulate) < 1:
-        raise ValueError(f"steps, epochs and accumulate must be at least 1, came {steps}, {epochs}, {accumulate}")
+        raise ValueError(f"steps, epochs and accumulate must be at least 1, got {steps}, {epochs}, {accumulate}")
     with isolate_rng():
         data.prepare_data()
         data.setup("fit")

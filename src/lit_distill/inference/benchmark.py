@@ -194,9 +194,9 @@ def _validate(config: DictConfig) -> None:
     if not config.input:
         raise ValueError("benchmark needs input=<a video or an image>")
     if not config.engines or set(config.engines) - set(get_args(Engine)):
-        raise ValueError(f"engines is a list of {', '.join(get_args(Engine))}, came {list(config.engines)}")
+        raise ValueError(f"engines is a list of {', '.join(get_args(Engine))}, got {list(config.engines)}")
     if config.rounds < 1 or (config.threads is not None and config.threads < 1):
-        raise ValueError(f"rounds and threads must be at least 1, came {config.rounds} and {config.threads}")
+        raise ValueError(f"rounds and threads must be at least 1, got {config.rounds} and {config.threads}")
 
 
 @contextmanager

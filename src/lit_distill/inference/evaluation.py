@@ -52,7 +52,7 @@ class ClassificationReport(Metric):
     def __init__(self, *, num_classes: int, bins: int = CALIBRATION_BINS) -> None:
         super().__init__()
         if num_classes < 1 or bins < 1:
-            raise ValueError(f"num_classes and bins must be at least 1, came {num_classes} and {bins}")
+            raise ValueError(f"num_classes and bins must be at least 1, got {num_classes} and {bins}")
         if num_classes > MAX_CLASSES:
             raise ValueError(
                 f"expected at most {MAX_CLASSES:,} classes for a confusion matrix, which has 800 MB then, got "
@@ -73,11 +73,11 @@ class ClassificationReport(Metric):
         """
         if log_probabilities.ndim != 2 or log_probabilities.shape[1] != self.num_classes:
             raise ValueError(
-                f"expected log-probabilities (B, {self.num_classes}), came {tuple(log_probabilities.shape)}: "
+                f"expected log-probabilities (B, {self.num_classes}), got {tuple(log_probabilities.shape)}: "
                 "the network was built for other classes than the data's"
             )
         if target.shape != log_probabilities.shape[:1] or target.is_floating_point():
-            raise ValueError(f"expected class indices (B,), came {target.dtype} {tuple(target.shape)}")
+            raise ValueError(f"expected class indices (B,), got {target.dtype} {tuple(target.shape)}")
         top = log_probabilities.topk(min(TOP, self.num_classes), dim=1)
         predicted = top.indices[:, 0]
         cells = target * self.num_classes + predicted

@@ -57,11 +57,11 @@ def run(config: DictConfig) -> Path:
     samples = _Samples(source, preprocess, config)
     checked_on = list(samples.check(config.check_samples))
     if not checked_on:
-        raise ValueError("an export needs real samples to be checked on, came none")
+        raise ValueError("an export needs real samples to be checked on, got none")
     ending = ".int8.onnx" if config.int8 else _ENDING[config.format]
     path = Path(config.output or inside(source.folder, EXPORT, f"{file_name(name).lower()}{ending}"))
     if path.suffix != _SUFFIX[config.format]:
-        raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, came {path}")
+        raise ValueError(f"output of format={config.format} ends in {_SUFFIX[config.format]}, got {path}")
     _refuse_other_card(path)
     console = Screen()
     with tempfile.TemporaryDirectory() as folder:
@@ -93,15 +93,15 @@ def run(config: DictConfig) -> Path:
 
 def _validate(config: DictConfig) -> None:
     if config.format not in get_args(Format):
-        raise ValueError(f"format is one of {', '.join(get_args(Format))}, came {config.format!r}")
+        raise ValueError(f"format is one of {', '.join(get_args(Format))}, got {config.format!r}")
     if config.int8 and config.format != "onnx":
-        raise ValueError(f"int8=true is for format=onnx, came format={config.format}")
+        raise ValueError(f"int8=true is for format=onnx, got format={config.format}")
     for key in ("check_samples", "calibration_samples"):
         if config[key] < 1:
-            raise ValueError(f"{key} must be at least 1, came {config[key]}")
+            raise ValueError(f"{key} must be at least 1, got {config[key]}")
     if not config.tolerance > 0 or not 0 <= config.max_drop <= 1:
         raise ValueError(
-            f"tolerance must be above 0 and max_drop within 0 and 1, came {config.tolerance} and {config.max_drop}"
+            f"tolerance must be above 0 and max_drop within 0 and 1, got {config.tolerance} and {config.max_drop}"
         )
 
 

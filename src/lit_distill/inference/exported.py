@@ -43,16 +43,16 @@ def compare(
     """
     pairs = [(reference(batch), exported(batch)) for batch in batches]
     if not pairs:
-        raise ValueError("an export needs real samples to be checked on, came none")
-    wanted, came = (torch.cat(list(side)).double() for side in zip(*pairs, strict=True))
+        raise ValueError("an export needs real samples to be checked on, got none")
+    wanted, got = (torch.cat(list(side)).double() for side in zip(*pairs, strict=True))
     if not bool(wanted.isfinite().all()):
         raise ValueError("the network gives logits that are not finite on real samples: it can't be exported")
-    if came.shape != wanted.shape:
-        raise ValueError(f"the exported file gives {tuple(came.shape)}, the network {tuple(wanted.shape)}")
-    difference = float((came - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
-    agreement = float((came.argmax(1) == wanted.argmax(1)).double().mean())
+    if got.shape != wanted.shape:
+        raise ValueError(f"the exported file gives {tuple(got.shape)}, the network {tuple(wanted.shape)}")
+    difference = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
+    agreement = float((got.argmax(1) == wanted.argmax(1)).double().mean())
     # a comparison with NaN is False wherever it is asked, so it is turned into what fails every tolerance
-    return Check(samples=len(wanted), difference=difference if came.isfinite().all() else float("inf"),
+    return Check(samples=len(wanted), difference=difference if got.isfinite().all() else float("inf"),
                  agreement=agreement)  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def top1(network: Callable[[Tensor], Tensor], batches: Iterator[tuple[Tensor, Te
         right += int((network(inputs).argmax(1) == target).sum())
         total += len(target)
     if not total:
-        raise ValueError("accuracy needs labelled samples, came none")
+        raise ValueError("accuracy needs labelled samples, got none")
     return right / total, total
 
 

@@ -93,7 +93,7 @@ class OnnxNetwork:
         if len(batch.shape) != len(self.input_shape) or any(
             isinstance(w, int) and w != c for w, c in zip(wanted, batch.shape[1:], strict=True)
         ):
-            said = f"{self.path} takes batches of {self.input_shape}, came {tuple(batch.shape)}"
+            said = f"{self.path} takes batches of {self.input_shape}, got {tuple(batch.shape)}"
             raise ValueError(printable(said)[:_LONGEST])
         options = self._runtime.RunOptions()
         options.log_severity_level = _SILENT
@@ -123,7 +123,7 @@ def write_onnx(network: nn.Module, example: Tensor, path: str | os.PathLike[str]
     for package in ("onnx", "onnxscript"):
         _imported(package)
     if example.shape[0] < 2:
-        raise ValueError(f"write_onnx needs an example batch of at least 2, came {tuple(example.shape)}")
+        raise ValueError(f"write_onnx needs an example batch of at least 2, got {tuple(example.shape)}")
     network = network.eval()
     name = next(iter(inspect.signature(network.forward).parameters))
     try:
@@ -182,7 +182,7 @@ class _Calibration:
         batch = next(self._batches, None)
         if batch is None:
             if not self.count:
-                raise ValueError("int8 needs at least one calibration batch, came none")
+                raise ValueError("int8 needs at least one calibration batch, got none")
             return None
         self.count += 1
         return {INPUT: batch.detach().cpu().float().numpy()}

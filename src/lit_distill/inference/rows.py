@@ -39,7 +39,7 @@ class RowFile:
     ) -> None:
         self.path = expand_home(path)
         if self.path.suffix not in SUFFIXES:
-            raise ValueError(f"output is a file {' or '.join(SUFFIXES)}, came {self.path}")
+            raise ValueError(f"output is a file {' or '.join(SUFFIXES)}, got {self.path}")
         self._csv, self._topk = self.path.suffix == ".csv", topk
         settings = json.dumps([list(inputs), topk, dict(made_by)], sort_keys=True)
         key = hashlib.sha256(settings.encode("utf-8", "surrogateescape")).hexdigest()[:8]

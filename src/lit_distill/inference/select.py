@@ -45,7 +45,7 @@ def run(config: DictConfig, console: Console | None = None) -> Selection:
     """
     console = console or Screen()
     if config.per_file < 1:
-        raise ValueError(f"per_file, the classes of a file, must be at least 1, came {config.per_file}")
+        raise ValueError(f"per_file, the classes of a file, must be at least 1, got {config.per_file}")
     best = TopPerClass(k=config.k, min_score=config.min_score)
     opened = open_run(config)
     preprocess = opened.preprocess(views=config.views)

@@ -42,9 +42,9 @@ class TopPerClass:
 
     def __init__(self, *, k: int, min_score: float = 0.0) -> None:
         if k < 1:
-            raise ValueError(f"k, the files of each class, must be at least 1, came {k}")
+            raise ValueError(f"k, the files of each class, must be at least 1, got {k}")
         if not 0.0 <= min_score <= 1.0:
-            raise ValueError(f"min_score is a probability from 0 to 1, came {min_score}")
+            raise ValueError(f"min_score is a probability from 0 to 1, got {min_score}")
         self.k, self.min_score = k, min_score
         self.candidates: defaultdict[int, int] = defaultdict(int)
         """How many files each class could choose from, by its label."""

@@ -42,7 +42,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     started = time.perf_counter()
     if config.split not in ("test", "val"):
-        raise ValueError(f"split is test or val, came {config.split!r}")
+        raise ValueError(f"split is test or val, got {config.split!r}")
     opened = open_run(config)
     model = config.named or opened.student
     network = opened.model(model, checkpoint=config.checkpoint)

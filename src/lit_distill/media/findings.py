@@ -70,11 +70,11 @@ class Findings:
         """Take in one batch, as validation has evaluated it; nothing is computed by a model."""
         scores = outputs[self.student]
         if not isinstance(scores, Tensor) or scores.ndim != 2 or target is None or target.ndim not in (1, 2):
-            came = f"{tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+            got = f"{tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
             self.reason = self.reason or (
                 "the samples have no target" if target is None
                 else f"{self.student} gives no class scores (B, C) of samples with one class each: its output is "
-                f"{came}, the target {tuple(target.shape)}"
+                f"{got}, the target {tuple(target.shape)}"
             )  # fmt: skip
             return
         rows = labelled_rows(target, LabelRule("classes"))
@@ -129,8 +129,8 @@ class Findings:
         """The frames of a sample as bytes, as they were before they were normalised."""
         is_picture = isinstance(inputs, Tensor) and inputs.ndim in (4, 5, 6) and inputs.shape[-3] == 3
         if not is_picture or (inputs.dtype != torch.uint8 and not inputs.is_floating_point()):
-            came = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-            self.clips_reason = f"clips are shown of inputs (B, T, 3, H, W) or (B, 3, H, W), came {came}"
+            got = f"{inputs.dtype} {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
+            self.clips_reason = f"clips are shown of inputs (B, T, 3, H, W) or (B, 3, H, W), got {got}"
             return None
         if inputs.is_floating_point() and self.normalisation is None:
             self.clips_reason = (

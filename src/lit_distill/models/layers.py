@@ -27,7 +27,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 def require_choice(value: str, choices: object, *, name: str) -> None:
     """Raise ValueError unless ``value`` is one of the literals of the type ``choices``."""
     if value not in get_args(choices):
-        raise ValueError(f"{name} expects one of {list(get_args(choices))}, came {value!r}")
+        raise ValueError(f"{name} expects one of {list(get_args(choices))}, got {value!r}")
 
 
 class BiasedBatchNorm2d(nn.BatchNorm2d):
@@ -105,7 +105,7 @@ def make_dropout(p: float, mode: DropoutMode) -> nn.Module:
     """
     require_choice(mode, DropoutMode, name="dropout_mode")
     if not 0.0 <= p < 1.0:
-        raise ValueError(f"dropout expects a probability in [0, 1), came {p}")
+        raise ValueError(f"dropout expects a probability in [0, 1), got {p}")
     return DownscaleInInferDropout(p) if mode == "downscale_in_infer" else nn.Dropout(p)
 
 

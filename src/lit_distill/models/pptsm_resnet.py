@@ -142,11 +142,11 @@ class PPTSMResNet(nn.Module):
         super().__init__()
         require_choice(batch_norm, BatchNormKind, name="batch_norm")
         if depth not in paddle_keys.RESNET_DEPTHS:
-            raise ValueError(f"PPTSMResNet expects a depth of {list(paddle_keys.RESNET_DEPTHS)}, came {depth}")
+            raise ValueError(f"PPTSMResNet expects a depth of {list(paddle_keys.RESNET_DEPTHS)}, got {depth}")
         if num_classes < 1:
-            raise ValueError(f"PPTSMResNet expects num_classes above 0, came {num_classes}")
+            raise ValueError(f"PPTSMResNet expects num_classes above 0, got {num_classes}")
         if not width > 0:
-            raise ValueError(f"PPTSMResNet expects width above 0, came {width}")
+            raise ValueError(f"PPTSMResNet expects width above 0, got {width}")
         self.depth, self.num_classes, self.num_frames = depth, num_classes, num_frames
         bottleneck = depth >= 50
 

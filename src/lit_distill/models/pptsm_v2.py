@@ -225,14 +225,12 @@ class PPTSMv2(nn.Module):
         require_choice(batch_norm, BatchNormKind, name="batch_norm")
         require_choice(init, Init, name="init")
         if num_classes < 1 or class_expand < 1:
-            raise ValueError(
-                f"PPTSMv2 expects num_classes and class_expand above 0, came {num_classes}, {class_expand}"
-            )
+            raise ValueError(f"PPTSMv2 expects num_classes and class_expand above 0, got {num_classes}, {class_expand}")
         if not scale > 0:
-            raise ValueError(f"PPTSMv2 expects scale above 0, came {scale}")
+            raise ValueError(f"PPTSMv2 expects scale above 0, got {scale}")
         if len(depths) != len(_STAGES) or min(depths) < 1:
             raise ValueError(
-                f"PPTSMv2 expects the depths of {len(_STAGES)} stages, 1 or more each, came {tuple(depths)}"
+                f"PPTSMv2 expects the depths of {len(_STAGES)} stages, 1 or more each, got {tuple(depths)}"
             )
         self.num_classes, self.num_frames = num_classes, num_frames
 

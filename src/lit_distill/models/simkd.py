@@ -57,7 +57,7 @@ class SimKDStudent(nn.Module):
     ) -> None:
         super().__init__()
         if factor < 1:
-            raise ValueError(f"SimKDStudent expects factor of at least 1, came {factor}")
+            raise ValueError(f"SimKDStudent expects factor of at least 1, got {factor}")
         names = [name for name, _ in network.named_children()]
         missing = [name for name in (pool, classifier, *without) if name not in names]
         if missing:

@@ -15,19 +15,17 @@ def frames_of(video: Tensor, num_frames: int, *, name: str) -> Tensor:
         ValueError: another number of dimensions, frames or channels, or integer pixels.
     """
     expected = f"{name} expects float clips of shape (B, {num_frames}, 3, H, W)"
-    came = f"came {video.dtype} of shape {tuple(video.shape)}"
+    got = f"got {video.dtype} of shape {tuple(video.shape)}"
     if video.ndim != 5:
         hint = "add a batch dimension" if video.ndim == 4 else "lay it out as batch, frames, channels, height, width"
-        raise ValueError(f"{expected}, {came}: {hint}")
+        raise ValueError(f"{expected}, {got}: {hint}")
     if video.shape[2] != 3:
         hint = "swap dimensions 1 and 2" if video.shape[1] == 3 else "pass RGB frames"
-        raise ValueError(f"{expected}, {came}: {hint}")
+        raise ValueError(f"{expected}, {got}: {hint}")
     if video.shape[1] != num_frames:
-        raise ValueError(
-            f"{expected}, {came}: sample {num_frames} frames, or build it with num_frames={video.shape[1]}"
-        )
+        raise ValueError(f"{expected}, {got}: sample {num_frames} frames, or build it with num_frames={video.shape[1]}")
     if not video.is_floating_point():
-        raise ValueError(f"{expected}, {came}: convert the pixels to float and normalise them")
+        raise ValueError(f"{expected}, {got}: convert the pixels to float and normalise them")
     frames = video.flatten(0, 1)
     # CPU kernels, the depthwise ones above all, are up to twice as fast on this layout; it stays through every layer.
     # On other devices it is the user's choice, by network.to(memory_format=torch.channels_last).
@@ -62,7 +60,7 @@ def temporal_shift(frames: Tensor, num_frames: int, *, ratio: float | None = Non
     """
     if frames.shape[0] % num_frames:
         raise ValueError(
-            f"temporal shift expects whole clips of {num_frames} frames, came features of shape {tuple(frames.shape)}"
+            f"temporal shift expects whole clips of {num_frames} frames, got features of shape {tuple(frames.shape)}"
         )
     if ratio is None and num_frames == 1:
         return frames
@@ -138,7 +136,7 @@ def _shifted_channels(channels: int, num_frames: int, ratio: float | None) -> tu
             )
         ratio = 1.0 / num_frames
     if not 0.0 < ratio < 0.5:
-        raise ValueError(f"temporal shift expects a ratio between 0 and 0.5, came {ratio}")
+        raise ValueError(f"temporal shift expects a ratio between 0 and 0.5, got {ratio}")
     single = np.float32(ratio)
     first, second = int(np.float32(channels) * single), int(np.float32(2 * channels) * single)
     return first, second - first

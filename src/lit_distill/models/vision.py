@@ -97,7 +97,7 @@ def timm_model(
 
 def _check(name: str, known: Sequence[str], library: str, num_classes: int) -> None:
     if num_classes < 1:
-        raise ValueError(f"{name} needs num_classes of at least 1, came {num_classes}")
+        raise ValueError(f"{name} needs num_classes of at least 1, got {num_classes}")
     if name not in known:
         closest = get_close_matches(name, known, n=5, cutoff=0.5)
         said = f"the closest are {closest}" if closest else f"it has {len(known)} others, such as {list(known[:5])}"

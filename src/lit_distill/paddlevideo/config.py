@@ -129,11 +129,11 @@ def _models(made: Draft) -> list[_Model]:
     elif framework == "Recognizer2D":
         models = [_model(made, "Student", ("MODEL",))]
     else:
-        came = repr(framework) if framework else "nothing"
-        raise source.error(("MODEL", "framework"), f"expected RecognizerDistillation or Recognizer2D, came {came}")
+        got = repr(framework) if framework else "nothing"
+        raise source.error(("MODEL", "framework"), f"expected RecognizerDistillation or Recognizer2D, got {got}")
     made.models = [model.name for model in models]
     if not models or len(set(made.models)) != len(models):
-        raise source.error(("MODEL", "models"), f"expected networks of different names, came {made.models}")
+        raise source.error(("MODEL", "models"), f"expected networks of different names, got {made.models}")
     made.defaults += [f"/model@models.{model.name}: {model.config}" for model in models]
     made.body["models"] = {model.name: model.options for model in models}
     if "Student" not in made.models:
@@ -147,7 +147,7 @@ def _only_child(source: Source, key: Key) -> Key:
     children = source.children(*key)
     names = [str(child[-1]) for child in children]
     if len(names) != 1 or not re.fullmatch(r"[A-Za-z]\w*", names[0], re.ASCII) or names[0] == GROUND_TRUTH:
-        raise source.error(key, f"expected one network with a plain name, came {names}")
+        raise source.error(key, f"expected one network with a plain name, got {names}")
     return children[0]
 
 
@@ -157,7 +157,7 @@ def _frozen(made: Draft, models: Sequence[_Model]) -> None:
     if value is None:
         return
     if not isinstance(value, list) or len(value) != len(models) or not all(isinstance(item, bool) for item in value):
-        raise made.source.error(key, f"expected true or false for each of {', '.join(made.models)}, came {value!r}")
+        raise made.source.error(key, f"expected true or false for each of {', '.join(made.models)}, got {value!r}")
     frozen = [model for model, is_frozen in zip(models, value, strict=True) if is_frozen]
     if frozen:
         names = ", ".join(model.name for model in frozen)
@@ -174,10 +174,10 @@ def _model(made: Draft, name: str, key: Key) -> _Model:
     builders = {"PPTSM_v2": ("MoViNetHead", _pptsm_v2), "ResNetTweaksTSM": ("ppTSMHead", _pptsm_resnet)}
     kind, head_kind = source.text(*backbone, "name"), source.text(*head, "name")
     if kind not in builders:
-        raise source.error((*backbone, "name"), f"expected one of {', '.join(builders)}, came {kind or 'nothing'}")
+        raise source.error((*backbone, "name"), f"expected one of {', '.join(builders)}, got {kind or 'nothing'}")
     expected, build = builders[kind]
     if head_kind != expected:
-        raise source.error((*head, "name"), f"{kind} goes with {expected}, came {head_kind or 'nothing'}")
+        raise source.error((*head, "name"), f"{kind} goes with {expected}, got {head_kind or 'nothing'}")
     config, options = build(made, backbone, head)
     return _Model(name, key, config, {"pretrained": source.text(*backbone, "pretrained") or None, **options})
 
@@ -208,7 +208,7 @@ def _pptsm_resnet(made: Draft, backbone: Key, head: Key) -> tuple[str, dict[str,
     source = made.source
     depth = source.integer(*backbone, "depth", default=50)
     if depth not in RESNET_DEPTHS:
-        raise source.error((*backbone, "depth"), f"expected one of {list(RESNET_DEPTHS)}, came {depth}")
+        raise source.error((*backbone, "depth"), f"expected one of {list(RESNET_DEPTHS)}, got {depth}")
     channels = 2048 if depth >= 50 else 512
     if source.take(*head, "in_channels", default=channels) != channels:
         raise source.error((*head, "in_channels"), f"a ResNet of depth {depth} gives {channels} channels")
@@ -236,7 +236,7 @@ def _losses(made: Draft, models: Sequence[_Model]) -> None:
         for entry in source.children(*key):
             _loss_term(made, entry, section)
         if section not in made.body and (stage == "Train" or source.has(*key)):
-            raise source.error(key, "expected a DistillationCELoss or DistillationDMLLoss, came none")
+            raise source.error(key, "expected a DistillationCELoss or DistillationDMLLoss, got none")
 
 
 def _recognizer_losses(made: Draft) -> None:
@@ -257,7 +257,7 @@ def _loss_term(made: Draft, key: Key, section: str) -> None:
     seconds = made.models if mutual else [GROUND_TRUTH]
     if not isinstance(pair, list) or len(pair) != 2 or pair[0] not in made.models or pair[1] not in seconds:
         expected = f"{' or '.join(made.models)} with {' or '.join(seconds)}"
-        raise source.error((*key, "model_name_pairs"), f"expected {expected}, came {pair!r}")
+        raise source.error((*key, "model_name_pairs"), f"expected {expected}, got {pair!r}")
     term: dict[str, Any] = {"pair": [str(name) for name in pair]}
     weight = source.number(*key, "loss_weight", default=1.0)
     if weight != 1.0:

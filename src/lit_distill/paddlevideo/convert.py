@@ -86,11 +86,11 @@ def convert_weights(source: str | os.PathLike[str], target: str | os.PathLike[st
         WeightsError: the source is refused, or is no file of that network; the target is not to be written.
     """
     if model not in _NETWORKS:
-        raise WeightsError(f"model expects one of {', '.join(_NETWORKS)}, came {model!r}")
+        raise WeightsError(f"model expects one of {', '.join(_NETWORKS)}, got {model!r}")
     network, path = _NETWORKS[model], expand_home(target)
     file, wanted = split_name(source)
     if path.suffix != ".safetensors" or not path.parent.is_dir():
-        raise WeightsError(f"the target is a .safetensors file in a folder that exists, came {path}")
+        raise WeightsError(f"the target is a .safetensors file in a folder that exists, got {path}")
     contents = read_contents(file)
     rules = Rules(network.to_native if contents.paddle else str, contents.paddle)
 

@@ -69,7 +69,7 @@ def dataset(made: Draft) -> None:
             continue
         kind = source.text(*key, "format")
         if kind not in formats:
-            raise source.error((*key, "format"), f"expected one of {', '.join(formats)}, came {kind or 'nothing'}")
+            raise source.error((*key, "format"), f"expected one of {', '.join(formats)}, got {kind or 'nothing'}")
         made.share("format", formats[kind], (*key, "format"))
         made.share("root", source.text(*key, "data_prefix") or ".", (*key, "data_prefix"))
         if kind == "FrameDataset":
@@ -79,7 +79,7 @@ def dataset(made: Draft) -> None:
             made.share("suffix", suffix, (*key, "suffix"))
         listed = source.text(*key, "file_path")
         if not listed:
-            raise source.error((*key, "file_path"), "expected a list file, came none")
+            raise source.error((*key, "file_path"), "expected a list file, got none")
         data[ours] = listed if os.path.isabs(listed) else os.path.relpath(listed, str(data["root"]))
     if "train_list" not in data or "val_list" not in data:
         raise source.error(("DATASET",), "expected train and valid")
@@ -121,7 +121,7 @@ def _decoding(made: Draft, key: Key) -> None:
     expected = {"frames": "FrameDecoder", "video": "VideoDecoder"}[made.section("data")["format"]]
     name = made.source.text(*key, "decode", "name", default=expected)
     if name != expected:
-        raise made.source.error((*key, "decode", "name"), f"the data set goes with {expected}, came {name}")
+        raise made.source.error((*key, "decode", "name"), f"the data set goes with {expected}, got {name}")
     if made.source.has(*key, "decode", "backend"):
         made.source.remark((*key, "decode", "backend"), "PyAV decodes, and its frames are those of ffmpeg")
 
@@ -190,7 +190,7 @@ def _normalization(made: Draft, key: Key) -> None:
     for name, default in published.items():
         value = made.source.take(*key, name, default=default)
         if not isinstance(value, list) or len(value) != 3:
-            raise made.source.error((*key, name), f"expected three numbers, came {value!r}")
+            raise made.source.error((*key, name), f"expected three numbers, got {value!r}")
         made.share(name, value, (*key, name))
     made.source.expect([3, 1, 1], (*key, "tensor_shape"), "each channel is normalised")
     made.source.expect(False, (*key, "inplace"), "each channel is normalised")
@@ -225,7 +225,7 @@ def optimizer(made: Draft) -> None:
         made.body["optimizer"] = options
     epochs = source.integer("epochs", default=0)
     if epochs < 1:
-        raise source.error(("epochs",), f"expected a number of epochs, came {epochs}")
+        raise source.error(("epochs",), f"expected a number of epochs, got {epochs}")
     preset["epochs"] = epochs
     made.overrides["optimizer"] = "paddle_momentum"
     made.overrides["scheduler"] = _learning_rate(made, (*key, "learning_rate"), epochs)
@@ -249,7 +249,7 @@ def _learning_rate(made: Draft, key: Key, epochs: int) -> str:
         return "none"
     base = source.number(*key, "cosine_base_lr", default=0.01)
     if base <= 0:
-        raise source.error((*key, "cosine_base_lr"), f"expected a rate above 0, came {base}")
+        raise source.error((*key, "cosine_base_lr"), f"expected a rate above 0, got {base}")
     preset["warmup_epochs"] = source.number(*key, "warmup_epochs", default=10)
     preset["lr"] = base
     scheduler: dict[str, Any] = {}

@@ -85,21 +85,21 @@ class Source:
         """As :meth:`take`, for a number."""
         value = self.take(*key, default=default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(key, f"expected a number, came {value!r}")
+            raise self.error(key, f"expected a number, got {value!r}")
         return value
 
     def integer(self, *key: str | int, default: int) -> int:
         """As :meth:`take`, for a whole number."""
         value = self.number(*key, default=default)
         if value != int(value):
-            raise self.error(key, f"expected a whole number, came {value!r}")
+            raise self.error(key, f"expected a whole number, got {value!r}")
         return int(value)
 
     def text(self, *key: str | int, default: str = "") -> str:
         """As :meth:`take`, for a text; null is the default."""
         value = self.take(*key)
         if value is not None and not isinstance(value, str):
-            raise self.error(key, f"expected a text, came {value!r}")
+            raise self.error(key, f"expected a text, got {value!r}")
         return default if value is None else value
 
     def expect(self, expected: Value, key: Key, text: str) -> None:

@@ -57,7 +57,7 @@ class SignalCodec:
         if self.top_k is not None and not 1 <= self.top_k < self.shape[1]:
             raise ValueError(
                 f"teacher_cache.top_k must be from 1 to below the {self.shape[1]} classes of {self.text!r}, "
-                f"came {self.top_k}"
+                f"got {self.top_k}"
             )
 
     @property

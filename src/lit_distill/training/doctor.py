@@ -35,7 +35,7 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
         FileNotFoundError: the data or weights are not there.
     """
     if config.steps < 0:
-        raise ValueError(f"steps must be at least 0, came {config.steps}")
+        raise ValueError(f"steps must be at least 0, got {config.steps}")
     stages = stages_of(config)
     if stages:
         config = stages[0].config

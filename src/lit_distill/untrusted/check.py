@@ -62,7 +62,7 @@ def read_config(
     """
     tree = read_plain(path)
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} is refused: a config is a mapping, came {type(tree).__name__}")
+        raise ValueError(f"{path} is refused: a config is a mapping, got {type(tree).__name__}")
     try:
         return check_targets(tree, allow=allow, run_dir=run_dir)  # type: ignore[no-any-return]
     except ValueError as error:
@@ -128,10 +128,10 @@ def check_allow(allow: Collection[str]) -> None:
         ValueError: an entry is no name, or would admit nearly anything, such as ``os``, ``hydra`` or all of ``torch``.
     """
     if isinstance(allow, str):
-        raise ValueError(f"allow is a collection of names, came the text {allow!r}: write allow=({allow!r},)")
+        raise ValueError(f"allow is a collection of names, got the text {allow!r}: write allow=({allow!r},)")
     for entry in allow:
         if not isinstance(entry, str) or not re.fullmatch(r"[A-Za-z]\w*(?:\.[A-Za-z_]\w*)*", entry):
-            raise ValueError(f"allow expects a package or a full name, such as my_package.MyModel, came {entry!r}")
+            raise ValueError(f"allow expects a package or a full name, such as my_package.MyModel, got {entry!r}")
         top = entry.partition(".")[0]
         if top in _NEVER:
             raise ValueError(f"allow cannot admit {entry!r}: it runs anything by name; wrap what you need in a package")
@@ -147,7 +147,7 @@ def _faults(path: KeyPath, value: Any, allow: Collection[str], run_dir: str | os
         return
     target = value[_TARGET]
     if not isinstance(target, str):
-        yield f"{dotted(path)}: _target_ is a name, came {type(target).__name__}"
+        yield f"{dotted(path)}: _target_ is a name, got {type(target).__name__}"
         return
     for name, argument in value.items():
         if not isinstance(name, str) or not name.isidentifier():
@@ -196,7 +196,7 @@ def _place_fault(argument: Any, run_dir: str | os.PathLike[str] | None) -> str |
     if run_dir is None:
         return f"{_shown(argument)} is a place to write, and no run folder was named: leave it null"
     if not isinstance(argument, str):
-        return f"a place to write is text, came {type(argument).__name__}"
+        return f"a place to write is text, got {type(argument).__name__}"
     if not Path(argument).resolve().is_relative_to(Path(run_dir).resolve()) or argument.startswith("~"):
         return f"{_shown(argument)} is a place to write outside the run folder"
     return None

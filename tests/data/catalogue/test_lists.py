@@ -100,7 +100,7 @@ def test_class_names(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "names.txt", ["riding a bike", "3 jumps"])
     assert read_class_names(file, 2) == ("riding a bike", "3 jumps")
     assert read_class_names(write_lines(file, ["0,bike", "1,car"]), 2) == ("bike", "car")
-    with pytest.raises(ValueError, match="expected num_classes=3 names, one a line, came 2"):
+    with pytest.raises(ValueError, match="expected num_classes=3 names, one a line, got 2"):
         read_class_names(file, 3)
     with pytest.raises(ValueError, match=r"come twice: \['car'\]"):
         read_class_names(write_lines(file, ["car", "car"]), 2)

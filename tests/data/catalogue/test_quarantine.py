@@ -235,11 +235,11 @@ def test_a_malformed_list_in_a_checkpoint() -> None:
 
 
 def test_arguments_are_checked(broken: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.on_bad is 'raise' or 'quarantine', came 'skip'"):
+    with pytest.raises(ValueError, match=r"data\.on_bad is 'raise' or 'quarantine', got 'skip'"):
         make(broken, on_bad="skip")
-    with pytest.raises(ValueError, match=r"data\.resize is 'decoder' or 'exact', came 'fast'"):
+    with pytest.raises(ValueError, match=r"data\.resize is 'decoder' or 'exact', got 'fast'"):
         make(broken, resize="fast")
-    with pytest.raises(ValueError, match=r"data\.limits has the fields frames, pixels, seconds, came minutes"):
+    with pytest.raises(ValueError, match=r"data\.limits has the fields frames, pixels, seconds, got minutes"):
         make(broken, limits={"minutes": 1})
     assert make(broken, limits={"frames": None, "seconds": 5}).limits.seconds == 5
     with pytest.raises(ValueError, match="seconds > 0"):

@@ -121,7 +121,7 @@ def test_frames_are_written_to_what_is_given(encoded: Path) -> None:
     out = np.zeros((3, 48, 64, 3), np.uint8)
     assert read_frames(encoded, [9, 1, 9], out=out) is out
     np.testing.assert_array_equal(out, read_frames(encoded, [9, 1, 9]))
-    with pytest.raises(ValueError, match=r"out is an array of uint8 \(2, 48, 64, 3\) for these frames, came uint8"):
+    with pytest.raises(ValueError, match=r"out is an array of uint8 \(2, 48, 64, 3\) for these frames, got uint8"):
         read_frames(encoded, [9, 1], out=out)
 
 
@@ -217,7 +217,7 @@ def test_a_folder_is_read_by_pattern_and_only_what_is_wanted(tmp_path: Path) -> 
     frames = read_frames(tmp_path, [3, 2, 3], suffix="img_{:05}.jpg")
     np.testing.assert_array_equal(frames, read_images(tmp_path, "img_{:05}.jpg", [4, 3, 4]))
     assert read_frames(tmp_path, [3], suffix="img_{:05}.jpg", size=(20, 30)).shape == (1, 20, 30, 3)
-    with pytest.raises(ValueError, match="expects the path of a folder, came bytes"):
+    with pytest.raises(ValueError, match="expects the path of a folder, got bytes"):
         read_frames(b"", [0], suffix="img_{:05}.jpg")
 
 

@@ -136,7 +136,7 @@ class MemberFile(io.RawIOBase):
         self._file.seek(self._start + self._position)
         content = self._file.read(size)
         if len(content) != size:
-            raise VideoError(self.name, f"its archive ends within it: {size} bytes wanted, {len(content)} came")
+            raise VideoError(self.name, f"its archive ends within it: expected {size} bytes, got {len(content)}")
         self._position += size
         return content
 

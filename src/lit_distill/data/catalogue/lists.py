@@ -215,7 +215,7 @@ def read_class_names(file: str | os.PathLike[str], num_classes: int, *, encoding
             names = [head[1].strip() for head in heads]
     if len(names) != num_classes:
         raise ValueError(
-            f"{os.fspath(file)}: expected num_classes={num_classes} names, one a line, came {len(names)}; "
+            f"{os.fspath(file)}: expected num_classes={num_classes} names, one a line, got {len(names)}; "
             "set data.num_classes or data.class_names"
         )
     twice = sorted(name for name, count in Counter(names).items() if count > 1)

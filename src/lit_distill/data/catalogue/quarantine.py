@@ -77,7 +77,7 @@ class QuarantineList:
 
     def __init__(self, *, max_bad: int, root: str | os.PathLike[str]) -> None:
         if max_bad < 0:
-            raise ValueError(f"data.max_bad must be at least 0, came {max_bad}")
+            raise ValueError(f"data.max_bad must be at least 0, got {max_bad}")
         self.max_bad, self.root = max_bad, os.path.normpath(root)
         self._prefix = os.path.join(self.root, "")
         self.agreed: dict[str, Quarantined] = {}

@@ -203,12 +203,12 @@ def read_frames(
     """
     indices = [int(index) for index in indices]
     if not indices or min(indices) < 0:
-        raise ValueError(f"read_frames expects at least one index, none negative, came {indices}")
+        raise ValueError(f"read_frames expects at least one index, none negative, got {indices}")
     form = Form(size, crop, flip)
     form.check()
     if suffix is not None:
         if not isinstance(source, (str, os.PathLike)):
-            raise ValueError(f"read_frames with a suffix expects the path of a folder, came {type(source).__name__}")
+            raise ValueError(f"read_frames with a suffix expects the path of a folder, got {type(source).__name__}")
         return _read_images(source, suffix, [index + 1 for index in indices], form, limits, out)
     stream = None if layout is None else layout.stream
     way: _Way | None = _read_by_index if layout is None else partial(_read_by_layout, layout)

@@ -45,9 +45,9 @@ class Form(NamedTuple):
             return
         left, top, width, height = self.crop
         if not (left >= 0 and top >= 0 and width > 0 and height > 0):
-            raise ValueError(f"crop is (left, top, width, height) in pixels, inside the frames, came {self.crop}")
+            raise ValueError(f"crop is (left, top, width, height) in pixels, inside the frames, got {self.crop}")
         if self.size is None and any(value != int(value) for value in self.crop):
-            raise ValueError(f"a crop without a size is one of whole pixels, came {self.crop}")
+            raise ValueError(f"a crop without a size is one of whole pixels, got {self.crop}")
 
     def cropper(self, reformatter: av.video.reformatter.VideoReformatter) -> Cropper | None:
         """What converts a part of each frame, or mirrors it; None where whole frames are converted as they are."""
@@ -117,7 +117,7 @@ class Clip:
             return np.empty(shape, np.uint8)
         if self._out.shape != shape or self._out.dtype != np.uint8:
             raise ValueError(
-                f"out is an array of uint8 {shape} for these frames, came {self._out.dtype} {self._out.shape}"
+                f"out is an array of uint8 {shape} for these frames, got {self._out.dtype} {self._out.shape}"
             )
         return self._out
 

@@ -42,7 +42,7 @@ class ShortVideoError(VideoError):
 
     Args:
         path: the video file.
-        reason: what was asked and what came.
+        reason: what was asked and what was found.
         frames: how many frames decoding the whole file gave.
     """
 
@@ -78,7 +78,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not value > 0:
-                raise ValueError(f"Limits expects {name} > 0, came {value!r}")
+                raise ValueError(f"Limits expects {name} > 0, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class MovingDigits(VideoDataModule):
         unknown = look.keys() - (DigitsSpec.__dataclass_fields__.keys() - own.keys())
         if unknown:
             known = ", ".join(name for name in DigitsSpec.__dataclass_fields__ if name not in own)
-            raise ValueError(f"data.spec has the fields {known}, came {', '.join(sorted(unknown))}")
+            raise ValueError(f"data.spec has the fields {known}, got {', '.join(sorted(unknown))}")
         own = {name: list(v) if isinstance(v, Sequence) else v for name, v in own.items()}
         self.spec = DigitsSpec.from_json({**own, **look})
         classes = len(self.spec.class_names)

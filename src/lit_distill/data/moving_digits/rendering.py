@@ -105,27 +105,27 @@ class DigitsSpec:
 
     def __post_init__(self) -> None:
         if not self.digits or len(set(self.digits)) < len(self.digits) or not set(self.digits) <= set(range(10)):
-            raise ValueError(f"data.digits are different numbers of 0..9, came {list(self.digits)}")
+            raise ValueError(f"data.digits are different numbers of 0..9, got {list(self.digits)}")
         if not self.motions or len(set(self.motions)) < len(self.motions) or not set(self.motions) <= set(MOTIONS):
-            raise ValueError(f"data.motions are different ones of {', '.join(MOTIONS)}, came {list(self.motions)}")
+            raise ValueError(f"data.motions are different ones of {', '.join(MOTIONS)}, got {list(self.motions)}")
         classes = len(self.class_names)
         if len(self.clips) != len(SPLITS) or any(count < classes or count % classes for count in self.clips):
             raise ValueError(
                 f"data.clips are the numbers of clips of {', '.join(SPLITS)}: multiples of {classes}, the number of "
-                f"classes, came {list(self.clips)}"
+                f"classes, got {list(self.clips)}"
             )
         if self.frames < 1 or self.side < 16 or self.side % 2:
             raise ValueError(
                 "data.length is at least 1 frame and data.side an even number of at least 16 pixels, "
-                f"came {self.frames} and {self.side}"
+                f"got {self.frames} and {self.side}"
             )
         for name in ("digit_side", "speed", "radius", "octaves", "contrast", "noise"):
             low, high = getattr(self, name)
             if not 0 <= low <= high or (low == 0 and name in ("digit_side", "radius")):
-                raise ValueError(f"data.spec.{name} is a range [low, high] of numbers above 0, came [{low}, {high}]")
+                raise ValueError(f"data.spec.{name} is a range [low, high] of numbers above 0, got [{low}, {high}]")
         if self.digit_side[1] > 0.8:
             raise ValueError(
-                f"data.spec.digit_side goes up to 0.8, for digits to fit the frame, came {self.digit_side[1]}"
+                f"data.spec.digit_side goes up to 0.8, for digits to fit the frame, got {self.digit_side[1]}"
             )
 
     @property

@@ -22,7 +22,7 @@ class Tokens(NamedTuple):
     mask: Tensor | None
     """The weight of each token (B * N,), or None where all count alike."""
     size: tuple[int, ...] | None
-    """The sides of a map, None for vectors and for tokens that came as tokens."""
+    """The sides of a map, None for vectors and for tokens that were given as tokens."""
 
     @property
     def rows(self) -> Tensor:
