@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lit_distill.composer import ComposedLoss, LossComposer
     from lit_distill.mixin import DistillMixin
     from lit_distill.module import DistillModule
+    from lit_distill.one_call import distill
     from lit_distill.runs.opened import load_student
     from lit_distill.signals import Reference, SignalCapture
     from lit_distill.terms import LossTerm
@@ -26,6 +27,7 @@ __all__ = [
     "SafeCheckpointIO",
     "SignalCapture",
     "__version__",
+    "distill",
     "load_student",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "Reference": "signals",
     "SafeCheckpointIO": "checkpoints",
     "SignalCapture": "signals",
+    "distill": "one_call",
     "load_student": "runs.opened",
 }
 
