@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,7 +37,7 @@ def net() -> TwoBranches:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ".fc", "Student.", "Student..fc", "Student.fc:middle", "Student:", "GroundTruth.x"]
+    "text", ["", ".fc", "Student.", "Student..fc", "Student:a..b", "Student::a", "a:b:c", "Student:", "GroundTruth.x"]
 )
 def test_malformed_reference_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"reference|no submodules"):
@@ -133,3 +136,91 @@ def test_a_number_below_zero_counts_a_sequence_from_its_end() -> None:
         Reference.parse("Net.0.-3").module(models)
     with pytest.raises(ValueError, match=r"names no submodule"):
         Reference.parse("Net.0.-0").module(models)
+
+
+class Structures(nn.Module):
+    """Gives what networks give: a dataclass with logits, tuples within it, what is None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Output:
+        hidden = self.block(x, bias=torch.ones(4))
+        return Output(self.head(hidden[0]) * scale, (x, hidden[0]), None)
+
+
+class Block(nn.Module):
+    def forward(self, x: Tensor, bias: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return x + bias, {"bias": bias}
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...]
+    attentions: tuple[Tensor, ...] | None
+
+
+def capture(*texts: str, net: nn.Module | None = None, **given: Any) -> tuple[SignalCapture, Any, Tensor]:
+    torch.manual_seed(0)
+    net, x = net or Structures(), torch.randn(2, 4)
+    with SignalCapture({"S": net}, parse_references(texts), **given) as signals:
+        output = net(x)
+    return signals, output, x
+
+
+def test_a_part_of_an_output_is_an_attribute_a_key_or_an_index() -> None:
+    signals, output, x = capture("S:logits", "S:hidden_states.-1", "S.block:output.1.bias", "S.block:output.0")
+    assert signals["S:logits"] is output.logits
+    assert signals["S:hidden_states.-1"] is output.hidden_states[1]
+    assert torch.equal(signals["S.block:output.1.bias"], torch.ones(4))
+    assert torch.equal(signals["S.block:output.0"], x + 1)
+
+
+def test_a_part_of_the_input_is_an_argument_by_position_or_name() -> None:
+    signals, _, x = capture("S.block:input", "S.block:input.1", "S.block:input.bias", "S.block:input.x")
+    assert signals["S.block:input"] is signals["S.block:input.x"] is x
+    assert signals["S.block:input.1"] is signals["S.block:input.bias"]
+
+
+def test_a_model_by_its_name_is_its_answer() -> None:
+    signals, output, _ = capture("S")
+    assert signals["S"] is output.logits
+    signals, output, _ = capture("S", "S:hidden_states.0", answers={"S": ("hidden_states", "0")})
+    assert signals["S"] is signals["S:hidden_states.0"] is output.hidden_states[0]
+
+
+def test_a_tensor_is_its_own_answer() -> None:
+    """As of networks that give a structure in training alone."""
+    signals, output, _ = capture("S", "S:logits", net=nn.Linear(4, 2))
+    assert signals["S"] is signals["S:logits"] is output
+    signals, output, _ = capture("S:1", net=nn.Linear(4, 2), answers={"S": ("1",)})
+    assert signals["S:1"] is output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("S:logit", r"'S:logit': a Output has no part 'logit'; its tensors are \['logits', 'hidden_states.0', 'hidden"),
+        ("S:attentions.0", r"no part 'attentions': it is None \(a Hugging Face model gives it by config.output_attent"),
+        ("S:hidden_states.2", r"a tuple of 2 has no part '2'; its tensors are \['0', '1'\]"),
+        ("S:hidden_states", r"gives a tuple of 2, not a tensor: name a part of it, such as 'S:hidden_states.0'"),
+        ("S.block", r"'S.block' gives a tuple of 2, not .* such as 'S.block:output.0', 'S.block:output.1.bias'"),
+        ("S.head:inputs", r"a tensor \(2, 3\) has no part 'inputs'"),
+        ("S.block:input.mask", r"a dict of x, bias has no part 'mask'"),
+    ],
+)
+def test_a_part_that_is_not_there_names_those_that_are(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        capture(text)
+
+
+def test_several_logits_are_no_answer() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return {"one": {"logits": x}, "two": {"logits": x + 1}}
+
+    with pytest.raises(ValueError, match=r"such as 'S:one.logits', 'S:two.logits', or say .* answer='one.logits'"):
+        capture("S", net=Two())

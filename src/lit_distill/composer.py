@@ -74,6 +74,8 @@ class LossComposer(EvaluatedTerms):
             ones alone, its mean is over them, and where there is none it is 0 with gradients of 0; the other terms see
             all rows.
             Not looked for otherwise, since that waits for the device once a step.
+        answers: where the answers of models stand in the structures that they give, by name:
+            ``{"Teacher": ("out",)}``; see :func:`lit_distill.signals.answer_of`.
 
     A term whose weight is 0 at this epoch is not computed, so that it may be infinite, and models that no other term
     needs need not run; what it would teach gets gradients of 0.
@@ -104,8 +106,9 @@ class LossComposer(EvaluatedTerms):
         *,
         balance: Balancer | None = None,
         unlabelled: bool | Callable[[Tensor], Tensor] = False,
+        answers: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        super().__init__(terms, unlabelled=unlabelled)
+        super().__init__(terms, unlabelled=unlabelled, answers=answers)
         self._last_weights: tuple[tuple[object, ...], Tensor] | None = None
         self.balance = balance
         if balance is not None:
@@ -126,7 +129,7 @@ class LossComposer(EvaluatedTerms):
             computed = {name for name, weight in self._weights(epoch).items() if weight or self._watches(name, watched)}
             needed = {ref.model for name in computed for ref in self.terms[name].references}
             references = [ref for ref in references if ref.model in needed]
-        return SignalCapture(models, references, clone=self._clone)
+        return SignalCapture(models, references, clone=self._clone, answers=self.answers)
 
     def forward(
         self,

@@ -17,7 +17,7 @@ from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.ignored import ignored_positions
-from lit_distill._module.preflight import check_names, try_example, unpack_batch
+from lit_distill._module.preflight import answer_parts, check_names, try_example, unpack_batch
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
 from lit_distill.composer import LossComposer, zero_gradients
@@ -77,6 +77,7 @@ class DistillMixin(LightningModule):
         losses: Mapping[str, LossTerm | Mapping[str, Any]],
         student: str = "",
         own_weight: Weight = 1.0,
+        answer: str | int | Mapping[str, str | int] | None = None,
         preflight: bool = True,
         replaced_teachers: bool = False,
     ) -> Module:
@@ -88,6 +89,8 @@ class DistillMixin(LightningModule):
             student: the submodule that your step calls, by its qualified name, such as ``"net"``; it is ``Student`` in
                 the terms. ``""`` is the module itself, where your step calls ``self(…)``.
             own_weight: of the loss of your own step: a number, or a function of the fractional epoch.
+            answer: where the answer of a network, its logits, stands in a structure that it gives, such as ``"out"``;
+                of all, or of each by its name; by default it is the one tensor that is named ``logits``.
             preflight: try one example batch before training, so that a wrong reference or shape shows at once; losses
                 with parameters, and taps whose tensor is changed in place, need it. It runs the student on
                 :meth:`distill_unpack`'s inputs, not your step. A stream that can be read but once loses a batch to it.
@@ -114,6 +117,7 @@ class DistillMixin(LightningModule):
         if STUDENT in teachers:
             raise ValueError(f"{STUDENT!r} is the student: give the teacher another name")
         networks = {STUDENT: learner, **teachers}
+        answers = answer_parts(networks, answer)
         check_names(networks, list(teachers))
         for name, network in teachers.items():
             if shared := shared_tensors(self, network):
@@ -122,7 +126,7 @@ class DistillMixin(LightningModule):
                     "freezing it would freeze both: give it a copy (copy.deepcopy)"
                 )
             network.requires_grad_(False).eval()
-        composer = LossComposer(losses)
+        composer = LossComposer(losses, answers=answers)
         composer.check(networks)
         if unused := sorted(teachers.keys() - composer.model_names):
             raise ValueError(f"no term names {unused}: add a term for it or leave it out")

@@ -67,6 +67,10 @@ class DistillModule(EvaluatedModule):
             ``top1``.
         inputs: what a model sees of the batch's clips, by its name, where it is less than all of them: a
             :class:`lit_distill.data.InputView`, or its ``num_frames`` and ``size``.
+        answer: where the answer of a model, its logits, stands in a structure that it gives: ``"out"`` of a dict,
+            ``"0"`` of a tuple, ``"heads.main"``; of all models, or of each by its name. By default it is the one tensor
+            that is named ``logits``. ``forward``, metrics, callbacks and terms that name a model alone take the answer;
+            terms name other parts as ``Student:hidden_states.-1``.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
             losses with parameters need it.
         train_only: the parts that are trained, where not all are: ``Student.fc``, ``Student:norms``
@@ -118,6 +122,7 @@ class DistillModule(EvaluatedModule):
         candidates: Collection[str] | None = None,
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
         inputs: Mapping[str, InputView | Mapping[str, Any]] | None = None,
+        answer: str | int | Mapping[str, str | int] | None = None,
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
         train_only: Collection[str] = (),
@@ -125,12 +130,13 @@ class DistillModule(EvaluatedModule):
         unlabelled: bool | Callable[[Tensor], Tensor] = False,
     ) -> None:
         super().__init__(
-            models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only
-        )
+            models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only,
+            answer=answer,
+        )  # fmt: skip
         self._keep(replaced_frozen)
         self._judge_by(
-            LossComposer(losses, balance=balance, unlabelled=unlabelled),
-            None if val_losses is None else LossComposer(val_losses, unlabelled=unlabelled),
+            LossComposer(losses, balance=balance, unlabelled=unlabelled, answers=self.answers),
+            None if val_losses is None else LossComposer(val_losses, unlabelled=unlabelled, answers=self.answers),
             metrics,
             chooses_student=student == BEST and BEST not in models,
         )
@@ -185,9 +191,9 @@ class DistillModule(EvaluatedModule):
         composers = list({id(c): c for c in (self.composer, self.val_composer)}.values())
 
         def check(signals: SignalCapture) -> None:
-            for name in self.models:
-                if any(ref.text == name for composer in composers for ref in composer.references):
-                    check_classes(name, signals[name], target, num_classes, frozen=name in self.frozen)
+            answers = [(ref.model, ref.text) for ref in self.composer.references if signals.is_answer(ref)]
+            for name, text in dict(answers).items():
+                check_classes(name, signals[text], target, num_classes, frozen=name in self.frozen)
             self._warn_of_ignored(composers, signals, target)
 
         try_terms(

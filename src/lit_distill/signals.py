@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+import inspect
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from itertools import islice
 from typing import Any, Literal, Protocol, TypeAlias
 
 from torch import Tensor, nn
@@ -18,21 +21,29 @@ GROUND_TRUTH = "GroundTruth"
 SAMPLE_INDEX = "SampleIndex"
 RESERVED = (GROUND_TRUTH, SAMPLE_INDEX)
 
+_NUMBER = re.compile(r"-?\d+")
+
 References: TypeAlias = str | tuple[str, ...]
 """One reference, or several for losses over several layers."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One parsed signal reference.
+    """One parsed signal reference: ``Name[.module.path][:part.part]``.
 
-    ``Student`` is the model's output, ``Student.stages.2`` the output of that submodule, ``Student.stages.2.-1`` that
-    of the last block in it, ``Student.fc:input`` its input, ``GroundTruth`` the target of the batch and ``SampleIndex``
-    the positions of its samples in the data set.
+    ``Student`` is the model's output (its answer, where it gives a structure), ``Student.stages.2`` the output of that
+    submodule, ``Student.stages.2.-1`` that of the last block in it, ``Student.fc:input`` its first input,
+    ``GroundTruth`` the target of the batch and ``SampleIndex`` the positions of its samples in the data set.
+
+    Behind the colon stand parts of a structure, each an attribute, a key or an index: ``Student:hidden_states.-1``,
+    ``GroundTruth:depth``. ``:input.1`` and ``:input.mask`` are arguments of a module by position and name, and
+    ``:output.0`` is the first item of its output.
 
     Example:
         >>> Reference.parse("Student.fc:input")
-        Reference(text='Student.fc:input', model='Student', path='fc', side='input')
+        Reference(text='Student.fc:input', model='Student', path='fc', side='input', part=())
+        >>> Reference.parse("Student:hidden_states.-1").part
+        ('hidden_states', '-1')
         >>> Reference.parse("GroundTruth").is_data
         True
     """
@@ -41,25 +52,30 @@ class Reference:
     model: str
     path: str = ""
     side: Literal["input", "output"] = "output"
+    part: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Read a reference.
 
         Raises:
-            ValueError: the text is not ``Model``, ``Model.sub.module`` or ``Model.sub.module:input``.
+            ValueError: the text is not of the form ``Model[.sub.module][:part.part]``.
         """
         if not isinstance(text, str):
             raise ValueError(f"a signal reference is a string such as 'Student.stages.2', got {text!r}")
-        name, colon, side = text.partition(":")
+        name, colon, behind = text.partition(":")
         model, _, path = name.partition(".")
-        if not model or name.endswith(".") or ".." in name or (colon and side not in ("input", "output")):
+        part = tuple(behind.split(".")) if colon else ()
+        if not all(name.split(".")) or not all(part) or ":" in behind:
             raise ValueError(
-                f"{text!r} is no signal reference: expected 'Model', 'Model.sub.module' or 'Model.sub.module:input'"
+                f"{text!r} is no signal reference: expected 'Model', 'Model.sub.module', 'Model.sub.module:input' or "
+                "'Model:part'"
             )
-        if model in RESERVED and (path or colon):
+        if model in RESERVED and path:
             raise ValueError(f"{text!r}: {model} comes with the batch and has no submodules")
-        return cls(text, model, path, "input" if side == "input" else "output")
+        if part[:1] == ("input",) and model not in RESERVED:
+            return cls(text, model, path, "input", part[1:])
+        return cls(text, model, path, "output", part[part[:1] == ("output",) :])
 
     @property
     def is_data(self) -> bool:
@@ -92,6 +108,115 @@ def parse_references(references: str | Iterable[str]) -> tuple[Reference, ...]:
     return tuple(Reference.parse(text) for text in texts)
 
 
+class MissingPart(ValueError):
+    """A structure has no part of that name."""
+
+
+def part_of(value: Any, part: Sequence[str], text: str) -> Any:
+    """A part of a structure of tuples, lists, mappings, dataclasses and other objects.
+
+    Args:
+        value: what a module gives or takes, or a batch has.
+        part: attributes, keys and indices, one within the other.
+        text: the reference, for messages.
+
+    Raises:
+        MissingPart: there is none.
+
+    Example:
+        >>> part_of({"layers": (1, 2)}, ["layers", "-1"], "Student:layers.-1")
+        2
+        >>> part_of((1, 2), ["2"], "Student:2")
+        Traceback (most recent call last):
+        lit_distill.signals.MissingPart: 'Student:2': a tuple of 2 has no part '2'
+    """
+    for name in part:
+        found = _item(value, name)
+        if found is None:
+            known = [path for path, _ in islice(_tensor_paths(value), 12)]
+            hint = f"; its tensors are {known}" if known and not isinstance(value, Tensor) else ""
+            if hasattr(value, name) and is_dataclass(value):
+                hint = f": it is None (a Hugging Face model gives it by config.output_{name}=True){hint}"
+            raise MissingPart(f"{text!r}: {_described(value)} has no part {name!r}{hint}")
+        value = found
+    return value
+
+
+def _item(value: Any, name: str) -> Any:
+    """The attribute, key or index of a value; None where it has none, or None there."""
+    number = int(name) if _NUMBER.fullmatch(name) else None
+    if isinstance(value, Mapping):
+        found = value.get(name, value.get(number))
+        return value.to_tuple()[number] if found is None and number is not None and _holds(value, number) else found
+    if isinstance(value, (tuple, list)):
+        if number is not None:
+            return value[number] if -len(value) <= number < len(value) else None
+        return getattr(value, name) if name in getattr(value, "_fields", ()) else None
+    if isinstance(value, Tensor) or name.startswith("_"):
+        return None
+    found = getattr(value, name, None)
+    return None if callable(found) and not isinstance(found, Tensor) else found
+
+
+def _holds(value: Any, number: int) -> bool:
+    """Whether a ModelOutput of Hugging Face, which is a mapping, has an item of that number."""
+    return hasattr(value, "to_tuple") and -len(value) <= number < len(value)
+
+
+def _tensor_paths(value: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in a structure, and the part that names it."""
+    if isinstance(value, Tensor):
+        yield start, value
+        return
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (tuple, list)):
+        items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
+    else:
+        items = vars(value).items() if is_dataclass(value) and not isinstance(value, type) else ()
+    for name, item in items:
+        yield from _tensor_paths(item, f"{start}.{name}" if start else str(name))
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    keys = f" of {', '.join(map(str, islice(value, 12)))}" if isinstance(value, Mapping) else ""
+    return f"a {type(value).__name__}{size}{keys}"
+
+
+_IN_EVAL = " (the model is in eval mode; of what it gives in training alone, validation needs no term: give val_losses)"
+
+LOGITS = ("logits",)
+"""What a model's answer is named, where nothing else is said."""
+
+
+def answer_of(value: Any, part: Sequence[str] | None = None, *, text: str = "answer") -> Any:
+    """The answer of a model, its logits, in what it gives; of a tensor, itself.
+
+    Args:
+        value: what the model gives.
+        part: where the answer stands in it. By default it is the one tensor that is named logits, and the whole where
+            there is none, or several.
+        text: for messages.
+
+    Raises:
+        MissingPart: there is no such part.
+
+    Example:
+        >>> import torch
+        >>> answer_of({"logits": torch.zeros(2, 3), "hidden": torch.zeros(2, 8)}).shape
+        torch.Size([2, 3])
+    """
+    if isinstance(value, Tensor):
+        return value
+    if part is not None:
+        return part_of(value, part, text)
+    found = [tensor for path, tensor in _tensor_paths(value) if path.rpartition(".")[2] == LOGITS[0]]
+    return found[0] if len(found) == 1 else value
+
+
 class SignalCapture:
     """Captures the referenced tensors of one step while the models run, and removes its hooks on exit.
 
@@ -99,6 +224,7 @@ class SignalCapture:
         models: the named models.
         references: what to capture; data references are skipped, they are given by :meth:`put`.
         clone: texts of references to clone at the tap, because a later in-place operation would change them.
+        answers: where the answers of models stand in what they give, by name: see :func:`answer_of`.
 
     Raises:
         ValueError: a reference names no model or submodule.
@@ -118,8 +244,10 @@ class SignalCapture:
         references: Iterable[Reference],
         *,
         clone: Collection[str] = (),
+        answers: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.models = models
+        self._answers = dict(answers or {})
         self._taps = {ref.text: (ref, ref.module(models)) for ref in references if not ref.is_data}
         self._clone = frozenset(clone)
         self._handles: list[RemovableHandle] = []
@@ -133,9 +261,9 @@ class SignalCapture:
     def __enter__(self) -> SignalCapture:
         for ref, module in self._taps.values():
             if ref.side == "output":
-                self._handles.append(module.register_forward_hook(self._output_hook(ref.text)))
+                self._handles.append(module.register_forward_hook(self._output_hook(ref)))
             else:
-                self._handles.append(module.register_forward_pre_hook(self._input_hook(ref.text), with_kwargs=True))
+                self._handles.append(module.register_forward_pre_hook(self._input_hook(ref), with_kwargs=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,25 +271,35 @@ class SignalCapture:
             handle.remove()
         self._handles.clear()
 
-    def _output_hook(self, text: str) -> Any:
+    def _output_hook(self, ref: Reference) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._keep(text, output)
+            if not ref.path and not ref.part:
+                output = answer_of(output, self._answers.get(ref.model), text=ref.text)
+            elif ref.part and not (self.is_answer(ref) and isinstance(output, Tensor)):
+                try:
+                    output = part_of(output, ref.part, ref.text)
+                except MissingPart as error:
+                    raise MissingPart(f"{error}{'' if module.training else _IN_EVAL}") from None
+            self._keep(ref.text, output)
 
         return hook
 
-    def _input_hook(self, text: str) -> Any:
+    def _input_hook(self, ref: Reference) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = [*args, *kwargs.values()]
-            self._keep(text, values[0] if values else None)
+            values, part = [*args, *kwargs.values()], ref.part
+            value = values[0] if values else None
+            if part:
+                named = not _NUMBER.fullmatch(part[0])
+                if named and part[0] not in kwargs:
+                    kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+                value = part_of(kwargs if named else values, part, ref.text)
+            self._keep(ref.text, value)
 
         return hook
 
     def _keep(self, text: str, value: Any) -> None:
         if not isinstance(value, Tensor):
-            raise ValueError(
-                f"{text!r} gives a {type(value).__name__}, not a tensor: tap a submodule that gives one tensor, "
-                "or wrap the model in a module that returns its logits"
-            )
+            raise ValueError(f"{text!r} gives {_described(value)}, not a tensor: {_advice(text, value)}")
         self._fired[text] = self._fired.get(text, 0) + 1
         if text in self._clone or value.is_inference():  # which has no count of its changes to look at later
             value = value.clone()
@@ -174,10 +312,20 @@ class SignalCapture:
         self._keep(name, value)
 
     def replace(self, text: str, value: Tensor) -> None:
-        """Put another tensor where a reference was captured, if it is one: an output averaged over views."""
-        if text in self._taps:
-            self._fired[text] = 0
-            self._keep(text, value)
+        """Put another tensor where a reference was captured, if it is one: an output averaged over views.
+
+        The name of a model stands for its answer, in whatever way references name it.
+        """
+        for tap, (ref, _) in self._taps.items():
+            if tap == text or (ref.model == text and self.is_answer(ref)):
+                self._fired[tap] = 0
+                self._keep(tap, value)
+
+    def is_answer(self, ref: Reference) -> bool:
+        """Whether a reference is one to the answer of a model, however it names it."""
+        if ref.is_data or ref.path:
+            return False
+        return ref.side == "output" and ref.part in ((), self._answers.get(ref.model, LOGITS))
 
     @property
     def cloned(self) -> frozenset[str]:
@@ -264,6 +412,17 @@ class SignalCache(Protocol):
             compute: runs the model.
             output: whether what it returns is wanted too.
         """
+
+
+def _advice(text: str, value: Any) -> str:
+    """What to write in place of a reference to a structure."""
+    paths = [path for path, _ in islice(_tensor_paths(value), 6)]
+    if not paths:
+        return "tap a submodule that gives one tensor, or wrap the model in a module that returns its logits"
+    base = text if ":" in text else f"{text}:" if "." not in text else f"{text}:output"
+    parts = [f"{base}{'' if base.endswith(':') else '.'}{path}" for path in paths]
+    answer = "" if ":" in text or "." in text else f", or say which is its answer, as answer={paths[0]!r}"
+    return f"name a part of it, such as {', '.join(map(repr, parts))}{answer}"
 
 
 def _closest(name: str, names: list[str]) -> str:

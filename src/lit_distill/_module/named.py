@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from lit_distill._inputs import counted, left_as_given
 from lit_distill._module.frozen import shared_tensors
-from lit_distill._module.preflight import check_names, input_views, student_candidates, unpack_batch
+from lit_distill._module.preflight import answer_parts, check_names, input_views, student_candidates, unpack_batch
 from lit_distill._module.train_only import TrainOnly
 from lit_distill._screen import few
 from lit_distill._views import InputView, average_over_views
-from lit_distill.signals import SignalCache, SignalCapture
+from lit_distill.signals import SignalCache, SignalCapture, answer_of
 
 _CLONE = (
     "the models after it and the callbacks would see another batch; let its forward make a new tensor (x = x.sub(…)), "
@@ -38,6 +38,7 @@ class NamedModels(LightningModule):
         candidates: Collection[str] | None,
         inputs: Mapping[str, InputView | Mapping[str, Any]] | None,
         train_only: Collection[str],
+        answer: str | int | Mapping[str, str | int] | None,
     ) -> None:
         super().__init__()
         check_names(models, frozen)
@@ -51,6 +52,8 @@ class NamedModels(LightningModule):
         """Name of the deployed model; of the best candidate in the last validation, where there are several."""
         self.inputs = input_views(models, inputs)
         """What a model sees of a batch, by the names of those that see less than all."""
+        self.answers = answer_parts(models, answer)
+        """Where a model's answer stands in what it gives, by the names of those of which it is said."""
         self.signal_cache: SignalCache | None = None
         """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
         learners = {name: model for name, model in self.models.items() if name not in self.frozen}
@@ -75,8 +78,8 @@ class NamedModels(LightningModule):
         return self
 
     def forward(self, inputs: Any) -> Any:
-        """The student's output."""
-        return self.run_model(self.student, self._seen_by(self.student, inputs))
+        """The student's answer: what it gives, or the logits in that."""
+        return self._answer(self.student, inputs)
 
     # ---------------------------------------------------------------- to override
 
@@ -116,7 +119,7 @@ class NamedModels(LightningModule):
             around: gives a context to run each model in, by its name, such as a timer.
 
         Returns:
-            Outputs by name. In training, a model that the cache answers for has None.
+            Answers by name. In training, a model that the cache answers for has None.
 
         Raises:
             ValueError: a model changes its input in place.
@@ -151,13 +154,15 @@ class NamedModels(LightningModule):
         return outputs
 
     def _run(self, name: str, inputs: Any) -> Any:
-        inputs = self._seen_by(name, inputs)
         if name not in self.frozen:
-            return self.run_model(name, inputs)
+            return self._answer(name, inputs)
         if self.models[name].training:  # someone called .train() on the model itself
             self.models[name].eval()
         with torch.no_grad():
-            return self.run_model(name, inputs)
+            return self._answer(name, inputs)
+
+    def _answer(self, name: str, inputs: Any) -> Any:
+        return answer_of(self.run_model(name, self._seen_by(name, inputs)), self.answers.get(name), text=name)
 
     def _run_and_average(self, name: str, inputs: Tensor) -> Tensor:
         return average_over_views(lambda clips: self._run(name, clips), inputs)

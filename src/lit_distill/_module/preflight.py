@@ -102,6 +102,31 @@ def input_views(
     return {str(name): InputView.of(given) for name, given in (inputs or {}).items()}
 
 
+def answer_parts(
+    models: Collection[str], answer: str | int | Mapping[str, str | int] | None
+) -> dict[str, tuple[str, ...]]:
+    """Where each model's answer stands in what it gives, where that is said.
+
+    Args:
+        models: the names of the models.
+        answer: parts of an output such as ``logits``, ``0`` or ``heads.main``, of all models, or of each by its name.
+
+    Raises:
+        ValueError: there is no such model, or what is said names no part.
+
+    Example:
+        >>> answer_parts(["Student", "Teacher"], {"Teacher": "heads.main"})
+        {'Teacher': ('heads', 'main')}
+    """
+    given = answer if isinstance(answer, Mapping) else {} if answer is None else dict.fromkeys(models, answer)
+    if unknown := sorted(set(given) - set(models)):
+        raise ValueError(f"answer names {unknown}, but the models are {sorted(models)}")
+    parts = {str(name): tuple(str(part).split(".")) for name, part in given.items()}
+    if bad := [name for name, part in parts.items() if not all(part) or ":" in "".join(part)]:
+        raise ValueError(f"answer is a part of an output, such as 'logits' or '0', got {given[bad[0]]!r}")
+    return parts
+
+
 def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
     """A small batch without starting the loader's workers or moving its sampler, where its data set allows it."""
     dataset = loader.dataset

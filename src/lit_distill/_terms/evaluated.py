@@ -23,9 +23,11 @@ class EvaluatedTerms(nn.Module):
         terms: Mapping[str, LossTerm | Mapping[str, Any]],
         *,
         unlabelled: bool | Callable[[Tensor], Tensor] = False,
+        answers: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__()
         self.unlabelled = unlabelled
+        self.answers = dict(answers or {})
         if not terms:
             raise ValueError("a LossComposer needs at least one term, such as {'ce': LossTerm(…)}")
         self.terms: dict[str, LossTerm] = {}

@@ -13,7 +13,7 @@ from lit_distill._terms.checks import wrong_values
 from lit_distill._terms.evaluated import EvaluatedTerms, reason
 from lit_distill._terms.trial import on_trial
 from lit_distill.losses.base import Example, SizedLoss, tensors_of
-from lit_distill.signals import SignalCapture
+from lit_distill.signals import MissingPart, SignalCapture
 from lit_distill.terms import LossTerm, describe
 
 
@@ -30,7 +30,8 @@ def try_terms(
 ) -> SignalCapture:
     """As :meth:`LossComposer.build`, for several composers on one capture, so that every model runs once.
 
-    Models run a second time only where a tap turns out to be changed in place, or a loss gives a model new parts.
+    Models run a second time only where a tap turns out to be changed in place, a loss gives a model new parts, or the
+    terms of training name a part of an output that is there in training mode alone.
     ``run`` runs them, given the open capture; ``check`` looks at the captured signals before any loss is sized.
     """
     used = [models[name] for name in frozenset().union(*(composer.model_names for composer in composers))]
@@ -38,28 +39,29 @@ def try_terms(
     try:
         for module in (*used, *composers):
             module.eval()
-        signals = _captured(composers, models, run)
-        if in_place := signals.changed_in_place() - signals.cloned:
+        captured = _each_captured(composers, models, run, modes)
+        if in_place := frozenset().union(*(each.changed_in_place() - each.cloned for each in captured)):
             for composer in composers:
                 composer._clone |= in_place & {ref.text for ref in composer.references}
-            signals = _captured(composers, models, run)
+            captured = _each_captured(composers, models, run, modes)
+        signals = captured[0]
         if check is not None:
             check(signals)
-        for composer in composers:
-            composer._put_data(signals, target, index)
+        for composer, each in zip(composers, captured, strict=True):
+            composer._put_data(each, target, index)
             for name, term in composer.terms.items():
                 if isinstance(term.loss, SizedLoss):
-                    _build_term(composer, name, term, signals, models, dataset_size)
+                    _build_term(composer, name, term, each, models, dataset_size)
             composer.losses.eval()  # the parts that were just made
         if new := {part for module in used for part in module.modules()} - {part for part, _ in modes}:
             modes += [(part, part.training) for part in new]  # a loss has put them into a model: its signals differ now
             for module in used:
                 module.eval()
-            signals = _captured(composers, models, run)
-        taught, never = composers[0], list[str]()
+            captured = _each_captured(composers, models, run, modes)
+        signals, taught, never = captured[0], composers[0], list[str]()
         with on_trial(composers):
-            for composer in composers:
-                given = signals if composer is taught else signals.detached()
+            for composer, each in zip(composers, captured, strict=True):
+                given = each if composer is taught else each.detached()
                 composer._put_data(given, target, index)
                 with torch.set_grad_enabled(composer is taught):
                     values = {name: composer._evaluate(name, term, given, 0.0) for name, term in composer.terms.items()}
@@ -67,16 +69,14 @@ def try_terms(
                     idle = [name for name, value in values.items() if not composer._teaches(name, value, given)]
                 _warn_of_values(composer, given)
         if idle and not torch.is_inference_mode_enabled():  # in training mode it may teach all the same
-            for part, mode in modes:
-                part.training = mode
+            _set_modes(modes)
             with suppress(RuntimeError, ValueError), on_trial(composers), torch.enable_grad():
-                trained = _captured(composers, models, run)
+                trained = _captured([taught], models, run)
                 taught._put_data(trained, target, index)
                 never = [name for name in idle if not _ever_teaches(taught, name, trained)]
             _refuse(taught, never, signals)
     finally:
-        for part, mode in modes:
-            part.training = mode
+        _set_modes(modes)
         for composer in composers:
             composer.losses.train(composer.training)
     return signals
@@ -155,6 +155,33 @@ def _build_term(
     term.loss.to(device)
 
 
+def _each_captured(
+    composers: Sequence[EvaluatedTerms],
+    models: Mapping[str, nn.Module],
+    run: Callable[[SignalCapture], object],
+    modes: Sequence[tuple[nn.Module, bool]],
+) -> list[SignalCapture]:
+    """The signals of each composer: of one run in eval mode, or of the first, training's, of one in training mode."""
+    try:
+        return [_captured(composers, models, run)] * len(composers)
+    except MissingPart as missing:
+        others = [_captured(composers[1:], models, run)] * (len(composers) - 1) if composers[1:] else []
+        now = [(part, part.training) for part, _ in modes]
+        _set_modes(modes)
+        try:
+            trained = _captured(composers[:1], models, run)
+        except (MissingPart, RuntimeError):
+            raise missing from None
+        finally:
+            _set_modes(now)
+        return [trained, *others]
+
+
+def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for part, mode in modes:
+        part.training = mode
+
+
 def _captured(
     composers: Sequence[EvaluatedTerms], models: Mapping[str, nn.Module], run: Callable[[SignalCapture], object]
 ) -> SignalCapture:
@@ -162,7 +189,8 @@ def _captured(
     clone = frozenset().union(*(composer._clone for composer in composers))
 
     def captured() -> SignalCapture:
-        with on_trial(models.values()), SignalCapture(models, references.values(), clone=clone) as signals:
+        signals = SignalCapture(models, references.values(), clone=clone, answers=composers[0].answers)
+        with on_trial(models.values()), signals:
             run(signals)
         return signals
 
