@@ -137,6 +137,7 @@ class LossComposer(EvaluatedTerms):
         target: Tensor | None = None,
         *,
         index: Tensor | None = None,
+        batch: Any = None,
         epoch: float = 0.0,
         watched: Collection[str] = (),
     ) -> ComposedLoss:
@@ -146,13 +147,14 @@ class LossComposer(EvaluatedTerms):
             signals: what :meth:`capture` captured in this step.
             target: the signal ``GroundTruth``: class indices (B,) or probabilities (B, C), or what the task has.
             index: the signal ``SampleIndex``: positions (B,) of the samples in their data set.
+            batch: what ``Batch.<key>`` names: a mapping, tuple or object.
             epoch: the fractional epoch, for schedules.
             watched: names of terms whose values are wanted even where their weight is 0; they have no graph then.
 
         Raises:
             ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
         """
-        self._put_data(signals, target, index)
+        self._put_data(signals, target, index, batch)
         set_to = self._weights(epoch)
         terms: dict[str, Tensor] = {}
         for name, term in self.terms.items():
@@ -187,6 +189,7 @@ class LossComposer(EvaluatedTerms):
         target: Tensor | None = None,
         *,
         index: Tensor | None = None,
+        batch: Any = None,
         dataset_size: int | None = None,
         run: Callable[[str, Any], Any] | None = None,
     ) -> SignalCapture:
@@ -200,6 +203,7 @@ class LossComposer(EvaluatedTerms):
             inputs: what every model takes.
             target: the example's ground truth.
             index: the example's sample indices.
+            batch: the example's further entries.
             dataset_size: number of training samples, for memory banks.
             run: runs a model, given its name and the inputs; by default ``models[name](inputs)``.
 
@@ -211,7 +215,7 @@ class LossComposer(EvaluatedTerms):
             for name in sorted(self.model_names):
                 models[name](inputs) if run is None else run(name, inputs)
 
-        return try_terms([self], models, target, index=index, dataset_size=dataset_size, run=run_each)
+        return try_terms([self], models, target, index=index, batch=batch, dataset_size=dataset_size, run=run_each)
 
     def _check_first_step(self, values: Mapping[str, Tensor], signals: SignalCapture, epoch: float) -> None:
         """Once for each term, in the first training step in which it has a weight: raise where it teaches nobody."""

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
+from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
 from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.ignored import ignored_positions
-from lit_distill._module.preflight import answer_parts, check_names, try_example, unpack_batch
+from lit_distill._module.preflight import answer_parts, check_names, try_example
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
 from lit_distill.composer import LossComposer, zero_gradients
@@ -78,6 +79,7 @@ class DistillMixin(LightningModule):
         student: str = "",
         own_weight: Weight = 1.0,
         answer: str | int | Mapping[str, str | int] | None = None,
+        batch: Mapping[str, str | Sequence[str]] | None = None,
         preflight: bool = True,
         replaced_teachers: bool = False,
     ) -> Module:
@@ -91,6 +93,8 @@ class DistillMixin(LightningModule):
             own_weight: of the loss of your own step: a number, or a function of the fractional epoch.
             answer: where the answer of a network, its logits, stands in a structure that it gives, such as ``"out"``;
                 of all, or of each by its name; by default it is the one tensor that is named ``logits``.
+            batch: which entries of a mapping batch are ``inputs``, ``target`` and ``index``, as for
+                :class:`lit_distill.DistillModule`. The inputs are only those of the example batch.
             preflight: try one example batch before training, so that a wrong reference or shape shows at once; losses
                 with parameters, and taps whose tensor is changed in place, need it. It runs the student on
                 :meth:`distill_unpack`'s inputs, not your step. A stream that can be read but once loses a batch to it.
@@ -132,6 +136,7 @@ class DistillMixin(LightningModule):
             raise ValueError(f"no term names {unused}: add a term for it or leave it out")
         # In plain dictionaries: the teachers must not become parts of the module, nor the student twice.
         self._distill_networks, self._distill_teachers = networks, teachers
+        self._distill_keys = BatchKeys.of(batch)
         self._distill_own_weight, self._distill_preflight = own_weight, preflight
         self._distill_replaced = replaced_teachers
         self._distill_record = FrozenRecord(teachers)
@@ -143,16 +148,24 @@ class DistillMixin(LightningModule):
 
     # ---------------------------------------------------------------- to override
 
-    def distill_unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-        """What the student is given of a batch, its target and sample index; override it for batches of another form.
+    def distill_unpack(self, batch: Any) -> tuple[Any, ...]:
+        """What the student is given of a batch, its target, sample index and further entries.
 
-        The inputs are only those of the example batch, the target and index are asked for where terms name them.
+        Override it for batches of another form. The inputs are only those of the example batch, the others are asked
+        for where terms name them; a tuple of the first two or three will do.
         """
-        return unpack_batch(batch, hook="distill_unpack")
+        keywords = any(map(is_hugging_face, self._distill_networks.values()))
+        return unpack_batch(batch, hook="distill_unpack", keys=self._distill_keys, keywords=keywords)
 
     def distill_run_teacher(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a teacher on what the student is given; override it for one that takes something else."""
-        return self._distill_teachers[name](*args, **kwargs)
+        """Run a teacher on what the student is given; override it for one that takes something else.
+
+        One of Hugging Face that is given keywords takes those that its ``forward`` names.
+        """
+        teacher = self._distill_teachers[name]
+        if kwargs and not args and is_hugging_face(teacher):
+            kwargs = keywords_of(name, teacher, kwargs)
+        return teacher(*args, **kwargs)
 
     # ---------------------------------------------------------------- before training
 
@@ -184,11 +197,16 @@ class DistillMixin(LightningModule):
 
     def _distill_build(self, batch: Any, dataset_size: int | None) -> None:
         def run(name: str, inputs: Any) -> Any:
-            return self._distill_networks[name](inputs) if name == STUDENT else self._distill_ask(name, inputs)
+            network = self._distill_networks[name]
+            keywords: Mapping[str, Any] = {}
+            if isinstance(inputs, Mapping) and (self._distill_keys.by_keyword or is_hugging_face(network)):
+                inputs, keywords = None, keywords_of(name, network, inputs)
+            given = () if keywords else (inputs,)
+            return network(*given, **keywords) if name == STUDENT else self._distill_ask(name, *given, **keywords)
 
-        inputs, target, index = self.distill_unpack(batch)
+        inputs, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
         signals = self.distillation.build(
-            self._distill_networks, inputs, target, index=index, dataset_size=dataset_size, run=run
+            self._distill_networks, inputs, target, index=index, batch=entries, dataset_size=dataset_size, run=run
         )
         if text := ignored_positions([self.distillation], signals, target):
             rank_zero_warn(text)
@@ -241,10 +259,10 @@ class DistillMixin(LightningModule):
                 hook.remove()
         if output is None:
             return None  # as Lightning has it: this batch is left out
-        target = index = None
+        target = index = entries = None
         if any(reference.is_data for reference in self.distillation.references):
-            _, target, index = self.distill_unpack(batch)
-        result = self.distillation(signals, target, index=index, epoch=epoch)
+            _, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
+        result = self.distillation(signals, target, index=index, batch=entries, epoch=epoch)
         self.log_dict({f"distill/{name}": value for name, value in result.unweighted.items()})
         for name, weight in zip(result.names, result.weights, strict=True):
             if not self.distillation.terms[name].has_fixed_weight:

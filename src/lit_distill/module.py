@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -42,9 +42,9 @@ class DistillModule(EvaluatedModule):
     descends its total; all trainable models share one backward pass and one optimizer.
 
     Args:
-        models: the networks by name; names have no dots, ``GroundTruth`` and ``SampleIndex`` are reserved. Models that
-            learn may share modules. A frozen model may share with one that learns what ``train_only`` leaves untrained
-            there, such as a base with adapters.
+        models: the networks by name; names have no dots; ``GroundTruth``, ``SampleIndex`` and ``Batch`` are reserved.
+            Models that learn may share modules. A frozen model may share with one that learns what ``train_only``
+            leaves untrained there, such as a base with adapters.
         losses: the terms of training by name, as :class:`LossTerm` or a mapping of its arguments.
         val_losses: the terms of validation and test; those of training where not given.
         frozen: names of models that only teach: eval mode for good, no gradients, in no optimizer and no checkpoint,
@@ -71,6 +71,10 @@ class DistillModule(EvaluatedModule):
             ``"0"`` of a tuple, ``"heads.main"``; of all models, or of each by its name. By default it is the one tensor
             that is named ``logits``. ``forward``, metrics, callbacks and terms that name a model alone take the answer;
             terms name other parts as ``Student:hidden_states.-1``.
+        batch: which entries of a mapping batch are what: ``{"inputs": "image", "target": "mask"}`` for
+            ``model(batch["image"])``, ``{"inputs": ["ids", "mask"]}`` for ``model(ids=…, mask=…)``; and
+            ``index``. By default the target is the one of ``labels``, ``label`` and ``target`` that there is. Models of
+            Hugging Face need none of it: each takes by keyword what its ``forward`` names, without the target.
         preflight: try one example batch before training, so that a wrong reference, shape or class count shows at once;
             losses with parameters need it.
         train_only: the parts that are trained, where not all are: ``Student.fc``, ``Student:norms``
@@ -82,7 +86,8 @@ class DistillModule(EvaluatedModule):
         unlabelled: whether samples may have no label, or how to see which have one: see :class:`LossComposer`. A data
             module says of its training samples itself that some have none, by a true ``has_unlabelled``.
 
-    Batches are ``(inputs, target)`` or ``(inputs, target, index)``. In validation and test, inputs of six dimensions
+    Batches are ``(inputs, target)``, ``(inputs, target, index)`` or mappings; terms name their other entries as
+    ``Batch.<key>``, or ``Batch.2`` by number. In validation and test, inputs of six dimensions
     are views of videos (B, V, T, C, H, W): each model's probabilities are averaged over the views of a video. Several
     loaders are logged apart, as ``val/<key or number>/…``; ``student="best"`` goes by the first. Override
     :meth:`unpack` for batches of another form and :meth:`run_model` for models that take something else.
@@ -123,6 +128,7 @@ class DistillModule(EvaluatedModule):
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
         inputs: Mapping[str, InputView | Mapping[str, Any]] | None = None,
         answer: str | int | Mapping[str, str | int] | None = None,
+        batch: Mapping[str, str | Sequence[str]] | None = None,
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
         train_only: Collection[str] = (),
@@ -131,7 +137,7 @@ class DistillModule(EvaluatedModule):
     ) -> None:
         super().__init__(
             models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only,
-            answer=answer,
+            answer=answer, batch=batch,
         )  # fmt: skip
         self._keep(replaced_frozen)
         self._judge_by(
@@ -185,7 +191,7 @@ class DistillModule(EvaluatedModule):
             dataset_size: number of training samples, for memory banks.
             num_classes: of the data; by default what the trainer's data module says.
         """
-        inputs, target, index = self.unpack(batch)
+        inputs, target, index, entries = self.unpacked(batch)
         if num_classes is None:
             num_classes = getattr(getattr(trainer_of(self), "datamodule", None), "num_classes", None)
         composers = list({id(c): c for c in (self.composer, self.val_composer)}.values())
@@ -197,7 +203,7 @@ class DistillModule(EvaluatedModule):
             self._warn_of_ignored(composers, signals, target)
 
         try_terms(
-            composers, self.named, target, index=index, dataset_size=dataset_size,
+            composers, self.named, target, index=index, batch=entries, dataset_size=dataset_size,
             run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip
 
@@ -210,11 +216,11 @@ class DistillModule(EvaluatedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on the training terms; returns the total."""
-        inputs, target, index = self.unpack(batch)
+        inputs, target, index, entries = self.unpacked(batch)
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
         with self.composer.capture(self.named, epoch=epoch, watched=watched) as signals, explained_batch_norm():
             self.run_models(inputs, signals, cached=True)
-        result: ComposedLoss = self.composer(signals, target, index=index, epoch=epoch, watched=watched)
+        result: ComposedLoss = self.composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
         self._train_terms.add(result, batch_size(target, inputs))
         if not batch_idx:
             self._warn_of_ignored([self.composer], signals, target)

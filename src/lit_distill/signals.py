@@ -19,7 +19,8 @@ from lit_distill.losses.base import Signal, submodule
 
 GROUND_TRUTH = "GroundTruth"
 SAMPLE_INDEX = "SampleIndex"
-RESERVED = (GROUND_TRUTH, SAMPLE_INDEX)
+BATCH = "Batch"
+RESERVED = (GROUND_TRUTH, SAMPLE_INDEX, BATCH)
 
 _NUMBER = re.compile(r"-?\d+")
 
@@ -33,7 +34,8 @@ class Reference:
 
     ``Student`` is the model's output (its answer, where it gives a structure), ``Student.stages.2`` the output of that
     submodule, ``Student.stages.2.-1`` that of the last block in it, ``Student.fc:input`` its first input,
-    ``GroundTruth`` the target of the batch and ``SampleIndex`` the positions of its samples in the data set.
+    ``GroundTruth`` the target of the batch, ``SampleIndex`` the positions of its samples in the data set, and
+    ``Batch.attention_mask`` a further entry of the batch, by its key or number.
 
     Behind the colon stand parts of a structure, each an attribute, a key or an index: ``Student:hidden_states.-1``,
     ``GroundTruth:depth``. ``:input.1`` and ``:input.mask`` are arguments of a module by position and name, and
@@ -71,6 +73,10 @@ class Reference:
                 f"{text!r} is no signal reference: expected 'Model', 'Model.sub.module', 'Model.sub.module:input' or "
                 "'Model:part'"
             )
+        if model == BATCH:
+            if not path:
+                raise ValueError(f"{text!r} names no entry of a batch: expected 'Batch.<key>', or 'Batch.2' by number")
+            return cls(text, model, part=(*path.split("."), *part))
         if model in RESERVED and path:
             raise ValueError(f"{text!r}: {model} comes with the batch and has no submodules")
         if part[:1] == ("input",) and model not in RESERVED:
@@ -147,7 +153,9 @@ def _item(value: Any, name: str) -> Any:
     number = int(name) if _NUMBER.fullmatch(name) else None
     if isinstance(value, Mapping):
         found = value.get(name, value.get(number))
-        return value.to_tuple()[number] if found is None and number is not None and _holds(value, number) else found
+        if found is None and number is not None and hasattr(value, "to_tuple"):  # a ModelOutput of Hugging Face
+            return _item(value.to_tuple(), name)
+        return found
     if isinstance(value, (tuple, list)):
         if number is not None:
             return value[number] if -len(value) <= number < len(value) else None
@@ -156,11 +164,6 @@ def _item(value: Any, name: str) -> Any:
         return None
     found = getattr(value, name, None)
     return None if callable(found) and not isinstance(found, Tensor) else found
-
-
-def _holds(value: Any, number: int) -> bool:
-    """Whether a ModelOutput of Hugging Face, which is a mapping, has an item of that number."""
-    return hasattr(value, "to_tuple") and -len(value) <= number < len(value)
 
 
 def _tensor_paths(value: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -299,7 +302,7 @@ class SignalCapture:
 
     def _keep(self, text: str, value: Any) -> None:
         if not isinstance(value, Tensor):
-            raise ValueError(f"{text!r} gives {_described(value)}, not a tensor: {_advice(text, value)}")
+            raise ValueError(f"{text!r} gives a {type(value).__name__}, not a tensor: {_advice(text, value)}")
         self._fired[text] = self._fired.get(text, 0) + 1
         if text in self._clone or value.is_inference():  # which has no count of its changes to look at later
             value = value.clone()
@@ -310,6 +313,26 @@ class SignalCapture:
         """Give a signal that comes with the batch, such as ``GroundTruth``."""
         self._fired[name] = 0  # what is given again takes the place of what was given
         self._keep(name, value)
+
+    def put_batch(self, target: Any, index: Tensor | None, entries: Any, references: Iterable[Reference]) -> None:
+        """Give the signals that come with the batch: target and index, and what references name of it.
+
+        Raises:
+            ValueError: a reference names what the batch does not have.
+        """
+        for ref in references:
+            if ref.model == BATCH:
+                if entries is None:
+                    raise ValueError(f"{ref.text!r}: the composer was given no batch: composer(…, batch=<the batch>)")
+                self.put(ref.text, part_of(entries, ref.part, ref.text))
+            elif ref.is_data and ref.part:
+                self.put(ref.text, part_of(target if ref.model == GROUND_TRUTH else index, ref.part, ref.text))
+            elif ref.model == GROUND_TRUTH and target is not None:
+                self.put(GROUND_TRUTH, target)
+        if isinstance(target, Tensor):
+            self.put(GROUND_TRUTH, target)
+        if index is not None:
+            self.put(SAMPLE_INDEX, index)
 
     def replace(self, text: str, value: Tensor) -> None:
         """Put another tensor where a reference was captured, if it is one: an output averaged over views.
@@ -369,7 +392,7 @@ class SignalCapture:
         """
         fired = self._fired.get(text, 0)
         if fired == 0:
-            if text in RESERVED:
+            if text in (GROUND_TRUTH, SAMPLE_INDEX):
                 raise ValueError(
                     f"{text!r} is not in this batch: batches are (inputs, target) or (inputs, target, index)"
                 )

@@ -53,6 +53,8 @@ def test_there_is_something_to_hold() -> None:
 def test_python_of_a_page_runs_from_top_to_bottom(
     name: str, blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if any("from transformers " in block for block in blocks):
+        pytest.importorskip("transformers", reason="the extra huggingface is not installed")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "docs"}
     for block in blocks:

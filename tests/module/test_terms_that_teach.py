@@ -269,7 +269,7 @@ def test_regression_of_one_number_trains_without_top1() -> None:
 
 class Structured(Network):
     def forward(self, x: Tensor) -> Any:
-        return {"logits": super().forward(x)}
+        return {"scores": super().forward(x)}
 
 
 @pytest.mark.parametrize(

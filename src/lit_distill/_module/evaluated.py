@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._lightning import loader_names, loader_under_way
+from lit_distill._module.batches import is_hugging_face
 from lit_distill._module.checkpointed import CheckpointedModule
 from lit_distill._module.hyperparameters import Composers
 from lit_distill._module.metrics import TermMeans, TopKAccuracy, at_chance, why_no_classes
@@ -77,13 +78,13 @@ class EvaluatedModule(CheckpointedModule):
         Where there are several loaders, each has its own metrics: ``val/<loader>/…``, by the loader's key in a dict, or
         its number.
         """
-        inputs, target, index = self.unpack(batch)
+        inputs, target, index, entries = self.unpacked(batch)
         epoch, watched = float(self.current_epoch), self._watched("test" if self.trainer.testing else "val")
         with self.val_composer.capture(self.named, epoch=epoch, watched=watched) as signals:
             outputs = self.run_models(
                 inputs, signals, evaluate=self._evaluated_models(), views=isinstance(batch, ViewsBatch), cached=True
             )
-        result = self.val_composer(signals, target, index=index, epoch=epoch, watched=watched)
+        result = self.val_composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
         figures = self._figures_of(loader_under_way(self.trainer))
         size = batch_size(target, inputs, outputs)
         counts = sample_counts(result, size)
@@ -99,10 +100,12 @@ class EvaluatedModule(CheckpointedModule):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The student's output on a batch with or without labels; of views, the means of their probabilities."""
         inputs = batch
-        overridden = type(self).unpack is not CheckpointedModule.unpack
+        known = type(self).unpack is not CheckpointedModule.unpack or isinstance(batch, (tuple, list))
+        if isinstance(batch, Mapping):
+            known |= self.batch_keys.said or is_hugging_face(self.models[self.student])
         if isinstance(batch, (tuple, list)) and len(batch) == 1:
             (inputs,) = batch  # of a data set of inputs alone
-        elif not isinstance(batch, Tensor) and (overridden or isinstance(batch, (tuple, list))):
+        elif known and not isinstance(batch, Tensor):
             inputs = self.unpack(batch)[0]
         return self._run_and_average(self.student, inputs) if isinstance(batch, ViewsBatch) else self(inputs)
 

@@ -19,7 +19,7 @@ def why_no_classes(output: object, target: object) -> str | None:
         True
     """
     if not isinstance(output, Tensor):
-        return f"its output is a {type(output).__name__}, not a tensor"
+        return f"its output is a {type(output).__name__}, not a tensor, and answer=… names no part of it"
     if not isinstance(target, Tensor):
         return f"the target is a {type(target).__name__}, not a tensor"
     shape, labels = tuple(output.shape), f"target {tuple(target.shape)} of {target.dtype}"

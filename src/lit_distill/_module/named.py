@@ -13,8 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._inputs import counted, left_as_given
+from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
 from lit_distill._module.frozen import shared_tensors
-from lit_distill._module.preflight import answer_parts, check_names, input_views, student_candidates, unpack_batch
+from lit_distill._module.preflight import answer_parts, check_names, input_views, student_candidates
 from lit_distill._module.train_only import TrainOnly
 from lit_distill._screen import few
 from lit_distill._views import InputView, average_over_views
@@ -39,6 +40,7 @@ class NamedModels(LightningModule):
         inputs: Mapping[str, InputView | Mapping[str, Any]] | None,
         train_only: Collection[str],
         answer: str | int | Mapping[str, str | int] | None,
+        batch: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
         check_names(models, frozen)
@@ -54,6 +56,8 @@ class NamedModels(LightningModule):
         """What a model sees of a batch, by the names of those that see less than all."""
         self.answers = answer_parts(models, answer)
         """Where a model's answer stands in what it gives, by the names of those of which it is said."""
+        self.batch_keys = BatchKeys.of(batch)
+        """Which entries of a mapping batch are what."""
         self.signal_cache: SignalCache | None = None
         """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
         learners = {name: model for name, model in self.models.items() if name not in self.frozen}
@@ -83,13 +87,28 @@ class NamedModels(LightningModule):
 
     # ---------------------------------------------------------------- to override
 
-    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
-        """Split a batch into inputs, target and sample index; override it for batches of another form."""
-        return unpack_batch(batch)
+    def unpack(self, batch: Any) -> tuple[Any, ...]:
+        """Split a batch into inputs, target, sample index and further entries; override it for batches of another form.
+
+        A tuple of the first two or three will do; terms then name entries of the batch itself.
+        """
+        keywords = any(map(is_hugging_face, self.models.values()))
+        return unpack_batch(batch, keys=self.batch_keys, keywords=keywords)
 
     def run_model(self, name: str, inputs: Any) -> Any:
-        """Run one named model; override it for models that take something else than the batch's inputs."""
-        return self.models[name](inputs)
+        """Run one named model; override it for models that take something else than the batch's inputs.
+
+        A mapping is given by keyword where ``batch`` says so, and to models of Hugging Face: to each the entries that
+        its ``forward`` names.
+        """
+        model = self.models[name]
+        if isinstance(inputs, Mapping) and (self.batch_keys.by_keyword or is_hugging_face(model)):
+            return model(**keywords_of(name, model, inputs))
+        return model(inputs)
+
+    def unpacked(self, batch: Any) -> Unpacked:
+        """What :meth:`unpack` gives, all four items by name."""
+        return Unpacked.of(self.unpack(batch), batch)
 
     # ---------------------------------------------------------------- the forward pass
 

@@ -148,14 +148,6 @@ def size_of(loader: DataLoader[Any]) -> int | None:
     return len(loader.dataset) if hasattr(loader.dataset, "__len__") else None
 
 
-def unpack_batch(batch: Any, hook: str = "unpack") -> tuple[Any, Tensor | None, Tensor | None]:
-    """Inputs, target and sample index of a batch of the usual form; raises ValueError, naming ``hook``, for others."""
-    if isinstance(batch, (tuple, list)) and len(batch) in (2, 3):
-        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-    got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
-    raise ValueError(f"a batch is (inputs, target) or (inputs, target, index), got {got}; override {hook}()")
-
-
 def try_example(module: LightningModule, build: Callable[[Any, int | None], None]) -> None:
     """In ``setup("fit")``: hand ``build`` an example batch as training will have it, and the number of samples.
 
@@ -192,9 +184,7 @@ def explained_batch_norm() -> Iterator[None]:
         ) from error
 
 
-def check_classes(
-    name: str, logits: Tensor, target: Tensor | None, num_classes: int | None, *, frozen: bool = False
-) -> None:
+def check_classes(name: str, logits: Tensor, target: Any, num_classes: int | None, *, frozen: bool = False) -> None:
     """Raise ValueError if outputs (B, C) of a classifier do not fit the classes of the data.
 
     Args:
@@ -204,7 +194,7 @@ def check_classes(
         num_classes: of the data, where it says so.
         frozen: whether it only teaches: its classes are those that it was trained with.
     """
-    if target is None or logits.ndim != 2 or target.ndim not in (1, 2):
+    if not isinstance(target, Tensor) or logits.ndim != 2 or target.ndim not in (1, 2):
         return
     classes, wanted = logits.shape[1], num_classes
     if target.ndim == 2 and target.is_floating_point():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_distill._inputs import left_as_given
 from lit_distill._terms.checks import require_classes, teaches
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
-from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
+from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
 from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping
 
 
@@ -67,10 +67,11 @@ class EvaluatedTerms(nn.Module):
         target: Tensor | None = None,
         *,
         index: Tensor | None = None,
+        batch: Any = None,
         epoch: float = 0.0,
     ) -> dict[str, Tensor]:
         """Every term before its weight, each with its own graph; arguments and errors are those of a call."""
-        self._put_data(signals, target, index)
+        self._put_data(signals, target, index, batch)
         return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
 
     def shapes(self, name: str, signals: SignalCapture) -> dict[str, tuple[int, ...]]:
@@ -93,12 +94,9 @@ class EvaluatedTerms(nn.Module):
             signals.labelled[rule] = labelled_rows(signals[GROUND_TRUTH], rule)
         return signals.labelled[rule]
 
-    def _put_data(self, signals: SignalCapture, target: Tensor | None, index: Tensor | None) -> None:
-        if target is not None:
-            signals.put(GROUND_TRUTH, target)
+    def _put_data(self, signals: SignalCapture, target: Any, index: Tensor | None, batch: Any) -> None:
+        signals.put_batch(target, index, batch, self.references)
         signals.labelled.clear()
-        if index is not None:
-            signals.put(SAMPLE_INDEX, index)
 
     def _rows_of(self, term: LossTerm, signals: SignalCapture) -> Tensor | None:
         return self.labelled(term.loss, signals) if term.needs_labels else None

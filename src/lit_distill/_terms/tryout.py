@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -21,9 +22,10 @@ from lit_distill.terms import LossTerm, describe
 def try_terms(
     composers: Sequence[EvaluatedTerms],
     models: Mapping[str, nn.Module],
-    target: Tensor | None,
+    target: Any,
     *,
     index: Tensor | None,
+    batch: Any,
     dataset_size: int | None,
     run: Callable[[SignalCapture], object],
     check: Callable[[SignalCapture], None] | None = None,
@@ -48,7 +50,7 @@ def try_terms(
         if check is not None:
             check(signals)
         for composer, each in zip(composers, captured, strict=True):
-            composer._put_data(each, target, index)
+            composer._put_data(each, target, index, batch)
             for name, term in composer.terms.items():
                 if isinstance(term.loss, SizedLoss):
                     _build_term(composer, name, term, each, models, dataset_size)
@@ -62,7 +64,7 @@ def try_terms(
         with on_trial(composers):
             for composer, each in zip(composers, captured, strict=True):
                 given = each if composer is taught else each.detached()
-                composer._put_data(given, target, index)
+                composer._put_data(given, target, index, batch)
                 with torch.set_grad_enabled(composer is taught):
                     values = {name: composer._evaluate(name, term, given, 0.0) for name, term in composer.terms.items()}
                 if composer is taught:
@@ -72,7 +74,7 @@ def try_terms(
             _set_modes(modes)
             with suppress(RuntimeError, ValueError), on_trial(composers), torch.enable_grad():
                 trained = _captured([taught], models, run)
-                taught._put_data(trained, target, index)
+                taught._put_data(trained, target, index, batch)
                 never = [name for name in idle if not _ever_teaches(taught, name, trained)]
             _refuse(taught, never, signals)
     finally:

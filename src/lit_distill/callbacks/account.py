@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class Account(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Take in which samples these are."""
         unpack = getattr(pl_module, "unpack", None)
-        inputs, target, index = unpack(batch) if callable(unpack) else (*batch, None, None)[:3]
+        inputs, target, index = (*(unpack(batch) if callable(unpack) else batch), None, None)[:3]
         named = target if index is None else index
         self._state["order"] = _chain(self._state["order"], named)
         if batch_idx == 0:
@@ -113,6 +114,6 @@ def _chain(so_far: str, value: Any) -> str:
 def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         value = [value[key] for key in sorted(value)]
     return [tensor for part in value for tensor in _tensors(part)] if isinstance(value, (list, tuple)) else []

@@ -103,7 +103,7 @@ class MediaLogger(Callback):
         """Take in one batch."""
         if self._findings is not None:
             assert isinstance(pl_module, DistillModule)
-            self._findings.add(outputs, *pl_module.unpack(batch))
+            self._findings.add(outputs, *pl_module.unpacked(batch)[:3])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring together what all processes have seen; the first draws it."""

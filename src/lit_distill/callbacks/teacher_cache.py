@@ -24,7 +24,7 @@ from lit_distill._version import versions
 from lit_distill.data.digests import InputKeys, batch_keys, memory_order
 from lit_distill.models.identity import state_sha256
 from lit_distill.module import DistillModule
-from lit_distill.signals import SignalCapture
+from lit_distill.signals import Reference, SignalCapture
 from lit_distill.teacher_cache.codec import SignalCodec, Storage
 from lit_distill.teacher_cache.probe import Probe, probe
 from lit_distill.teacher_cache.shards import Budget
@@ -275,7 +275,8 @@ class TeacherCache(Callback):
                 return returned
         for text, tensor in found.items():
             signals.replace(text, tensor)
-        return found.get(_RETURNED, found.get(name))
+        answers = (found[text] for text in found if text != _RETURNED and signals.is_answer(Reference.parse(text)))
+        return found[_RETURNED] if _RETURNED in found else next(answers, None)
 
     def _keys(self, inputs: Tensor) -> InputKeys:
         assert self._module is not None
@@ -302,6 +303,7 @@ class TeacherCache(Callback):
         assert self._module is not None
         assert self._budget is not None
         texts = signals.texts_of(name)
+        answers = [text for text in texts if signals.is_answer(Reference.parse(text))]
         no_tensor = False
 
         def tried(noise: Tensor) -> dict[str, Tensor]:
@@ -309,7 +311,7 @@ class TeacherCache(Callback):
             returned = compute(noise)
             found = {text: signals[text] for text in texts}
             no_tensor = output and not isinstance(returned, Tensor)
-            if output and not no_tensor and not (name in found and _is_same(found[name], returned)):
+            if output and not no_tensor and not any(_is_same(found[text], returned) for text in answers):
                 found[_RETURNED] = returned  # averaged over views, or another than the output that the terms tap
             signals.forget(name)
             return found
@@ -325,7 +327,7 @@ class TeacherCache(Callback):
         codecs = [
             SignalCodec(
                 text=text, dtype=told.dtypes[text], shape=shape, storage=self.dtype,
-                top_k=self.top_k if text in (name, _RETURNED) else None, order=told.orders[text],
+                top_k=self.top_k if text in (*answers, _RETURNED) else None, order=told.orders[text],
             )
             for text, shape in told.shapes.items()
         ]  # fmt: skip

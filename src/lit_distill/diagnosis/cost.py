@@ -163,11 +163,11 @@ def _step(
 ) -> None:
     parts.begin()
     with parts.part("data wait"):
-        inputs, target, index = module.unpack(data.on_after_batch_transfer(next(batches), 0))
+        inputs, target, index, entries = module.unpacked(data.on_after_batch_transfer(next(batches), 0))
     with module.composer.capture(module.named) as signals:
         module.run_models(inputs, signals, around=lambda name: parts.part(f"forward {name}", keeps=True))
     with parts.part("losses", keeps=True):
-        total = module.composer(signals, target, index=index).total
+        total = module.composer(signals, target, index=index, batch=entries).total
     with parts.part("backward"):
         torch.autograd.backward(total)
     with parts.part("optimizer"):

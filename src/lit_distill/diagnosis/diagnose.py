@@ -160,10 +160,10 @@ def diagnose(
         tried = copy.deepcopy(module).to(device)
         tried.expect_labels_of(data)
         batch = _on_device(data, example_batch(loader, samples or loader.batch_size or 1), device)
-        inputs, target, index = tried.unpack(batch)
+        inputs, target, index, entries = tried.unpacked(batch)
         tried.build(batch, dataset_size=size_of(loader), num_classes=getattr(data, "num_classes", None))
         findings = [*_class_orders(module, data), *_normalisations(module, data), *_stretched(loader.dataset)]
-        models, terms = _one_step(tried, inputs, target, index)
+        models, terms = _one_step(tried, inputs, target, index, entries)
         findings += _of_terms(terms)
         findings += [
             f"no term's gradient reaches {len(facts.unreached)} parameters of {name}: {few(facts.unreached, 4)}; "
@@ -181,13 +181,13 @@ def diagnose(
 
 
 def _one_step(
-    module: DistillModule, inputs: Any, target: Tensor | None, index: Tensor | None
+    module: DistillModule, inputs: Any, target: Any, index: Tensor | None, entries: Any
 ) -> tuple[dict[str, ModelFacts], dict[str, TermFacts]]:
     module.train()
     composer, seconds = module.composer, dict[str, float]()
     with composer.capture(module.named) as signals:
         outputs = module.run_models(inputs, signals, around=partial(_timed, seconds))
-    values = composer.values(signals, target, index=index)
+    values = composer.values(signals, target, index=index, batch=entries)
     learning = {
         name: {key: p for key, p in model.named_parameters() if p.requires_grad}
         for name, model in module.models.items()
@@ -269,7 +269,7 @@ def _short_validation(
     size = max(1, min(loader.batch_size or 1, 16))
     for start in range(0, len(chosen), size):
         batch = _on_device(data, loader.collate_fn([dataset[i] for i in chosen[start : start + size]]), device)
-        inputs, target, _ = module.unpack(batch)
+        inputs, target = module.unpack(batch)[:2]
         if not isinstance(target, Tensor) or target.ndim > 2:
             return None
         outputs = module.run_models(inputs, evaluate=True, views=isinstance(batch, ViewsBatch))
