@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_distill import losses as every_loss
-from lit_distill._module.preflight import unpack_batch
+from lit_distill._module.batches import unpack_batch
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.module import DistillModule
 from lit_distill.runs.artifacts import write_student
