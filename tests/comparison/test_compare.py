@@ -127,6 +127,8 @@ def test_a_given_teacher_is_not_trained(tmp_path: Path) -> None:
         ([TWO, "overrides={dml: ['trainer.max_epochs=9']}"], "dml is no pair of baseline: it has trainer.max_epochs=9"),
         ([TWO, "overrides={dml: ['data.batch_size=4']}"], "dml is no pair of baseline: it has data.batch_size=4"),
         ([TWO, "overrides={dml: ['models.Student.scale=1']}"], "no pair of baseline: it has models.Student.scale=1"),
+        (["experiments=[baseline,born_again]"], r"born_again is a run of several trainings \(generations\)"),
+        (["experiments=[baseline,billion_scale]"], r"billion_scale is a run of several trainings \(stages\)"),
         (["experiments=[baseline,kd]", "teacher.weights=/nowhere.ckpt"], "teacher.weights=/nowhere.ckpt is no file"),
     ],
 )
@@ -196,6 +198,19 @@ def test_the_table_and_the_figures(tmp_path: Path, pool: Callable[..., FakePool]
     assert row in written
     assert "40 updates of the Student" in written
     assert str(tmp_path) not in written
+
+
+def test_the_share_of_the_teachers_gap_is_that_of_those_who_learn_from_it(
+    tmp_path: Path, pool: Callable[..., FakePool]
+) -> None:
+    given = config(tmp_path, "experiments=[baseline,kd,dml]", "teacher.overrides=['+data.labelled_share=0.5']")
+    pool(given, lambda name, seed: {"baseline": 60.0, "kd": 72.0, "dml": 66.0, "teacher": 84.0}[name])
+    record = compare.run(given, console=quiet())
+    assert record["strategies"]["kd"]["gap_closed"] == pytest.approx(0.5)
+    assert "gap_closed" not in record["strategies"]["dml"]
+    written = (tmp_path / "compare.md").read_text()
+    assert "| +12.00 | 50 % |" in written or "| +12.00 [+12.00, +12.00] | 50 % |" in written
+    assert "on 50 % of the labels (the strategies: 100 %): 84.00 % on test" in written
 
 
 def test_p_values_are_those_of_all_strategies_together(tmp_path: Path, pool: Callable[..., FakePool]) -> None:

@@ -21,7 +21,7 @@ from lit_distill.comparison.plan import Plan, PlannedRun, make_plan, network_nam
 from lit_distill.comparison.plots import write_plots
 from lit_distill.comparison.pool import Job, Pool, places
 from lit_distill.comparison.record import collect, is_done, require_its_own, run_record
-from lit_distill.comparison.table import HEAD, markdown, notes, rows
+from lit_distill.comparison.table import head, markdown, notes, rows
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import BEST_CHECKPOINT, COMPARE_FILE, COMPARE_TABLE
 from lit_distill.runs.processes import alone_in
@@ -136,7 +136,7 @@ def _write(console: Console, record: dict[str, Any], output: Path, *, plots: boo
     pictures = write_plots(record, output) if plots else []
     write_text(output / COMPARE_TABLE, markdown(record, pictures))
     shown = Table()
-    for name in HEAD:
+    for name in head(record):
         shown.add_column(name, overflow="fold", justify="left" if name in ("strategy", "teacher") else "right")
     for row in rows(record):
         shown.add_row(*(cell.replace("**", "") for cell in row))

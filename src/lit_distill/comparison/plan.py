@@ -79,8 +79,8 @@ def make_plan(config: DictConfig) -> Plan:
     """Compose every run of a composed `compare.yaml` and hold them against each other.
 
     Raises:
-        ValueError: a setting is out of range, an experiment does not exist, a run would differ from the reference's in
-            its data, its Student or its number of updates.
+        ValueError: a setting is out of range, an experiment does not exist or is a run of stages or generations, a run
+            would differ from the reference's in its data, its Student or its number of updates.
     """
     names, seeds = _names(config.experiments), _seeds(config.seeds)
     reference = names[0] if config.reference is None else str(config.reference)
@@ -109,6 +109,8 @@ def make_plan(config: DictConfig) -> Plan:
         looks = {
             name: _planned(name, seeds[0], folder / name, found[name], (*given, *owns[name])).config for name in names
         }
+        for name, look in looks.items():
+            _require_one_training(name, look)
         learns = {name: _needs_weights(config, name, found[name], looks[name]) for name in names}
         teacher, weights = None, None
         if any(learns.values()):
@@ -168,6 +170,16 @@ def _experiment(name: str, suffix: str, known: Sequence[str]) -> str:
             return candidate
     short = sorted(option.removesuffix(f"_{suffix}") for option in known)
     raise ValueError(f"there is no experiment {name}_{suffix} or {name}; there are {', '.join(short)}")
+
+
+def _require_one_training(name: str, look: DictConfig) -> None:
+    """Refuse a run of several trainings: its updates and samples are those of no other run."""
+    for key in ("stages", "generations"):
+        if look[key]:
+            raise ValueError(
+                f"{name} is a run of several trainings ({key}), and compare pairs runs of equal updates: leave it out, "
+                "train it by itself and compare its results.json with that of the last stage"
+            )
 
 
 def _needs_weights(config: DictConfig, name: str, experiment: str, look: DictConfig) -> bool:

@@ -72,6 +72,11 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
         if name != plan.reference:
             record |= against(record["runs"], reference)
     judge(strategies, plan.reference)
+    teacher = None if plan.weights is None else _teacher(plan, folder, faults)
+    for strategy in plan.strategies:
+        if strategy.name != plan.reference and _learns_from(strategy.runs[0].config, plan.weights):
+            mean = strategies[plan.reference]["mean"]
+            strategies[strategy.name]["gap_closed"] = gap_closed(strategies[strategy.name]["gain"], mean, teacher)
     config = plan.strategies[0].runs[0].config
     return {
         "format": FORMAT,
@@ -93,7 +98,7 @@ def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping
             "p_adjusted": "Holm's, over all strategies of this table",
             "verdict": f"better or worse where p_adjusted is below {LEVEL}, else not shown",
         },
-        "teacher": None if plan.weights is None else _teacher(plan, folder, faults),
+        "teacher": teacher,
         "strategies": strategies,
     }
 
@@ -209,6 +214,27 @@ def judge(strategies: Mapping[str, dict[str, Any]], reference: str) -> None:
         record |= {"p_adjusted": p, "verdict": verdict(record["gain"], p)}
 
 
+def gap_closed(gain: float | None, reference: float | None, teacher: Mapping[str, Any] | None) -> float | None:
+    """The gain as a share of the way from the reference's mean to the trained Teacher's accuracy.
+
+    Returns:
+        None where one of them is not there yet, or the Teacher is no better than the reference.
+
+    Example:
+        >>> gap_closed(12.0, 60.0, {"top1": 84.0})
+        0.5
+    """
+    top1 = None if teacher is None else teacher.get("top1")
+    if gain is None or reference is None or top1 is None or top1 <= reference:
+        return None
+    return float(gain / (top1 - reference))
+
+
+def _learns_from(config: DictConfig, weights: str | None) -> bool:
+    teacher = config.models.get("Teacher")
+    return weights is not None and teacher is not None and teacher.get("pretrained") == weights
+
+
 def _weights(config: DictConfig) -> dict[str, Any]:
     """The weight of every training term: a number, or what a schedule is made of."""
     losses = OmegaConf.to_container(config.losses, resolve=True)
@@ -223,6 +249,7 @@ def _teacher(plan: Plan, folder: Path, faults: Mapping[Path, str]) -> dict[str, 
     return {
         "network": network_name(config, student_of(config)),
         "epochs_planned": config.trainer.max_epochs,
+        "labelled_share": config.data.get("labelled_share", 1.0),
         "overrides": [redacted_text(override) for override in plan.teacher.overrides],
         **run_record(plan.teacher, folder, faults.get(plan.teacher.folder, "")),
     }

@@ -8,8 +8,9 @@ from typing import Any
 from lit_distill.runs.names import COMPARE_FILE
 from lit_distill.training.preset import describe_weight
 
-HEAD = (
-    "strategy", "teacher", "top-1, %", "paired gain [95 %]", "p", "verdict", "minutes (CPU)", "memory, MiB",
+_GAP = "gap closed"
+_HEAD = (
+    "strategy", "teacher", "top-1, %", "paired gain [95 %]", _GAP, "p", "verdict", "minutes (CPU)", "memory, MiB",
 )  # fmt: skip
 
 
@@ -32,8 +33,18 @@ def markdown(record: Mapping[str, Any], plots: Sequence[str] = ()) -> str:
 
 def table(record: Mapping[str, Any]) -> list[str]:
     """The lines of the table alone."""
-    lines = [f"| {' | '.join(HEAD)} |", "|---|---|---|---|---|---|---|---|"]
+    names = head(record)
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows(record))]
+
+
+def head(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the columns: that of the Teacher's gap only where a strategy learns from a trained Teacher."""
+    return tuple(name for name in _HEAD if name != _GAP or _has_gap(record))
+
+
+def _has_gap(record: Mapping[str, Any]) -> bool:
+    return any(strategy.get("gap_closed") is not None for strategy in record["strategies"].values())
 
 
 def rows(record: Mapping[str, Any]) -> list[list[str]]:
@@ -52,6 +63,7 @@ def rows(record: Mapping[str, Any]) -> list[list[str]]:
                 strategy["teacher"] or "-",
                 _mean(strategy) + few,
                 "-" if gain is None else f"{gain:+.2f}" + (f" [{ends[0]:+.2f}, {ends[1]:+.2f}]" if ends else ""),
+                *([_share(strategy.get("gap_closed"))] if _has_gap(record) else []),
                 "-" if p is None else p_text(p),
                 "the reference" if name == record["reference"] else _verdict(strategy),
                 _minutes(strategy),
@@ -81,7 +93,9 @@ def notes(record: Mapping[str, Any]) -> list[str]:
             f"{steps.pop()} updates of the Student."
         )
     if record["teacher"] is not None:
-        lines.append(_teacher(record["teacher"]))
+        lines.append(_teacher(record["teacher"], record["data"].get("labelled_share", 1.0)))
+    if _has_gap(record):
+        lines.append("Gap closed: the gain as a share of the way from the reference's mean to this Teacher's accuracy.")
     used = {name: value for name, value in record["preset_weights"].items() if _is_used(name, value, record)}
     if used:
         lines.append(f"Weights that the data's preset has in place of the published: {_weights(used)}.")
@@ -120,6 +134,10 @@ def _weights(weights: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {describe_weight(value)}" for name, value in weights.items())
 
 
+def _share(closed: float | None) -> str:
+    return "-" if closed is None else f"{100 * closed:.0f} %"
+
+
 def _mean(strategy: Mapping[str, Any]) -> str:
     if strategy["mean"] is None:
         return "-"
@@ -148,13 +166,17 @@ def _unpaired(strategy: Mapping[str, Any]) -> list[str]:
     return list(strategy.get("unpaired", []))
 
 
-def _teacher(teacher: Mapping[str, Any]) -> str:
+def _teacher(teacher: Mapping[str, Any], of_runs: float) -> str:
     if "network" not in teacher:
         return f"Frozen Teacher: {teacher['weights']}."
     if teacher["top1"] is None:
         return f"**Frozen Teacher**: {teacher['fault']}"
+    share = teacher.get("labelled_share", of_runs)
+    labels = (
+        f" on {100 * share:.4g} % of the labels (the strategies: {100 * of_runs:.4g} %)" if share != of_runs else ""
+    )
     return (
-        f"Frozen Teacher: {teacher['network']}, trained once (seed {teacher['seed']}) for {teacher['epochs']} epochs: "
-        f"{teacher['top1']:.2f} % on test, {teacher['val_top1']:.2f} % on validation; "
+        f"Frozen Teacher: {teacher['network']}, trained once (seed {teacher['seed']}) for {teacher['epochs']} epochs"
+        f"{labels}: {teacher['top1']:.2f} % on test, {teacher['val_top1']:.2f} % on validation; "
         f"{teacher['seconds'] / 60:.1f} minutes ({teacher['cpu_seconds'] / 60:.1f} CPU)."
     )
