@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 from lightning import Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision.models.segmentation import fcn_resnet50, lraspp_mobilenet_v3_large
@@ -15,18 +15,6 @@ from lit_distill import DistillModule, LossTerm
 from lit_distill.losses import AttentionTransferLoss, KDLoss
 
 CLASSES = 4
-
-
-class Logits(nn.Module):
-    """torchvision's networks give dictionaries; a signal is one tensor: the logits (B, C, H, W)."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.net(images)["out"]
-        return logits
 
 
 def make_data(count: int = 8, side: int = 32) -> TensorDataset:
@@ -44,14 +32,15 @@ def main(max_epochs: int = 1) -> Trainer:
     student = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=CLASSES)
     teacher = fcn_resnet50(weights=None, weights_backbone=None, num_classes=CLASSES)  # your trained one
     module = DistillModule(
-        models={"Student": Logits(student), "Teacher": Logits(teacher)},
+        models={"Student": student, "Teacher": teacher},
         frozen=["Teacher"],
+        answer="out",  # torchvision's networks give dictionaries: the logits (B, C, H, W) are called out
         losses={
             "ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth")),
             "kd": LossTerm(KDLoss(temperature=2.0, class_dim=1), pair=("Student", "Teacher")),
             "attention": LossTerm(
                 AttentionTransferLoss(),  # of any widths; both layers have a stride of 8
-                pair=("Student.net.backbone.4", "Teacher.net.backbone.layer2"),
+                pair=("Student.backbone.4", "Teacher.backbone.layer2"),
                 weight=1000.0,
             ),
         },

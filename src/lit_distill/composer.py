@@ -27,8 +27,9 @@ class ComposedLoss:
         terms: every term before its weight, each with its own graph; 0 where it was not computed.
         values: the same, detached, shape (terms,).
         weights: the weight of every term at this epoch, shape (terms,).
-        samples: of each term, how many samples it is the mean of where it is not all of the batch; 0 where it was not
-            computed, since its weight is 0, or no sample has a label.
+        samples: of each term, how many samples it is the mean of where it is not all of the batch, or how many
+            positions where it leaves some out; 0 where it was not computed, since its weight is 0, or no sample has a
+            label.
         skipped: the terms that were not computed, since their weight is 0.
     """
 
@@ -37,7 +38,7 @@ class ComposedLoss:
     terms: tuple[Tensor, ...]
     values: Tensor
     weights: Tensor
-    samples: tuple[int | None, ...] = ()
+    samples: tuple[int | Tensor | None, ...] = ()
     skipped: frozenset[str] = frozenset()
 
     @property

@@ -17,7 +17,7 @@ from torchmetrics import Metric, MetricCollection
 from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
 from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
-from lit_distill._module.ignored import ignored_positions
+from lit_distill._module.ignored import ignored_labels, ignored_positions
 from lit_distill._module.preflight import BEST, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import StepRecord, batch_size, fractional_epoch
@@ -199,7 +199,10 @@ class DistillModule(EvaluatedModule):
         def check(signals: SignalCapture) -> None:
             answers = [(ref.model, ref.text) for ref in self.composer.references if signals.is_answer(ref)]
             for name, text in dict(answers).items():
-                check_classes(name, signals[text], target, num_classes, frozen=name in self.frozen)
+                check_classes(
+                    name, signals[text], target, num_classes, frozen=name in self.frozen,
+                    ignored=ignored_labels(composers),
+                )  # fmt: skip
             self._warn_of_ignored(composers, signals, target)
 
         try_terms(

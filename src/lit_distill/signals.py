@@ -260,6 +260,8 @@ class SignalCapture:
         self.models = models
         self.labelled: dict[Any, Tensor | None] = {}
         """Positions of the samples that have a label, None where all have, by how it is decided."""
+        self.counted: dict[str, int | Tensor] = {}
+        """The number of positions that count, of each term that leaves some out."""
 
     def __enter__(self) -> SignalCapture:
         for ref, module in self._taps.values():

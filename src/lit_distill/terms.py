@@ -17,7 +17,8 @@ from lit_distill.signals import GROUND_TRUTH, Reference, parse_references
 Weight: TypeAlias = float | Callable[[float], float]
 """A number, or a schedule: a function of the fractional epoch."""
 
-_KEYS = "loss, pair, and optionally target, weight, detach, align_time, monitor"
+_OPTIONAL = ("target", "weight", "mask", "ignore_index", "shift", "detach", "align_time", "monitor")
+_KEYS = f"loss, pair, and optionally {', '.join(_OPTIONAL)}"
 
 
 class LossTerm:
@@ -29,6 +30,15 @@ class LossTerm:
         pair: the references of the two signals; a member may be a list of references for losses over several layers.
         target: a third reference (or a list), for losses that also look at the labels.
         weight: a number, or a function of the fractional epoch (:mod:`lit_distill.schedules`).
+        mask: a reference to what counts: True or 1 for the tokens (B, T), pixels (B, H, W) or samples (B,) that do,
+            such as ``"Batch.attention_mask"``. The loss is that over these rows alone, a mean over tokens of the whole
+            batch. A loss with an argument ``mask`` is given it, and may weigh rows by it; any other is given the rows
+            (N, C) that count. A mask of a map of another size is brought to that of the signals: a place counts where
+            half of it does.
+        ignore_index: labels that are none, such as -100, 255 or a list: their positions do not count, in a loss between
+            two models either. Read from the term's own labels, else from ``GroundTruth``.
+        shift: whether position t of what models give (B, T, C) stands for the label at t + 1, as in causal language
+            models; a mask is that of the labels.
         detach: whether no gradient reaches the second signal. By default it is detached, unless the loss says by its
             attribute ``teaches_both`` that both sides learn, as symmetric mutual learning does. One that says by
             ``same_signals`` that it takes the same references twice is held to it.
@@ -54,6 +64,9 @@ class LossTerm:
         *,
         target: str | Iterable[str] | None = None,
         weight: Weight = 1.0,
+        mask: str | None = None,
+        ignore_index: int | Sequence[int] | None = None,
+        shift: bool = False,
         detach: bool | None = None,
         align_time: bool = False,
         monitor: bool = False,
@@ -69,6 +82,11 @@ class LossTerm:
         self.second, self.second_is_list = parse_references(pair[1]), not isinstance(pair[1], str)
         self.target = () if target is None else parse_references(target)
         self.target_is_list = target is not None and not isinstance(target, str)
+        self.mask = None if mask is None else parse_references(mask)[0]
+        """What counts; None for all."""
+        self.ignore_index = _indices(ignore_index)
+        """Labels whose positions do not count."""
+        self.shift = shift
         if all(ref.is_data for ref in self.first):
             raise ValueError(f"the first of a pair must learn, but {self.first[0].text} comes with the batch")
         both = bool(getattr(loss, "teaches_both", False))
@@ -89,12 +107,18 @@ class LossTerm:
     @property
     def references(self) -> tuple[Reference, ...]:
         """Every reference of the term."""
-        return (*self.first, *self.second, *self.target)
+        labels = (Reference(GROUND_TRUTH, GROUND_TRUTH),) if self.ignore_index else ()
+        return (*self.first, *self.second, *self.target, *([self.mask] if self.mask else ()), *labels)
 
     @property
     def needs_labels(self) -> bool:
         """Whether it looks at the labels."""
-        return any(ref.text == GROUND_TRUTH for ref in self.references)
+        return any(ref.text == GROUND_TRUTH for ref in (*self.first, *self.second, *self.target))
+
+    @property
+    def selects(self) -> bool:
+        """Whether not all positions count."""
+        return self.mask is not None or bool(self.ignore_index)
 
     @property
     def pair_text(self) -> str:
@@ -117,6 +141,14 @@ class LossTerm:
         return f"LossTerm({_loss_name(self.loss)}: {self.pair_text}, weight {self.weight})"
 
 
+def _indices(given: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The labels of ``ignore_index``; raises ValueError for what is neither a whole number nor a list of such."""
+    found = () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
+    if isinstance(given, str) or any(isinstance(each, bool) or not isinstance(each, int) for each in found):
+        raise ValueError(f"ignore_index is a label such as -100, or a list of them, got {given!r}")
+    return found
+
+
 def check_weight(name: str, weight: object) -> None:
     """Raise ValueError, naming the argument, for what is neither a finite number nor a function."""
     if callable(weight):
@@ -136,7 +168,7 @@ def weight_error(name: str, weight: float, epoch: float) -> ValueError:
 
 def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
     """The term of these arguments; raises ValueError that names it."""
-    known = {"loss", "pair", "target", "weight", "detach", "align_time", "monitor"}
+    known = {"loss", "pair", *_OPTIONAL}
     unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
     if unknown or missing:
         near = difflib.get_close_matches(min(unknown), known, n=1) if unknown else []

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_distill._module.preflight import VOID
 from lit_distill.composer import LossComposer
 from lit_distill.losses.base import LabelRule, tensors_of
 from lit_distill.signals import SignalCapture
-
-_COMMON = (255, 254)  # void in masks of bytes
 
 
 def ignored_positions(composers: Iterable[LossComposer], signals: SignalCapture, target: Any) -> str | None:
@@ -34,7 +33,7 @@ def ignored_positions(composers: Iterable[LossComposer], signals: SignalCapture,
         name: text
         for composer in composers
         for name, term in composer.terms.items()
-        if not term.needs_labels and getattr(term, "mask", None) is None
+        if not term.needs_labels and not term.selects
         for text in [
             next((r.text for r in term.first if r.text in signals and _has_positions(signals, r.text, target)), "")
         ]
@@ -42,10 +41,9 @@ def ignored_positions(composers: Iterable[LossComposer], signals: SignalCapture,
     }
     if not counting:
         return None
-    rules = [LabelRule.of(term.loss) for composer in composers for term in composer.terms.values() if term.needs_labels]
-    values = {rule.ignored for rule in rules if rule.ignored is not None}
+    values = ignored_labels(composers)
     if not any(value >= 0 for value in values):
-        values |= set(_COMMON) & _no_classes(composers, signals, target)
+        values |= set(VOID) & _no_classes(composers, signals, target)
     ignored = target < 0
     for value in values:
         ignored |= target == value
@@ -55,9 +53,16 @@ def ignored_positions(composers: Iterable[LossComposer], signals: SignalCapture,
     found = sorted({int(value) for value in torch.unique(target[ignored])[:4].tolist()})
     return (
         f"{100 * share:.2g} % of the target's positions are {', '.join(map(str, found))}, no class, but "
-        f"{_terms(counting)} over all positions, padding and void ones too: give a loss that leaves them out, or "
-        "signals without them"
+        f"{_terms(counting)} over all positions, padding and void ones too: give such a term ignore_index={found[0]}, "
+        "or a mask"
     )
+
+
+def ignored_labels(composers: Iterable[LossComposer]) -> set[int]:
+    """Labels that some term leaves out, by itself or by its loss."""
+    terms = [term for composer in composers for term in composer.terms.values()]
+    rules = [LabelRule.of(term.loss) for term in terms if term.needs_labels]
+    return {rule.ignored for rule in rules if rule.ignored is not None} | {i for t in terms for i in t.ignore_index}
 
 
 def _terms(counting: dict[str, str]) -> str:
@@ -83,4 +88,4 @@ def _no_classes(composers: Iterable[LossComposer], signals: SignalCapture, targe
         for tensor in tensors_of(signals.captured()[ref.text])
         if tensor.ndim >= 2
     ]
-    return {value for value in _COMMON if classes and value >= max(classes)}
+    return {value for value in VOID if classes and value >= max(classes)}

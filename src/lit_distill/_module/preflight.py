@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
@@ -184,23 +185,48 @@ def explained_batch_norm() -> Iterator[None]:
         ) from error
 
 
-def check_classes(name: str, logits: Tensor, target: Any, num_classes: int | None, *, frozen: bool = False) -> None:
-    """Raise ValueError if outputs (B, C) of a classifier do not fit the classes of the data.
+VOID = (255, 254)
+"""Labels that masks of bytes use for no class."""
+
+
+def _has_classes(logits: Tensor, target: Tensor) -> bool:
+    """Whether outputs and target are of classes: of samples, or of each position."""
+    if logits.ndim == 2:
+        return target.ndim in (1, 2)
+    positions = logits.shape[:-1] == target.shape or (*logits.shape[:1], *logits.shape[2:]) == tuple(target.shape)
+    return logits.ndim > 2 and positions and not target.is_floating_point() and bool(target.numel())
+
+
+def check_classes(
+    name: str,
+    logits: Tensor,
+    target: Any,
+    num_classes: int | None,
+    *,
+    frozen: bool = False,
+    ignored: Collection[int] = (),
+) -> None:
+    """Raise ValueError if outputs do not fit the classes of the data.
 
     Args:
         name: of the model.
-        logits: its output on a batch.
+        logits: its output on a batch: (B, C), (B, T, C) of tokens or (B, C, H, W) of maps.
         target: of the batch.
         num_classes: of the data, where it says so.
         frozen: whether it only teaches: its classes are those that it was trained with.
+        ignored: labels that are none.
     """
-    if not isinstance(target, Tensor) or logits.ndim != 2 or target.ndim not in (1, 2):
+    if not isinstance(target, Tensor) or not _has_classes(logits, target):
         return
-    classes, wanted = logits.shape[1], num_classes
+    last = logits.ndim == 2 or logits.shape[:-1] == target.shape
+    classes, wanted = logits.shape[-1 if last else 1], num_classes
     if target.ndim == 2 and target.is_floating_point():
         wanted = target.shape[1]
-    elif wanted is None and not target.is_floating_point() and int(target.max()) >= classes:
-        wanted = int(target.max()) + 1
+    elif wanted is None and not target.is_floating_point():
+        void = [*ignored, *(VOID if logits.ndim > 2 else ()), -1]
+        none = torch.isin(target, torch.tensor(void, device=target.device))
+        highest = int(target.masked_fill(none, -1).max())
+        wanted = highest + 1 if highest >= classes else None
     if wanted is not None and wanted != classes and frozen:
         raise ValueError(
             f"{name} gives {classes} classes but the data has {wanted}: a trained teacher keeps its classes. Teach by "

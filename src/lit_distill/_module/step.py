@@ -109,10 +109,13 @@ class RunningTerms:
 
 
 def sample_counts(result: ComposedLoss, size: int) -> int | Tensor:
-    """How many samples each term is the mean of, (terms,) on the CPU; one number where it is the same for all."""
+    """How many samples or positions each term is the mean of, (terms,); one number where it is the same for all."""
     if all(samples is None for samples in result.samples):
         return size
-    return torch.tensor([float(size if samples is None else samples) for samples in result.samples])
+    counts = [size if samples is None else samples for samples in result.samples]
+    if not any(isinstance(count, Tensor) for count in counts):
+        return torch.tensor([float(count) for count in counts])  # on the CPU
+    return torch.stack([torch.as_tensor(count, device=result.values.device).float() for count in counts])
 
 
 def batch_size(target: Any, inputs: Any, outputs: Any = None) -> int:

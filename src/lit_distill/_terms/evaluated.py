@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
 from lit_distill._terms.checks import require_classes, teaches
+from lit_distill._terms.positions import at_positions
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
 from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping
@@ -97,11 +98,14 @@ class EvaluatedTerms(nn.Module):
     def _put_data(self, signals: SignalCapture, target: Any, index: Tensor | None, batch: Any) -> None:
         signals.put_batch(target, index, batch, self.references)
         signals.labelled.clear()
+        signals.counted.clear()
 
     def _rows_of(self, term: LossTerm, signals: SignalCapture) -> Tensor | None:
         return self.labelled(term.loss, signals) if term.needs_labels else None
 
-    def _samples_of(self, name: str, signals: SignalCapture, *, computed: bool) -> int | None:
+    def _samples_of(self, name: str, signals: SignalCapture, *, computed: bool) -> int | Tensor | None:
+        if computed and name in signals.counted:
+            return signals.counted[name]
         rows = self._rows_of(self.terms[name], signals) if computed else None
         return 0 if not computed else None if rows is None else len(rows)
 
@@ -113,18 +117,23 @@ class EvaluatedTerms(nn.Module):
         return teaches(value, [signals[ref.text] for ref in term.first if not ref.is_data])
 
     def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
-        arguments = self._arguments(name, term, signals)
+        arguments, mask = self._given(name, term, signals)
         set_epoch = getattr(term.loss, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(epoch)
         rows = self._rows_of(term, signals)
         if rows is not None and not len(rows):
             return _zero(term, arguments)
+        masks = {} if mask is None else {"mask": mask}
+        if term.selects and (mask is None or getattr(term.loss, "expects_logits", False)):
+            signals.counted[name] = len(tensors_of(arguments[0])[0]) if mask is None else mask.detach().sum()
+            if not signals.counted[name] and mask is None:
+                return _zero(term, arguments)
         try:
             with left_as_given("the loss", arguments, "other terms and callbacks see the same tensors; make a new one"):
                 if name not in self._checked:
                     require_classes(term.loss, arguments)
-                value = term.loss(*arguments)
+                value = term.loss(*arguments, **masks)
         except torch.OutOfMemoryError:
             raise
         except (ValueError, IndexError, RuntimeError, TypeError, AttributeError) as error:
@@ -135,6 +144,10 @@ class EvaluatedTerms(nn.Module):
         return value.reshape(())
 
     def _arguments(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[Signal, ...]:
+        return self._given(name, term, signals)[0]
+
+    def _given(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[tuple[Signal, ...], Tensor | None]:
+        """What the loss of a term takes, and the mask where it takes one."""
         try:
             first = signals.resolve(term.first, as_list=term.first_is_list)
             second = signals.resolve(term.second, as_list=term.second_is_list)
@@ -150,7 +163,7 @@ class EvaluatedTerms(nn.Module):
             if (rows := self._rows_of(term, signals)) is not None:
                 samples = len(signals[GROUND_TRUTH])
                 given = tuple(_rows(signal, rows, samples) for signal in given)
-            return given
+            return at_positions(term, given, signals, rows) if term.selects or term.shift else (given, None)
         except ValueError as error:
             raise ValueError(f"term {name!r}: {error}") from None
 
