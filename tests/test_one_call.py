@@ -37,7 +37,7 @@ def trained(width: int) -> nn.Module:
     for _ in range(6):
         for images, labels in quarters(64, 0):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images), labels).backward()
+            torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
             optimizer.step()
     return network
 
