@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
 
 from faults.report import report_test
+from lit_distill._command.command import conf_dir
 
 # A file stays in one worker: those that take long begin first, the longest at the front.
 LONGEST = (
@@ -28,6 +33,25 @@ def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
     with pytest.MonkeyPatch.context() as patch:
         if "LIT_DISTILL_CACHE" not in os.environ:
             patch.setenv("LIT_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _configs_parsed_once() -> Iterator[None]:
+    """Hydra parses conf/ again for each composition, a third of its time; no test changes these files."""
+    load, folder = ConfigRepository.load_config, str(conf_dir())
+    parsed: dict[str, ConfigResult | None] = {}
+
+    def load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.path != folder:
+            return load(self, config_path)
+        if config_path not in parsed:
+            parsed[config_path] = load(self, config_path)
+        return copy.deepcopy(parsed[config_path])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load_once)
         yield
 
 

@@ -39,6 +39,8 @@ MUST_BE_CHOSEN = {  # what a command's user has to say, and its config leaves op
     "index": ["data=moving_digits"],
 }
 DATA = "moving_digits_tiny"
+SMALL = ["data.batch_size=4", "data.eval_batch_size=4"]  # half the clips and half the time of the preset's
+HALF_WITHOUT_LABELS = ("semi_pptsmv2", "ssld_pptsmv2")  # too few labels in four clips
 IMAGES = ["data=image_folder", "data.num_classes=5", "data.size=64"]
 IMAGE_NETWORKS = {"torchvision": "mobilenet_v3_small", "timm": "mobilenetv3_small_050"}  # name: ??? in the file
 
@@ -125,10 +127,24 @@ def test_model(name: str, tmp_path: Path) -> None:
     assert logits.shape == (1, data.num_classes)
 
 
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory: pytest.TempPathFactory) -> DictConfig:
+    """One composition with a term for each loss."""
+    terms = [f"+loss@losses.{name}.loss={name}" for name in group("loss")]
+    config: DictConfig = composed(
+        "experiment=baseline_pptsmv2", *terms, run_dir=tmp_path_factory.mktemp("losses")
+    ).losses
+    return config
+
+
 @pytest.mark.parametrize("name", group("loss"))
-def test_loss(name: str, tmp_path: Path) -> None:
-    config = composed("experiment=baseline_pptsmv2", f"loss@losses.ce.loss={name}", run_dir=tmp_path)
-    assert isinstance(instantiate(config.losses.ce.loss), torch.nn.Module)
+def test_loss(name: str, losses: DictConfig) -> None:
+    assert isinstance(instantiate(losses[name].loss), torch.nn.Module)
+
+
+def test_a_loss_takes_the_place_of_another(tmp_path: Path) -> None:
+    config = composed("experiment=baseline_pptsmv2", "loss@losses.ce.loss=dkd", run_dir=tmp_path)
+    assert type(instantiate(config.losses.ce.loss)).__name__ == "DKDLoss"
 
 
 @pytest.mark.parametrize(
@@ -255,7 +271,8 @@ def take_steps(config: DictConfig, module: DistillModule) -> tuple[set[str], set
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment(name: str, clips: Path, tmp_path: Path) -> None:
-    data = IMAGES if has_images(name) else [f"data={DATA}", f"data.root={clips}"]
+    small = [] if name in HALF_WITHOUT_LABELS else SMALL
+    data = IMAGES if has_images(name) else [f"data={DATA}", f"data.root={clips}", *small]
     config = composed(f"experiment={name}", *data, run_dir=tmp_path)
     stored = resolved(yaml.safe_load(OmegaConf.to_yaml(config)))  # as the commands after training read config.yaml back
     assert stored["losses"] == OmegaConf.to_container(config.losses, resolve=True)

@@ -155,7 +155,8 @@ def ranks() -> list[dict[str, dict[str, Tensor]]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_times_b_is_one_times_2b(name: str, ranks: list[dict[str, dict[str, Tensor]]]) -> None:
-    expected = step(world_of(name), slice(None))
+    world = world_of(name)
+    expected = step(world, slice(None))
     assert sum(key.startswith("student.") for key in expected) > 0
     value = torch.stack([rank[name]["value"] for rank in ranks]).mean()
     torch.testing.assert_close(value, expected.pop("value"), rtol=1e-10, atol=1e-14)
@@ -165,5 +166,5 @@ def test_two_times_b_is_one_times_2b(name: str, ranks: list[dict[str, dict[str, 
         for key, gradient in expected.items():
             difference = float((rank[name][key] - gradient).abs().max())
             assert difference <= 1e-10 * largest, f"{key}: {difference}"
-    if isinstance(world_of(name).loss, nn.Module) and any(key.startswith("loss.") for key in expected):
+    if isinstance(world.loss, nn.Module) and any(key.startswith("loss.") for key in expected):
         assert any(bool(expected[key].any()) for key in expected if key.startswith("loss."))
