@@ -7,6 +7,7 @@ OLDEST_TESTS ?= tests/losses tests/module tests/callbacks tests/data --ignore=te
     tests/faults/test_old_checkpoints.py \
     $(addprefix tests/test_,balance.py composer.py lightning.py loggers.py mixin.py module.py optim.py \
     optimizer_steps.py schedules.py signals.py train.py)
+WORKERS ?= auto
 DEMO_ARGS ?=
 BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
@@ -24,7 +25,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lit_distill.train experiment=dml_pptsmv2 $(DEMO_ARGS)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --doctest-modules src tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --doctest-modules src tests
 
 # A part of the suite on the oldest versions that pyproject.toml admits; the first time installs some 5 GB.
 $(OLDEST)/.installed: pyproject.toml tests/oldest.py

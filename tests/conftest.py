@@ -20,8 +20,9 @@ LONGEST = (
     "faults/test_checkpoints.py", "data/moving_digits/test_moving_digits.py", "comparison/test_compare.py",
     "test_export.py", "ddp/test_every_loss.py", "test_examples.py", "test_image_experiments.py", "test_train.py",
     "training/test_run_stages.py", "data/test_cache.py", "callbacks/test_teacher_cache.py", "test_convert.py",
-    "test_imports.py", "test_test_command.py", "test_benchmark.py", "conf/test_loss_experiments.py", "test_wheel.py",
-    "curves/test_curves.py", "faults/test_frozen.py", "teacher_cache/test_teacher_store.py", "test_index.py",
+    "docs/test_deploy_page.py", "test_imports.py", "test_test_command.py", "test_benchmark.py", "test_wheel.py",
+    "conf/test_loss_experiments.py", "curves/test_curves.py", "faults/test_frozen.py",
+    "teacher_cache/test_teacher_store.py", "test_index.py",
     "runs/test_recipes_resume.py", "faults/test_mutants.py", "test_example_folders.py", "test_sweep.py",
     "paddlevideo/test_paddlevideo_end_to_end.py", "test_search.py", "module/test_best_peer.py",
 )  # fmt: skip
