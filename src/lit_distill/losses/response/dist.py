@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive
-from lit_distill.losses._normalized import EpsForm, correlation
+from lit_distill.losses._normalized import EpsForm, correlation, mean_correlations
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, hyperparameters
 from lit_distill.losses.response._logits import logit_rows
@@ -31,12 +31,15 @@ def dist_loss(
     """One minus the correlation of rows and of columns of the class probabilities; see :class:`DISTLoss`."""
     rows = logit_rows("dist_loss", student, teacher, class_dim, mask)
     rows = rows.gathered() if gather else rows
-    weights = None if rows.mask is None else rows.weights[:, None]
-    p_s, p_t = (F.softmax(logits / temperature, dim=1) for logits in (rows.student, rows.teacher))
+    logits = (rows.student, rows.teacher)
+    p_s, p_t = (F.softmax(x if temperature == 1 else x / temperature, dim=1) for x in logits)
+    if rows.mask is None:
+        both = mean_correlations(p_s, p_t, of_rows=beta, of_columns=gamma, eps=eps, eps_form=eps_form)
+        return (beta + gamma - both) * temperature**2
+    weights = rows.weights[:, None]
     between = rows.mean(1 - correlation(p_s, p_t, dim=1, eps=eps, eps_form=eps_form))
     within = (1 - correlation(p_s, p_t, dim=0, eps=eps, eps_form=eps_form, weights=weights)).mean()
-    if weights is not None:
-        within = within * (weights.sum() > 0)  # where no row counts, no column correlates
+    within = within * (weights.sum() > 0)  # where no row counts, no column correlates
     return (beta * between + gamma * within) * temperature**2
 
 
