@@ -105,19 +105,22 @@ class World(nn.Module):
             return peers, list(peers)
         return logits, their_logits
 
-    def forward(self, x: Tensor, target: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
+    def arguments(self, x: Tensor, target: Tensor, index: Tensor, contrast: Tensor) -> tuple[Any, ...]:
+        """What the loss is called with."""
         ours, theirs = self.signals(x)
         if not getattr(self.loss, "teaches_both", False):
             theirs = [t.detach() for t in theirs] if isinstance(theirs, list) else theirs.detach()
         kind = self.case.signals
         if kind in ("labels", "feature and labels"):
-            value = self.loss(ours, target)
-        elif kind == "mixed labels":
-            value = self.loss(ours, nn.functional.one_hot(target, CLASSES) * 0.7 + 0.3 / CLASSES)
-        elif kind == "samples":
-            value = self.loss(ours, theirs, [index, target], contrast)
-        else:
-            value = self.loss(ours, theirs, target) if self.case.has_target else self.loss(ours, theirs)
+            return ours, target
+        if kind == "mixed labels":
+            return ours, nn.functional.one_hot(target, CLASSES) * 0.7 + 0.3 / CLASSES
+        if kind == "samples":
+            return ours, theirs, [index, target], contrast
+        return (ours, theirs, target) if self.case.has_target else (ours, theirs)
+
+    def forward(self, x: Tensor, target: Tensor, index: Tensor, contrast: Tensor) -> Tensor:
+        value = self.loss(*self.arguments(x, target, index, contrast))
         result: Tensor = value + nn.functional.cross_entropy(self.their_logits, target)
         return result
 

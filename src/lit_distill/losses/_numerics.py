@@ -47,7 +47,6 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     signature, name = inspect.signature(function), function.__name__.lstrip("_")
     rules = rules_of(function)
 
-    @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         check(name, rules, kwargs)
         with _no_autocast(next(_tensors((args, kwargs))).device.type):
@@ -57,7 +56,9 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
             raise ValueError(_not_finite(name, result, bound))
         return result
 
-    return wrapped
+    # A code object of its own: torch.compile gives up on one after eight forms, which all losses would share.
+    wrapped.__code__ = wrapped.__code__.replace(co_name=name)
+    return functools.wraps(function)(wrapped)
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[object]:

@@ -12,6 +12,9 @@ differences; rows that may hold one above 1 are looked through in float32, and t
 Two kinds of vertices are instead summed cosine by cosine, slab by slab (:func:`_summed`): those at which the sums of
 squares would lose digits, since another sample is a thousand times closer than the farthest, and those at which
 more than a few per cent of the differences exceed 1.
+
+On an accelerator and under torch.compile all vertices are summed, in larger slabs: which kind a vertex is of depends on
+values, and a look at them would wait for the device.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lit_distill.losses._numerics import can_look
 from lit_distill.losses.relation._gram import with_slopes
 
 _COINCIDENT = 1e-24
@@ -41,6 +45,9 @@ _PANEL = 1 << 16
 
 _SLAB = 1 << 17
 """Elements of a slab (vertices, i, k) of cosines: as many as a core's cache takes."""
+
+_DEVICE_SLAB = 1 << 24
+"""The same on an accelerator: 128 MiB in float64, of which a few are held at once."""
 
 
 def angle_huber(student: Tensor, teacher: Tensor) -> Tensor:
@@ -112,7 +119,9 @@ def _value_and_slopes(student: Tensor, teacher: Tensor, wanted: Sequence[bool]) 
     total = student.new_zeros(())
 
     everyone = torch.arange(n, device=student.device)
-    smooth, summed = _sorted(views, everyone)
+    looks = can_look(student)
+    slab = _SLAB if looks else _DEVICE_SLAB
+    smooth, summed = _sorted(views, everyone) if looks else (everyone[:0], [everyone])
     if len(smooth):
         products = [views[0].squares.square(), views[0].squares * views[1].squares, views[1].squares.square()]
         for vertices in _parts(smooth, max(64, _PANEL // n)):
@@ -121,8 +130,8 @@ def _value_and_slopes(student: Tensor, teacher: Tensor, wanted: Sequence[bool]) 
                 summed.append(vertices)
             else:
                 total += part
-    for vertices in _parts(torch.cat(summed), max(1, _SLAB // n**2)):
-        total += _summed(vertices, [view.at(vertices) for view in views], slopes)
+    for vertices in _parts(torch.cat(summed), max(1, slab // n**2)):
+        total += _summed(vertices, [view.at(vertices) for view in views], slopes, slab)
     for slope, scale in zip(slopes, scales, strict=True):
         if slope is not None:
             slope.div_(scale * n**3)
@@ -273,12 +282,12 @@ def _correct(found: tuple[Tensor, Tensor, Tensor], g: Tensor, view: _View, sums:
     slope.view(-1).index_add_(0, i * n + k, -g * view.near[j, i] * view.near[j, k])
 
 
-def _summed(vertices: Tensor, views: list[_View], slopes: list[Tensor | None]) -> Tensor:
+def _summed(vertices: Tensor, views: list[_View], slopes: list[Tensor | None], slab: int) -> Tensor:
     """The loss of some vertices, cosine by cosine; its gradient is added to ``slopes``."""
     n = len(views[0].squares)
     total = views[0].far.new_zeros(())
     sums = [_Sums(torch.empty_like(view.far), torch.empty_like(view.far)) for view in views]
-    step = max(1, _SLAB // (n * len(vertices)))
+    step = max(1, slab // (n * len(vertices)))
     for i in (slice(start, start + step) for start in range(0, n, step)):
         difference = views[0].cosines(i, slice(n)).sub_(views[1].cosines(i, slice(n)))
         g = difference.clamp(-1, 1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses._distributed import gather_with_gradients
+from lit_distill.losses._numerics import can_look
 
 Convention = Literal["paper", "paddleclas"]
 """Whose form of RKD: that of the paper's authors, or PaddleClas'."""
@@ -20,8 +22,17 @@ Slopes: TypeAlias = Callable[[Tensor, Tensor, Sequence[bool]], tuple[Tensor, lis
 _CLOSE = 1e-4
 """Pairs whose squared distance is below this part of their squared norms get it from the difference itself."""
 
+_NARROW_CLOSE = 1 / 64
+"""The same for a Gram matrix in float32."""
+
+_LARGEST = 1e30
+"""Squared norms below it have float32 distances."""
+
 _CHUNK = 1 << 20
 """Elements of the differences that are formed at once."""
+
+_DEVICE_CHUNK = 1 << 24
+"""The same on an accelerator, where a kernel wants more to do."""
 
 
 def sample_rows(name: str, student: Tensor, teacher: Tensor, *, gather: bool) -> tuple[Tensor, Tensor]:
@@ -41,10 +52,10 @@ def sample_rows(name: str, student: Tensor, teacher: Tensor, *, gather: bool) ->
     return student, teacher
 
 
-def both_squared_distances(
+def both_rows(
     name: str, student: Tensor, teacher: Tensor, *, convention: Convention, target_size: int | None, gather: bool
 ) -> tuple[Tensor, Tensor]:
-    """:func:`squared_distances` of student and teacher, as all parts of RKD take them.
+    """:func:`sample_rows` of student and teacher, as all parts of RKD take them.
 
     Raises:
         ValueError: as :func:`sample_rows`.
@@ -53,8 +64,55 @@ def both_squared_distances(
         teacher = teacher.detach()
     if target_size is not None:
         student, teacher = (F.adaptive_avg_pool2d(x, target_size) if x.ndim == 4 else x for x in (student, teacher))
-    student, teacher = sample_rows(name, student, teacher, gather=gather)
+    return sample_rows(name, student, teacher, gather=gather)
+
+
+def both_squared_distances(
+    name: str, student: Tensor, teacher: Tensor, *, convention: Convention, target_size: int | None, gather: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`squared_distances` of the same rows.
+
+    Raises:
+        ValueError: as :func:`sample_rows`.
+    """
+    student, teacher = both_rows(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
     return squared_distances(student), squared_distances(teacher)
+
+
+class NarrowDistances(NamedTuple):
+    """Squared distances (N, N) of float32 rows in float32, with the rows (N, D) centered."""
+
+    squares: Tensor
+    centered: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> NarrowDistances | None:
+        """Right to about 1e-5 for any pair, or None where float32 is not enough: see :func:`squared_distances`.
+
+        The Gram matrix costs half of that in float64. Pairs that it would cancel are formed from their difference; None
+        where these are many, or where a norm would overflow.
+        """
+        centered = rows - rows.mean(dim=0)
+        norms = torch.linalg.vector_norm(centered, dim=1).square_()
+        largest = norms.max()
+        if not bool(largest < _LARGEST):
+            return None
+        squares = (norms + norms[:, None]).addmm_(centered, centered.T, alpha=-2)
+        squares.fill_diagonal_(math.inf)
+        if not bool(squares.min() >= 2 * _NARROW_CLOSE * largest):
+            norms.mul_(_NARROW_CLOSE)
+            close = (squares < norms + norms[:, None]).triu_(1).nonzero()
+            if len(close) > len(rows) ** 2 // 16:
+                return None
+            _set_differences(squares, rows, close)
+        squares.fill_diagonal_(0)
+        return cls(squares, centered)
+
+    def slopes_of_rows(self, slopes: Tensor) -> Tensor:
+        """The gradient of the rows, from that of the squares, which is overwritten and must be symmetric."""
+        laplacian = slopes.mul_(-4)
+        laplacian.diagonal().sub_(laplacian.sum(dim=1))
+        return laplacian @ self.centered
 
 
 def squared_distances(rows: Tensor) -> Tensor:
@@ -62,6 +120,11 @@ def squared_distances(rows: Tensor) -> Tensor:
 
     The relative error stays below about 1e-11 for any pair: where two rows are so close that the Gram matrix would
     cancel, their difference is formed. Equal rows are exactly 0 apart. Extra memory is O(N² + N D).
+
+    On an accelerator and under torch.compile, where nothing may depend on values, the Gram matrix alone is used. Its
+    absolute error is about 1e-15 of the squared norms: for float32 rows less than their own rounding makes, as 1e-7 of
+    their norm is the least by which they differ. Pairs within that error are 0 apart. A device without float64 (MPS)
+    forms all differences in float32, slab by slab: a relative error of about 1e-6 for any pair.
 
     Args:
         rows: (N, D) of any floating-point dtype. On a device without float64 (MPS) float32 is used.
@@ -75,15 +138,16 @@ class _SquaredDistances(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         centered = _centered(rows)
         ctx.save_for_backward(rows, centered)
+        if centered.dtype == torch.float32:
+            return _by_differences(centered)
         gram = centered @ centered.T
         norms = gram.diagonal().clone()
         sums = norms + norms[:, None]
         squares = gram.mul_(-2).add_(sums)
-        close = (squares < sums.mul_(_CLOSE)).triu_(1).nonzero()
-        step = max(1, _CHUNK // rows.shape[1])
-        for start in range(0, len(close), step):
-            i, k = close[start : start + step].unbind(dim=1)
-            squares[i, k] = squares[k, i] = (centered[i] - centered[k]).square_().sum(dim=1)
+        if can_look(rows):
+            _correct_close(squares, sums, centered)
+        else:
+            squares.masked_fill_(squares <= sums.mul_(_noise(centered)), 0)
         squares.diagonal().copy_(norms * 0)  # 0, or NaN for a row that is not finite
         return squares
 
@@ -97,6 +161,29 @@ class _SquaredDistances(torch.autograd.Function):
         laplacian.diagonal().sub_(laplacian.sum(dim=1))
         slopes: Tensor = laplacian @ centered
         return slopes.to(rows.dtype)
+
+
+def _correct_close(squares: Tensor, sums: Tensor, centered: Tensor) -> None:
+    """Put the squared differences of close pairs in place of what the Gram matrix left of them."""
+    _set_differences(squares, centered, (squares < sums.mul_(_CLOSE)).triu_(1).nonzero())
+
+
+def _set_differences(squares: Tensor, rows: Tensor, pairs: Tensor) -> None:
+    step = max(1, _CHUNK // rows.shape[1])
+    for start in range(0, len(pairs), step):
+        i, k = pairs[start : start + step].unbind(dim=1)
+        squares[i, k] = squares[k, i] = (rows[i] - rows[k]).square_().sum(dim=1)
+
+
+def _noise(centered: Tensor) -> float:
+    """The part of two squared norms that rounding may leave of the squared distance of equal rows."""
+    return 4 * float(centered.shape[1] ** 0.5) * torch.finfo(centered.dtype).eps
+
+
+def _by_differences(centered: Tensor) -> Tensor:
+    step = max(1, _DEVICE_CHUNK // centered.numel())
+    slabs = [centered[start : start + step, None] - centered for start in range(0, len(centered), step)]
+    return torch.cat([slab.square_().sum(dim=2) for slab in slabs])
 
 
 def gram(rows: Tensor) -> Tensor:
@@ -154,5 +241,8 @@ class _OnceOnly(torch.autograd.Function):
 
 
 def _centered(rows: Tensor) -> Tensor:
-    wide = torch.float32 if rows.device.type == "mps" else torch.float64
-    return rows - rows.mean(dim=0, dtype=wide)  # promotes: the only copy of the rows
+    return rows - rows.mean(dim=0, dtype=_wide(rows.device))  # promotes: the only copy of the rows
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

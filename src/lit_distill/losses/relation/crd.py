@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._distributed import gather_with_gradients
 from lit_distill.losses._hyperparameters import Count, Positive, Share
-from lit_distill.losses._numerics import full_precision, upcast
+from lit_distill.losses._numerics import can_look, full_precision, upcast
 from lit_distill.losses.base import Example, Signal, SizedLoss, class_indices, hyperparameters
 
 __all__ = ["CRDLoss", "crd_loss"]
@@ -64,16 +64,11 @@ def crd_loss(
         >>> crd_loss(v, v, bank, bank, torch.tensor([[0, 4, 5], [1, 6, 7], [2, 8, 9], [3, 4, 9]])).shape
         torch.Size([])
     """
-    if contrast.ndim != 2 or contrast.shape[1] < 2 or not len(contrast) == len(student) == len(teacher):
-        raise ValueError(
-            f"crd_loss expects contrast (B, 1 + K) with K >= 1, got {tuple(contrast.shape)} for student "
-            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
-        )
     sides = _scores(student, teacher, student_bank, teacher_bank, contrast, temperature)
     size = len(student_bank)
     if log_normalizers is None:
         log_normalizers = _first_normalizers(sides, size)
-    return torch.stack([_nce(side - z, size).mean() for side, z in zip(sides, log_normalizers, strict=True)]).sum()
+    return _crd_loss(sides, size, log_normalizers)
 
 
 @hyperparameters
@@ -86,8 +81,9 @@ class CRDLoss(SizedLoss):
     Summed over positive and negatives, averaged over the batch, no other scaling.
 
     Negatives are ``negatives`` samples of other classes, uniformly and without repetition where the data has as many,
-    else with. The classes are learned from the batches: before a sample has been seen, in the first epoch, it counts as
-    one of another class (its row is random then in any case). A sample's rows move after scoring, in training only:
+    else with (on an accelerator all of them equally often). The classes are learned from the batches: before a sample
+    has been seen, in the first epoch, it counts as one of another class (its row is random then in any case). A
+    sample's rows move after scoring, in training only:
     row = normalized(momentum · row + (1 - momentum) · embedding). The constants Z are set in the first training step
     and kept. Heads, banks, classes and constants are in the checkpoint, so a resumed run continues as if never stopped.
 
@@ -123,7 +119,7 @@ class CRDLoss(SizedLoss):
 
     Raises:
         ValueError: a hyperparameter is out of its range, N is not known, an index is outside the bank, or all samples
-            are of one class.
+            are of one class. On an accelerator the last two stop the device, as a look at them would make it wait.
 
     Example:
         >>> student, teacher = torch.randn(4, 16), torch.randn(4, 32)
@@ -208,9 +204,11 @@ class CRDLoss(SizedLoss):
         # The banks move below, before backward reads what was scored against: score against copies.
         banks = upcast(self.student_bank).clone(), upcast(self.teacher_bank).clone()
         normalizers = upcast(self.log_normalizers)
-        if bool(normalizers.isnan().any()):
-            normalizers = _first_normalizers(_scores(ours, theirs, *banks, contrast, self.temperature), size, gather)
-        loss = crd_loss(ours, theirs, *banks, contrast, temperature=self.temperature, log_normalizers=normalizers)
+        sides = _scores(ours, theirs, *banks, contrast, self.temperature)
+        unset = normalizers.isnan()
+        if not can_look(unset) or bool(unset.any()):
+            normalizers = torch.where(unset.any(), _first_normalizers(sides, size, gather), normalizers)
+        loss = _crd_loss(sides, size, normalizers)
         if self.training:
             self.log_normalizers.copy_(normalizers)
             for bank, embedding in ((self.student_bank, ours), (self.teacher_bank, theirs)):
@@ -232,24 +230,31 @@ class CRDLoss(SizedLoss):
         """
         allowed = self.classes != classes[:, None]
         allowed[torch.arange(len(index), device=index.device), index] = False
-        fewest = int(allowed.sum(dim=1).min())
-        if fewest == 0:
-            raise ValueError(f"CRDLoss needs samples of two classes at least, all {len(self.classes)} are of one")
+        others = allowed.sum(dim=1, keepdim=True)
         generator = None if self.training else torch.Generator(index.device).manual_seed(0)
-        repeat = self.negatives > fewest
-        drawn = torch.multinomial(allowed.float(), self.negatives, replacement=repeat, generator=generator)
+        if can_look(index):
+            fewest = int(others.min())
+            if fewest == 0:
+                raise ValueError(f"CRDLoss needs samples of two classes at least, all {len(self.classes)} are of one")
+            repeat = self.negatives > fewest
+            drawn = torch.multinomial(allowed.float(), self.negatives, replacement=repeat, generator=generator)
+        else:  # all samples in random order, those allowed first: multinomial reads values, on any device
+            torch._assert_async((others > 0).all(), "CRDLoss needs samples of two classes at least")
+            noise = torch.rand(allowed.shape, device=index.device, generator=generator)
+            order = noise.masked_fill(~allowed, 2).topk(min(self.negatives, len(self.classes)), largest=False).indices
+            places = torch.arange(self.negatives, device=index.device)
+            drawn = order.gather(1, places % others.clamp(1, order.shape[1]))
         return torch.cat([index[:, None], drawn], dim=1)
 
     @torch.no_grad()
     def _remember(self, bank: Tensor, index: Tensor, embedding: Tensor) -> None:
         # A sampler that pads repeats a sample within a global batch. Its last occurrence counts, on every process.
-        rows, group = torch.unique(index, return_inverse=True)
         position = torch.arange(len(index), device=index.device)
-        last = torch.zeros_like(rows).scatter_reduce(0, group, position, "amax")
-        old, new = bank[rows], embedding[last].to(bank.dtype)
+        last = torch.zeros_like(self.classes).scatter_reduce(0, index, position, "amax")[index]
+        old, new = bank[index], embedding[last].to(bank.dtype)
         moved = F.normalize(self.momentum * old + (1 - self.momentum) * new, dim=1)
         # One overflow of a half-precision step must not stay in the bank for good.
-        bank[rows] = torch.where(new.isfinite().all(dim=1, keepdim=True), moved, old)
+        bank[index] = torch.where(new.isfinite().all(dim=1, keepdim=True), moved, old)
 
     def _target(self, target: object) -> tuple[Tensor, Tensor]:
         if isinstance(target, Tensor) or not isinstance(target, Sequence) or len(target) != 2:
@@ -258,7 +263,7 @@ class CRDLoss(SizedLoss):
             )
         index, truth = target
         size = len(self.classes)
-        if int(index.min()) < 0 or int(index.max()) >= size:
+        if can_look(index) and (int(index.min()) < 0 or int(index.max()) >= size):
             raise ValueError(
                 f"CRDLoss: sample indices {int(index.min())} to {int(index.max())} are outside its bank of {size} "
                 "training samples: leave the term out of val_losses, or give the right dataset_size"
@@ -291,6 +296,11 @@ def _scores(
 
     All N products and a choice of 1 + K are much faster, and smaller, than copies of the (B, 1 + K, D) chosen rows.
     """
+    if contrast.ndim != 2 or contrast.shape[1] < 2 or not len(contrast) == len(student) == len(teacher):
+        raise ValueError(
+            f"crd_loss expects contrast (B, 1 + K) with K >= 1, got {tuple(contrast.shape)} for student "
+            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}"
+        )
 
     def side(anchor: Tensor, bank: Tensor) -> Tensor:
         return (anchor @ bank.T).gather(1, contrast) / temperature
@@ -303,6 +313,11 @@ def _first_normalizers(sides: tuple[Tensor, Tensor], size: int, gather: Callable
     rows = torch.stack([side.detach().logsumexp(dim=1) for side in sides], dim=1)
     every = gather(rows)
     return every.logsumexp(dim=0) + math.log(size / (len(every) * sides[0].shape[1]))
+
+
+@full_precision
+def _crd_loss(sides: tuple[Tensor, Tensor], size: int, log_normalizers: Tensor) -> Tensor:
+    return torch.stack([_nce(side - z, size).mean() for side, z in zip(sides, log_normalizers, strict=True)]).sum()
 
 
 def _nce(log_p: Tensor, size: int) -> Tensor:

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from lit_distill.losses._hyperparameters import Count, Positive
-from lit_distill.losses._numerics import full_precision
+from lit_distill.losses._numerics import can_look, full_precision
 from lit_distill.losses.base import Loss, hyperparameters
-from lit_distill.losses.relation._gram import Convention, both_squared_distances, with_slopes
+from lit_distill.losses.relation._gram import (
+    Convention,
+    NarrowDistances,
+    both_rows,
+    squared_distances,
+    with_slopes,
+)
 
 __all__ = ["RKDDistanceLoss", "rkd_distance_loss"]
 
@@ -29,7 +35,14 @@ def rkd_distance_loss(
 ) -> Tensor:
     """Huber loss between the normalized distances of all pairs; see :class:`RKDDistanceLoss`."""
     name = "rkd_distance_loss"
-    pair = both_squared_distances(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
+    student, teacher = both_rows(name, student, teacher, convention=convention, target_size=target_size, gather=gather)
+    if len(student) > 1 and can_look(student) and student.dtype == teacher.dtype == torch.float32:
+        with torch.no_grad():
+            of_student, of_teacher = NarrowDistances.of(student), NarrowDistances.of(teacher)
+        if of_student is not None and of_teacher is not None:
+            compute = partial(_of_rows, squared, eps, convention, of_student, of_teacher)
+            return with_slopes(compute, student, teacher)
+    pair = squared_distances(student), squared_distances(teacher)
     return distance_huber(*pair, squared=squared, eps=eps, convention=convention).to(student.dtype)
 
 
@@ -48,17 +61,38 @@ def _value_and_slopes(
     relative, means = zip(*(_relative(x, squared, eps, convention, count) for x in (student, teacher)), strict=True)
     difference = relative[0] - relative[1]
     g = difference.clamp(-1, 1)
-    loss = (torch.dot(g.view(-1), difference.view(-1)) - torch.dot(g.view(-1), g.view(-1)) / 2) / n**2
+    loss = (_inner(g, difference) - _inner(g, g) / 2) / n**2
 
     slopes: list[Tensor | None] = [None, None]
     for x, (squares, sign) in enumerate(((student, 1), (teacher, -1))):
         if wanted[x]:
-            slope = g - torch.dot(g.view(-1), relative[x].view(-1)) / count  # the mean moves with each distance
+            slope = g - _inner(g, relative[x]) / count  # the mean moves with each distance
             slope.mul_(sign / (means[x] * n**2))
             if not squared:
                 slope.div_(relative[x] * (2 * means[x]))
             slopes[x] = slope.masked_fill_(squares <= eps, 0)
     return loss, slopes
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of all products, row by row: a dot product of a million float32 entries would lose two digits."""
+    return torch.bmm(a[:, None], b[:, :, None]).sum()
+
+
+def _of_rows(
+    squared: bool,
+    eps: float,
+    convention: Convention,
+    of_student: NarrowDistances,
+    of_teacher: NarrowDistances,
+    student: Tensor,
+    teacher: Tensor,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The same with the gradients of the rows."""
+    narrow = (of_student, of_teacher)
+    loss, slopes = _value_and_slopes(squared, eps, convention, of_student.squares, of_teacher.squares, wanted)
+    return loss, [None if s is None else x.slopes_of_rows(s) for x, s in zip(narrow, slopes, strict=True)]
 
 
 def _relative(squares: Tensor, squared: bool, eps: float, convention: Convention, count: int) -> tuple[Tensor, Tensor]:
@@ -81,9 +115,10 @@ class RKDDistanceLoss(Loss):
     sample with itself included, as published. It does not change when the embeddings are moved, rotated, scaled or
     put in another order. A batch of one has no pairs and gives 0. No gradient reaches the teacher.
 
-    Computed in float64 from the Gram matrix of centered embeddings, close pairs from their difference: distances are
-    right to 11 digits of the embeddings as they come, in whatever precision. The gradient can not be differentiated
-    again.
+    Computed from the Gram matrix of centered embeddings, close pairs from their difference: distances are right to 11
+    digits of float64 embeddings, to 5 of others. On an accelerator and under torch.compile they come from the Gram
+    matrix in float64 alone (without float64, on MPS, from float32 differences), with a gradient right to 1e-6 of
+    float32 embeddings (to 1e-5). The gradient can not be differentiated again.
 
     ``convention="paddleclas"`` is PaddleClas' form: the diagonal keeps √eps, the mean that divides runs over all N²
     entries plus ``eps``, and the teacher gets gradients too (in a LossTerm it is then not detached).
