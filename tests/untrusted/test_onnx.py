@@ -105,6 +105,19 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "a node of another domain": (
         lambda: model([node("FusedMatMul", ["clips", "w"], ["z"], domain="com.microsoft")]), "FusedMatMul is none"),
     "a name that moves the cursor": (lambda: model([node("\x1b[2J", ["y"], ["z"], domain=OWN)]), r"node \?\[2J is"),
+    # ONNX Runtime takes their memory elsewhere than that of tensors: 1.9 GB of the first, 1.7 GB of the fourth
+    "texts that expand": (
+        lambda: model([node("Expand", ["s", "n"], ["z"])],
+                      [onnx.helper.make_tensor("s", 8, [1], [b"1" * 100_000]), tensor("n", [20_000])]), "holds texts"),
+    "numbers that become texts": (lambda: model([node("Cast", ["y"], ["z"], to=8)]), "Cast makes texts"),
+    "a text as a constant": (
+        lambda: model([node("Constant", [], ["z"], value_strings=[b"1"])]), "Constant makes texts"),
+    "a sequence of scalars": (
+        lambda: model([node("Range", ["a", "b", "c"], ["r"]), node("SplitToSequence", ["r"], ["z"], keepdims=0)],
+                      [tensor(name, value, np.float32) for name, value in (("a", 0), ("b", 3e6), ("c", 1))]),
+        "SplitToSequence is none that networks need"),
+    "a set": (lambda: model([node("Unique", ["y"], ["z"])]), "Unique is none"),
+    "boxes": (lambda: model([node("RoiAlign", ["y", "y", "y"], ["z"], output_height=1 << 20)]), "RoiAlign is none"),
     "many nodes": (
         lambda: model([node("Neg", [f"n{n}"], [f"n{n + 1}"]) for n in range(NODES)]), "more than 20,000 nodes"),
     "a graph twice": (lambda: loop() + model([node("Neg", ["y"], ["z"])]), "Loop holds a graph"),
