@@ -131,6 +131,8 @@ ATTACKS: dict[str, Callable[[Config], None]] = {
     "the student is a mapping": put("student", {"a": 1}),
     "inputs is text": put("inputs", "evil"),
     "start is a list": put("start", ["evil"]),
+    "a start is a number": put("start", {"Student": 5}),
+    "frozen weights are a list": put("frozen_weights", {"Student": ["evil"]}),
     "callbacks is text": put("callbacks", "evil"),
     "the data is a layer": put("data", {T: "torch.nn.Identity", **SIZES}),
     "the data is nothing that is built": put("data", {"a": 1}),

@@ -75,7 +75,16 @@ def test_copies_count_as_what_they_hold() -> None:
 def test_small_tensors_count_more_than_they_hold() -> None:
     kept: list[torch.Tensor] = []
     with pytest.raises(ValueError, match="asks for a network of more"), held_to(0, "Student"):
-        kept.extend(torch.empty(1) for _ in range(200_000))
+        kept.extend(torch.empty(1) for _ in range(17_000))
+
+
+def test_many_small_layers_are_refused_in_a_second() -> None:
+    """10,240 layers in 40 encoders took 17 seconds, and so did 100,000 blocks, before there were too many."""
+    small = {**ENCODER, "encoder_layer": {**LAYER, "d_model": 2, "nhead": 1, "dim_feedforward": 1}, "num_layers": 256}
+    started = time.process_time()
+    with pytest.raises(ValueError, match="asks for a network of more"):
+        build({"_target_": "torch.nn.Sequential", "_args_": [small] * 40})
+    assert time.process_time() - started < 4
 
 
 @pytest.mark.parametrize(
@@ -87,6 +96,8 @@ def test_small_tensors_count_more_than_they_hold() -> None:
         {"_target_": "torch.nn.Transformer", "d_model": 8, "num_decoder_layers": 10**9},
         {"_target_": "torch.nn.Transformer", "_args_": [8, 8, 10**9]},
         {**ENCODER, "num_layers": 10**9},
+        {"_target_": "lit_distill.models.timm_model", "name": "vit_tiny_patch16_224", "depth": 6 * 10**7},
+        {"_target_": "lit_distill.models.timm_model", "name": "convnext_tiny", "depths": [3, 3, 10**7, 3]},
     ],
 )
 def test_layers_have_a_number(node: dict[str, Any]) -> None:
@@ -197,6 +208,16 @@ def layer(name: str, *args: Any, **named: Any) -> dict[str, Any]:
     return {"_target_": f"torch.nn.{name}", "_args_": list(args), **named}
 
 
+def test_a_forward_pass_of_steps_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty seconds of CPU time were not enough to look at an LSTM over the 12,288 numbers of a clip."""
+    monkeypatch.setattr(networks, "FORWARD_SECONDS", 0.2)
+    network = nn.LSTM(1, 1, num_layers=20, batch_first=True)
+    started = time.process_time()
+    with pytest.raises(ValueError, match=r"a forward pass of one sample of \(12288, 1\) has too many steps"):
+        check_forward(network, (12_288, 1), "Student")
+    assert time.process_time() - started < 2
+
+
 def test_an_honest_forward_pass_is_within_its_memory(tmp_path: Path) -> None:
     run = run_of(layer("Upsample", scale_factor=2), layer("AvgPool3d", [2, 2, 2]), folder=tmp_path / "run")
     assert run.model()(torch.zeros(1, 4, 3, 32, 32)).shape == (1, 3)
@@ -286,11 +307,21 @@ def test_limits_on_videos_are_lowered_and_never_raised(tmp_path: Path) -> None:
     assert Limits(**batches.LIMITS) == Limits()  # type: ignore[arg-type]
     raised = {"frames": 10**12, "pixels": 10**12, "seconds": 1e9}
     run = run_of(layer("Identity"), folder=tmp_path / "run", limits=raised, cache="memory", cache_gb=1e6)
-    assert run.data().limits == run.preprocess().limits == Limits()  # type: ignore[attr-defined]
-    assert run.data().cache_gb == 4.0  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="is lowered") as said:
+        data = run.data()
+    assert [str(warning.message).partition(" of")[0] for warning in said] == [
+        "data.limits.frames=1e+12", "data.limits.pixels=1e+12", "data.limits.seconds=1e+09", "data.cache_gb=1e+06"
+    ]  # fmt: skip
+    assert "is lowered to 1e+06, the limit: set data.limits.frames=<number>" in str(said[0].message)
+    assert data.limits == Limits()  # type: ignore[attr-defined]
+    assert data.cache_gb == 4.0  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="is lowered"):
+        assert run.preprocess().limits == Limits()
+    run.config["data"]["cache_gb"] = 4.0
     assert run.data(limits={"frames": 10**7}).limits.frames == 10**7, "the caller's own"  # type: ignore[attr-defined]
     run.config["data"]["limits"] = {"frames": 10, "seconds": float("inf"), "pixels": None}
-    assert run.data().limits == Limits(frames=10)  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="data.limits.seconds=inf of an untrusted run is lowered to 60"):
+        assert run.data().limits == Limits(frames=10)  # type: ignore[attr-defined]
     run.config["data"]["limits"] = {"frames": "10"}
     with pytest.raises(ValueError, match="data"):
         run.data()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_distill.untrusted.plain import read_plain, resolved
+from lit_distill.untrusted.plain import dotted, read_plain, resolved
 
 # The kinds of content that are read by name: a file of another kind is refused before anyone asks.
 IN_CONFIG = {
@@ -14,6 +14,7 @@ IN_CONFIG = {
     "trainer": dict, "optimizer": dict, "student": str, "frozen": list, "candidates": list, "train_only": list,
     "replaced_frozen": list, "frozen_weights": dict,
 }  # fmt: skip
+_OF_TEXTS = ("start", "frozen_weights")  # mappings of names to files
 IN_CARD = {"model": dict, "data": dict, "input": dict, "teachers": dict, "class_names": list, "sha256": str}
 IN_RESULTS = {"student": str, "student_stage": str, "versions": dict, "final": dict, "best": dict}
 
@@ -35,6 +36,12 @@ def read_content(file: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
         value = made.get(key)
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{file}: expected {key} to be a {kind.__name__}, got {type(value).__name__}")
+    for key in _OF_TEXTS if kinds is IN_CONFIG else ():
+        for name, value in (made.get(key) or {}).items():
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"{file}: expected {dotted((key, name))} to be a file's name, got {type(value).__name__}"
+                )
     return made
 
 

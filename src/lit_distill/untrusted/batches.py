@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeGuard
 
@@ -27,11 +28,14 @@ def held_data(node: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[s
         node: the arguments of a data module.
         given: those that the caller gives instead.
 
+    Warns:
+        UserWarning: a limit is lowered.
+
     Raises:
         ValueError: an argument, or a batch, is too large; says what to set.
 
     Example:
-        >>> held_data({"num_workers": 8, "limits": {"frames": 10**9, "seconds": 5}})
+        >>> held_data({"num_workers": 8, "limits": {"seconds": 5}})
         {'num_workers': 8, 'limits': {'frames': 1000000, 'pixels': 33177600, 'seconds': 5}}
         >>> held_data({"num_workers": 10_000})
         Traceback (most recent call last):
@@ -56,7 +60,7 @@ def held_data(node: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[s
     if "limits" in held:
         held["limits"] = _lowered(held["limits"])
     if _is_number(held.get("cache_gb")):
-        held["cache_gb"] = min(held["cache_gb"], CACHE_GB)
+        held["cache_gb"] = _at_most(CACHE_GB, held["cache_gb"], "cache_gb")
     return {**node, **held}
 
 
@@ -70,8 +74,22 @@ def _largest_batch(node: Mapping[str, Any]) -> float:
 def _lowered(limits: Any) -> Any:
     if not isinstance(limits, Mapping):
         return limits  # the data module says what is wrong with it
-    lower = {name: min(value, LIMITS.get(name, value)) for name, value in limits.items() if _is_number(value)}
+    lower = {
+        name: _at_most(LIMITS.get(name, value), value, f"limits.{name}")
+        for name, value in limits.items()
+        if _is_number(value)
+    }
     return {**LIMITS, **{name: value for name, value in limits.items() if name not in lower}, **lower}
+
+
+def _at_most(most: float, value: float, name: str) -> float:
+    if value > most:
+        warnings.warn(
+            f"data.{name}={value:g} of an untrusted run is lowered to {most:g}, the limit: set data.{name}=<number> to "
+            "allow more",
+            stacklevel=4,
+        )
+    return min(value, most)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

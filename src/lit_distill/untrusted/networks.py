@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -22,12 +23,14 @@ from lit_distill.untrusted.showing import printable
 
 FREE_BYTES: Final = 256 << 20
 """That any network may have: buffers and initialization are in no weights file."""
-CALL_BYTES: Final = 2_048
+CALL_BYTES: Final = 16_384
 """That count at least for a call of torch, so that many small tensors, or copies, have an end."""
 FORWARD_BYTES: Final = 1 << 30
 """Of the values that a forward pass of one sample holds at a time; of ResNet-50 with 16 frames some 100 MB."""
-FORWARD_STEPS: Final = 100_000
+FORWARD_STEPS: Final = 20_000
 """Of a forward pass: calls of torch's operators."""
+FORWARD_SECONDS: Final = 5.0
+"""Of CPU time for a forward pass on shapes alone: ViT-B takes 0.3; an LSTM has steps without end."""
 MODULES: Final = 100_000
 """In a network, and layers among them that hold nothing."""
 
@@ -133,6 +136,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self._what, self._shape = what, tuple(shape)
         self._bytes, self._steps, self._most = 0, 0, FORWARD_BYTES + own
+        self._until = time.thread_time() + FORWARD_SECONDS
         self._users: dict[int, list[int]] = {}  # of a storage: its bytes, and the tensors that use it
 
     def __torch_dispatch__(
@@ -143,7 +147,7 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor):
                 self._hold(tensor)
-        if self._bytes > self._most or self._steps > FORWARD_STEPS:
+        if self._bytes > self._most or self._steps > FORWARD_STEPS or time.thread_time() > self._until:
             limit = f"holds more than {FORWARD_BYTES:,} bytes" if self._bytes > self._most else "has too many steps"
             raise _ForwardError(f"{self._what}: a forward pass of one sample of {self._shape} {limit}, the limit")
         return made

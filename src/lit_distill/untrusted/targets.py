@@ -73,6 +73,7 @@ _NETWORK_BY_NAME = Rule(
     ),
     texts=_names("pretrained act_layer aa_layer norm_layer global_pool stem_type"),
     patterns={"name": r"[\w.-]+"},
+    numbers={"depth": (1, 256), "depths": (0, 256)},  # timm makes a list of floats of their sum, before any layer
 )
 # cache_dir gets files of names of their own, as MovingDigits' root does: in a folder that is there.
 _DATA = Rule(patterns={"suffix": _FIELDS}, existing=_names("cache_dir"))
