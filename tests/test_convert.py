@@ -422,7 +422,7 @@ def test_cutmix_is_told_apart(tmp_path: Path) -> None:
             ('["Student", "Teacher"]', '["Student", "Nobody"]'),
             "expected Teacher or Student with Teacher or Student, got",
         ),
-        (("epochs: 12", "epochs: many"), "line .*, epochs: expected a number, got 'many'"),
+        (("epochs: 12", "epochs: many"), "line .*, epochs: expected a finite number, got 'many'"),
         (('name: "FrameDecoder"', 'name: "VideoDecoder"'), "the data set goes with FrameDecoder"),
         (('file_path: "train.list"', ""), r"DATASET\.train\.file_path: expected a list file, got none"),
         (("- False\n    models", "models"), "expected true or false for each of Teacher, Student"),
@@ -497,6 +497,15 @@ def test_a_converted_experiment_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["preset"]["lr"] == 0.004
 
 
+def test_an_experiment_replaces_a_link_to_nowhere(tmp_path: Path) -> None:
+    experiment = tmp_path / "conf" / "experiment" / "my_recipe_v2.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.symlink_to(tmp_path / "outside.yaml")
+    convert(tmp_path, DISTILLATION)
+    assert not experiment.is_symlink()
+    assert not (tmp_path / "outside.yaml").exists()
+
+
 LAUGHS = ", ".join(["*z{0}"] * 10)
 
 
@@ -520,7 +529,10 @@ LAUGHS = ", ".join(["*z{0}"] * 10)
             ),
             "more values than any config",
         ),
-        (("epochs: 12\n", "epochs: " + "1:" + "59:" * 30_000 + "1\n"), "expected a number"),
+        (("epochs: 12\n", "epochs: " + "1:" + "59:" * 30_000 + "1\n"), "expected a finite number"),
+        (("epochs: 12\n", "epochs: .inf\n"), r"v2\.yaml, line \d+, epochs: expected a finite number, got inf"),
+        (("epochs: 12\n", "epochs: .nan\n"), r"v2\.yaml, line \d+, epochs: expected a finite number, got nan"),
+        (("epochs: 12\n", "epochs: 1if 1else 2\n"), "epochs: expected a finite number"),  # Python warned of its syntax
     ],
 )
 def test_hostile_configs_are_refused_before_they_cost(change: tuple[str, str], message: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lit_distill._command.arguments import shell_word
-from lit_distill._files import expand_home
+from lit_distill._files import expand_home, write_text
 from lit_distill.models.paddle_keys import RESNET_DEPTHS
 from lit_distill.paddlevideo.training import CLASSES, FRAMES, Draft, dataset, mix, optimizer, pipeline, trainer
 from lit_distill.paddlevideo.yaml_lines import ConfigError, Key, Remark, Source, Value
@@ -98,8 +98,7 @@ def convert_config(source: str | os.PathLike[str], folder: str | os.PathLike[str
         if document.has(*key):
             document.remark(key, text)
     left = sorted([*document.remarks, *document.rest()], key=lambda remark: remark.line)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(_written(made, left), encoding="utf-8")
+    write_text(target, _written(made, left))
     return Conversion(document.path, target, made.different, left)
 
 

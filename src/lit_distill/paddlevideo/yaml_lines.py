@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +86,8 @@ class Source:
     def number(self, *key: str | int, default: float) -> float:
         """As :meth:`take`, for a number."""
         value = self.take(*key, default=default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.error(key, f"expected a number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+            raise self.error(key, f"expected a finite number, got {_short(value)}")
         return value
 
     def integer(self, *key: str | int, default: int) -> int:
@@ -200,7 +202,9 @@ def _converted(node: yaml.Node) -> Value:
     if isinstance(value, str) and len(value) < 64:
         # the origin reads texts that way, so that 1e-4 (a text in YAML 1.1) is a number
         try:
-            literal = ast.literal_eval(value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", SyntaxWarning)  # "1if x": Python would print of it what it thinks
+                literal = ast.literal_eval(value)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return value
         return literal if literal is None or isinstance(literal, (bool, int, float)) else value
