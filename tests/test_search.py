@@ -171,6 +171,34 @@ def test_an_interrupted_trial_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPa
     assert [trial["state"] for trial in record["trials"]] == ["complete", "complete"]
 
 
+JOURNALS = {
+    "text": "x",
+    "a number": "1",
+    "no kind": "{}",
+    "an unknown kind": '{"op_code": 99, "worker_id": "a"}',
+    "what is searched is a number": (
+        '{"op_code": 0, "worker_id": "a", "study_name": "search", "directions": [2]}\n'
+        '{"op_code": 2, "worker_id": "a", "study_id": 0, "user_attr": {"what": 5}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", JOURNALS)
+def test_a_journal_of_others_is_one_line_of_error(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    (tmp_path / "study.journal").write_text(JOURNALS[name] + "\n")
+    with pytest.raises(ValueError, match=r"no journal of a search|holds another search") as caught:
+        study.open_study(composed("sweep=dkd", DKD, f"folder={tmp_path}"))
+    assert str(caught.value).isprintable()
+
+
+def test_a_journal_that_is_a_pipe_hangs_no_search(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    os.mkfifo(tmp_path / "study.journal")
+    with pytest.raises(ValueError, match="expected the journal of a search, a regular file, got a named pipe"):
+        study.open_study(composed("sweep=dkd", DKD, f"folder={tmp_path}"))
+
+
 @pytest.mark.slow
 def test_a_search_of_trainings(tmp_path: Path) -> None:
     pytest.importorskip("optuna")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,11 @@ from lit_distill.runs.metrics_csv import read_metric
 from lit_distill.runs.names import METRICS_FILE, RESULTS_FILE, STUDY_JOURNAL, TRIALS
 from lit_distill.runs.processes import fault_of, start_process, terminated_as_interrupted
 from lit_distill.runs.secrets import redacted_text
+from lit_distill.untrusted.budgets import TABLE_BYTES
+from lit_distill.untrusted.opening import open_untrusted
+from lit_distill.untrusted.showing import printable
 
+_SHOWN = 300  # characters of an error
 POLL = 0.5  # seconds between two looks at a trial's metrics
 
 
@@ -41,22 +46,31 @@ def open_study(config: DictConfig) -> Any:
     folder = expand_home(config.folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY_JOURNAL)))
-    study = optuna.create_study(
-        storage=storage, study_name="search", direction=config.direction, load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs + 1
-        ),
-    )  # fmt: skip
+    journal = folder / STUDY_JOURNAL
+    if os.path.lexists(journal):
+        open_untrusted(journal, what="the journal of a search", limit=TABLE_BYTES).close()
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=config.startup_trials, n_warmup_steps=config.warmup_epochs + 1
+    )
+    try:
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+        study = optuna.create_study(
+            storage=storage, study_name="search", direction=config.direction, load_if_exists=True, pruner=pruner
+        )
+        known = study.user_attrs
+    except Exception as error:  # Optuna trusts what it reads there, and raises nearly anything
+        said = printable(f"{type(error).__name__}: {error}")[:_SHOWN]
+        raise ValueError(f"{journal} is no journal of a search ({said}): give another folder=") from error
     what = {
         "space": OmegaConf.to_container(config.space, resolve=True),
         "train": [redacted_text(str(override)) for override in config.train],
         "metric": config.metric,
         "direction": config.direction,
     }
-    before = study.user_attrs.get("what", what)
+    before = known.get("what", what)
     if before != what:
-        other = sorted(key for key in what if before[key] != what[key])
+        held: Mapping[str, Any] = before if isinstance(before, Mapping) else {}
+        other = sorted(key for key in what if held.get(key) != what[key])
         raise ValueError(f"{folder} holds another search ({', '.join(other)} differ): give another folder=")
     study.set_user_attr("what", what)
     # With one seed a resumed search would draw its first trials again.
