@@ -6,6 +6,7 @@ import io
 import itertools
 import resource
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -198,6 +199,40 @@ def test_honest_videos_with_sound_pass(ending: str, options: dict[str, str], tmp
         assert check_container(file, path.stat().st_size, file.read(8)) == (ending in ("mp4", "mov"))
     assert probe(path).frames == 100
     assert len(read_frames(path, [99])) == 1
+
+
+def test_attachments_are_left_alone(tmp_path: Path) -> None:
+    """Fonts, playlists and scripts that Matroska carries: neither opened by their names nor written anywhere."""
+    pixels = np.arange(6 * 48 * 64 * 3, dtype=np.uint8).reshape(6, 48, 64, 3)
+    file = tmp_path / "a.mkv"
+    with av.open(str(file), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for name, kind, content in (
+            ("../../outside.ttf", "font/ttf", b"\0\1\0\0" + bytes(1 << 20)),
+            ("/outside.m3u8", "application/x-mpegURL", b"#EXTM3U\nhttp://127.0.0.1:9/x\n"),
+            ("concat:a|b", "text/plain", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+            ("cover.png\x1b[2J", "image/png", b"\x89PNG\r\n\x1a\n"),
+        ):
+            container.add_attachment(name, kind, content)
+        for picture in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    opened: list[object] = []
+    watching = True
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if watching and event in ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
+            opened.extend(name for name in arguments[:1] if not isinstance(name, int))  # a descriptor
+
+    sys.addaudithook(watch)
+    try:
+        assert probe(file).frames == 6
+        assert read_frames(file, [0, 5]).shape == (2, 48, 64, 3)
+    finally:
+        watching = False
+    assert set(opened) <= {str(file)}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.mkv"]
 
 
 def test_a_small_honest_video_passes(tmp_path: Path) -> None:
