@@ -78,13 +78,13 @@ def test_small_tensors_count_more_than_they_hold() -> None:
         kept.extend(torch.empty(1) for _ in range(17_000))
 
 
-def test_many_small_layers_are_refused_in_a_second() -> None:
+def test_many_small_layers_are_refused_soon() -> None:
     """10,240 layers in 40 encoders took 17 seconds, and so did 100,000 blocks, before there were too many."""
     small = {**ENCODER, "encoder_layer": {**LAYER, "d_model": 2, "nhead": 1, "dim_feedforward": 1}, "num_layers": 256}
     started = time.process_time()
     with pytest.raises(ValueError, match="asks for a network of more"):
         build({"_target_": "torch.nn.Sequential", "_args_": [small] * 40})
-    assert time.process_time() - started < 4
+    assert time.process_time() - started < 8
 
 
 @pytest.mark.parametrize(
