@@ -67,7 +67,7 @@ def counted(value: Any) -> Any:
 
 @contextmanager
 def left_as_given(name: str, given: Any, remedy: str, *, by_value: bool = False) -> Iterator[None]:
-    """Hold that what runs within it, a model or a loss, leaves the tensors that it was given as they are.
+    """Hold that what runs within it, a model or a loss, leaves what it was given as it is: tensors, dicts and lists.
 
     Args:
         name: who is run, for the message.
@@ -77,7 +77,7 @@ def left_as_given(name: str, given: Any, remedy: str, *, by_value: bool = False)
             and waits for the device.
 
     Raises:
-        ValueError: a tensor was changed in place.
+        ValueError: a tensor was changed in place, or an entry of a dict, list or dataclass was replaced or removed.
 
     Example:
         >>> x = torch.ones(2, 3)
@@ -87,13 +87,44 @@ def left_as_given(name: str, given: Any, remedy: str, *, by_value: bool = False)
         ValueError: Teacher changes its input (2, 3) in place (as x.sub_(…) and nn.ReLU(inplace=True) do): clone it
     """
     before = [(tensor, version_of(tensor), tensor.clone() if by_value else None) for tensor in tensors_in(given)]
+    containers = list(_containers(given))
     yield
+    for container, entries in containers:
+        if replaced := _replaced(entries, _entries(container)):
+            raise ValueError(
+                f"{name} changes the {type(container).__name__} that it is given (entries {', '.join(replaced)}): "
+                f"make a copy first (batch = dict(batch)): {remedy}"
+            )
     for tensor, version, value in before:
         if version_of(tensor) != version or (value is not None and not _equal(tensor, value)):
             raise ValueError(
                 f"{name} changes its input {tuple(tensor.shape)} in place "
                 f"(as x.sub_(…) and nn.ReLU(inplace=True) do): {remedy}"
             )
+
+
+def _containers(value: Any) -> Iterator[tuple[Any, dict[Any, Any]]]:
+    """Every mapping, list and dataclass, however deep, and what it holds now."""
+    if isinstance(value, Tensor):
+        return
+    entries = _entries(value)
+    if entries and not isinstance(value, tuple):
+        yield value, entries
+    for part in entries.values():
+        yield from _containers(part)
+
+
+def _entries(value: Any) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    return dict(vars(value)) if dataclasses.is_dataclass(value) and not isinstance(value, type) else {}
+
+
+def _replaced(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> list[str]:
+    """Keys whose entries are others or gone; what was added harms nobody."""
+    return [repr(key) for key, entry in before.items() if key not in after or after[key] is not entry]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._terms.evaluated import EvaluatedTerms
@@ -15,6 +16,8 @@ from lit_distill._terms.tryout import teaches_nobody, try_terms
 from lit_distill.balance import Balancer
 from lit_distill.signals import Reference, SignalCapture
 from lit_distill.terms import LossTerm, weight_error
+
+_ENOUGH_NOTHING = 20
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class LossComposer(EvaluatedTerms):
         answers: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         super().__init__(terms, unlabelled=unlabelled, answers=answers)
+        self._nothing: dict[str, int] = {}
         self._last_weights: tuple[tuple[object, ...], Tensor] | None = None
         self.balance = balance
         if balance is not None:
@@ -225,9 +229,25 @@ class LossComposer(EvaluatedTerms):
             if name in self._checked or not (term.monitor or term.weight_at(epoch)):
                 continue
             if self._teaches(name, value, signals):
-                self._checked.add(name)
+                if value.requires_grad or not self._is_taught(term, epoch):
+                    self._checked.add(name)
+                else:
+                    self._count_nothing(name, signals)
             elif not hasattr(term.loss, "set_epoch"):  # of which a trial has seen whether it ever teaches
                 raise ValueError(teaches_nobody(self, name, signals))
+
+    def _is_taught(self, term: LossTerm, epoch: float) -> bool:
+        return not term.monitor and bool(term.weight_at(epoch))
+
+    def _count_nothing(self, name: str, signals: SignalCapture) -> None:
+        """Once a loss was a constant 0 in so many first steps, say so, and look no more."""
+        self._nothing[name] = self._nothing.get(name, 0) + 1
+        if self._nothing[name] == _ENOUGH_NOTHING:
+            self._checked.add(name)
+            rank_zero_warn(
+                f"{teaches_nobody(self, name, signals)} (it was a constant 0 in each of its first {_ENOUGH_NOTHING} "
+                "training steps, as a loss is that finds nothing to compare)"
+            )
 
     def _watches(self, name: str, watched: Collection[str]) -> bool:
         return name in watched or self.terms[name].monitor

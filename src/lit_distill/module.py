@@ -155,7 +155,7 @@ class DistillModule(EvaluatedModule):
         self._scheduler_factory = scheduler
         self._preflight = preflight
         self._record: StepRecord | None = None
-        self._warned = False
+        self._warned = self._stepped = False
         self._warned_of_ignored = False
         self.composed: ComposedLoss | None = None
         """The losses of the current training step, until its backward pass has ended."""
@@ -199,6 +199,8 @@ class DistillModule(EvaluatedModule):
         def check(signals: SignalCapture) -> None:
             answers = [(ref.model, ref.text) for ref in self.composer.references if signals.is_answer(ref)]
             for name, text in dict(answers).items():
+                if not any(composer.takes_for_classes(text) for composer in composers):
+                    continue
                 check_classes(
                     name, signals[text], target, num_classes, frozen=name in self.frozen,
                     ignored=ignored_labels(composers),
@@ -222,7 +224,8 @@ class DistillModule(EvaluatedModule):
         inputs, target, index, entries = self.unpacked(batch)
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
         with self.composer.capture(self.named, epoch=epoch, watched=watched) as signals, explained_batch_norm():
-            self.run_models(inputs, signals, cached=True)
+            self.run_models(inputs, signals, cached=True, thorough=not self._stepped)
+        self._stepped = True
         result: ComposedLoss = self.composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
         self._train_terms.add(result, batch_size(target, inputs))
         if not batch_idx:

@@ -173,9 +173,16 @@ class EvaluatedModule(CheckpointedModule):
 
     def _warn_of_guesses(self, metrics: Mapping[str, Metric | MetricCollection]) -> None:
         """Once, on the first evaluation of enough samples: name frozen models that are no better than chance."""
+        composers = (self.composer, self.val_composer)
+        known = any(composer.takes_for_classes(name) for composer in composers for name in self.models)
         for name in self.frozen:
             metric = metrics.get(name)
-            if not self._metrics_are_default or name in (*self._trusted, *self.moving) or name not in self._classes:
+            if (
+                not self._metrics_are_default
+                or not known
+                or name in (*self._trusted, *self.moving)
+                or name not in self._classes
+            ):
                 continue
             assert isinstance(metric, MetricCollection)
             top1 = cast("TopKAccuracy", metric[TOP1])
@@ -273,7 +280,9 @@ class EvaluatedModule(CheckpointedModule):
                 names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) or ()
                 found = by_class(model, type(metric).__name__, metric.compute(), names)
                 if self._metrics_are_default and any(map(math.isnan, found.values())):
-                    self._leave_out(model, "no sample has a label of one class (targets are multi-hot, or below 0)")
+                    self._leave_out(
+                        model, "no sample has a label of one class (multi-hot, below 0, or beyond the outputs)"
+                    )
                 else:
                     values |= found
         return values

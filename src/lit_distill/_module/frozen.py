@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from lit_distill._screen import few
@@ -97,7 +96,7 @@ class FrozenRecord:
 def shared_tensors(one: nn.Module, other: nn.Module, *, learning: bool = False) -> list[str]:
     """Names in ``one`` of what it shares with ``other``: parameters and buffers in the same memory, and modules.
 
-    Of modules without either, those alone whose training mode matters: dropouts.
+    Of modules without either, those alone whose training mode matters: dropouts, stochastic depth.
 
     Args:
         one: a network.
@@ -121,9 +120,14 @@ def shared_tensors(one: nn.Module, other: nn.Module, *, learning: bool = False) 
             for name, tensor, learns in tensors
             if (learns or not learning) and not is_lazy(tensor) and tensor.numel() and tensor.data_ptr() in theirs
         ]
-        if isinstance(part, _DropoutNd) and part in parts and not learning:
+        if not learning and part in parts and not tensors and _reads_training(part):
             found.append(path)
     return found
+
+
+def _reads_training(part: nn.Module) -> bool:
+    """Whether a module's own forward depends on the training mode, as that of a dropout."""
+    return "training" in getattr(getattr(type(part).forward, "__code__", None), "co_names", ())
 
 
 def _parameters_around(model: nn.Module, path: str) -> list[nn.Parameter]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def ignored_positions(composers: Iterable[LossComposer], signals: SignalCapture,
         ]
         if text
     }
-    if not counting:
+    if not counting or not _holds_classes(composers, signals, target):
         return None
     values = ignored_labels(composers)
     if not any(value >= 0 for value in values):
@@ -76,13 +76,27 @@ def _has_positions(signals: SignalCapture, text: str, target: Tensor) -> bool:
     return signal.ndim >= 3 or (signal.ndim == 2 and len(signal) == target.numel())
 
 
-def _no_classes(composers: Iterable[LossComposer], signals: SignalCapture, target: Tensor) -> set[int]:
+def _holds_classes(composers: Sequence[LossComposer], signals: SignalCapture, target: Tensor) -> bool:
+    """Whether the target is a class for each position of an output, not an image, a depth or one label of many."""
+    terms = [term for composer in composers for term in composer.terms.values()]
+    named = [term for term in terms if term.needs_labels] or terms
+    captured = signals.captured()
+    found = [captured[ref.text] for term in named for ref in term.first if ref.text in captured]
+    return any(
+        (len(signal) == target.numel() and signal.ndim == 2)
+        or (signal.ndim == target.ndim + 1 and 1 not in (signal.shape[1], signal.shape[-1]))
+        for signal in found
+    )
+
+
+def _no_classes(composers: Sequence[LossComposer], signals: SignalCapture, target: Tensor) -> set[int]:
     """Values that are no class of the outputs that the target is compared with: their classes are fewer."""
+    labelled = any(term.needs_labels for composer in composers for term in composer.terms.values())
     classes = [
         tensor.shape[-1] if tensor.ndim == 2 or tensor.shape[1:-1] == target.shape[1:] else tensor.shape[1]
         for composer in composers
         for term in composer.terms.values()
-        if term.needs_labels
+        if term.needs_labels or not labelled
         for ref in term.first
         if ref.text in signals
         for tensor in tensors_of(signals.captured()[ref.text])

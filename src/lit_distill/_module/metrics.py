@@ -55,7 +55,8 @@ class TopKAccuracy(Metric):
     """Share of samples whose class is among the k highest logits; k above the number of classes counts all.
 
     Samples without a label, of a class index below 0, do not count. Rows of a target (B, C) that do not sum to 1, as
-    multi-hot ones, name no single class: the share is NaN where there was one.
+    multi-hot ones, name no single class, nor does an index that the output has no score for: the share is NaN where
+    there was one.
 
     Example:
         >>> metric = TopKAccuracy(k=1)
@@ -82,9 +83,11 @@ class TopKAccuracy(Metric):
         """Count one batch: logits (B, C), class indices (B,) or (B, 1), or probabilities (B, C)."""
         if target.ndim == 2 and target.shape[1] > 1:
             rows = target.float()
+            target = rows
             self.several += (((rows.sum(dim=1) - 1).abs() > 1e-2) | (rows < 0).any(dim=1)).sum()
         labels = (target if target.ndim == 1 or target.shape[1] == 1 else target.argmax(dim=1)).reshape(-1, 1)
         known = labels >= 0
+        self.several += (labels >= logits.shape[1]).sum()  # the output is no score of each class
         top = logits.topk(min(self.k, logits.shape[1]), dim=1).indices
         self.correct += ((top == labels) & known).any(dim=1).sum()
         self.total += known.sum()

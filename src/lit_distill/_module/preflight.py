@@ -220,6 +220,8 @@ def check_classes(
         return
     last = logits.ndim == 2 or logits.shape[:-1] == target.shape
     classes, wanted = logits.shape[-1 if last else 1], num_classes
+    if classes == 1:  # a score, of which two classes have one
+        return
     if target.ndim == 2 and target.is_floating_point():
         wanted = target.shape[1]
     elif wanted is None and not target.is_floating_point():

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
+    ConstantLR,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     CyclicLR,
@@ -22,11 +23,13 @@ from torch.optim.lr_scheduler import (
     PolynomialLR,
     ReduceLROnPlateau,
     SequentialLR,
+    StepLR,
 )
+from torch.optim.swa_utils import SWALR
 
 _LENGTHS = {
     CosineAnnealingLR: "T_max", CosineAnnealingWarmRestarts: "T_0", LinearLR: "total_iters",
-    PolynomialLR: "total_iters",
+    PolynomialLR: "total_iters", ConstantLR: "total_iters", StepLR: "step_size", SWALR: "anneal_epochs",
 }  # fmt: skip
 _KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
@@ -132,8 +135,10 @@ def _length(part: LRScheduler) -> int | None:
     """How many moves it is made for, where it says so."""
     if isinstance(part, MultiStepLR):
         return max(part.milestones, default=None)
-    name = next((name for kind, name in _LENGTHS.items() if type(part) is kind), None)
-    return None if name is None else int(getattr(part, name))
+    name = next((name for kind, name in _LENGTHS.items() if isinstance(part, kind)), None)
+    if name is not None:
+        return int(getattr(part, name, 0)) or None
+    return None
 
 
 def _number(value: float) -> str:

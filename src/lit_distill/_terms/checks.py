@@ -147,6 +147,18 @@ def teaches(value: Tensor, first: Signal) -> bool:
     return False
 
 
+def found_nothing(value: Tensor) -> bool:
+    """Whether a term's value is a constant 0, as of a loss that found no pair or position to average over.
+
+    Only a value without a graph is looked at, which waits for the device.
+
+    Example:
+        >>> found_nothing(torch.zeros(())), found_nothing(torch.ones(()))
+        (True, False)
+    """
+    return not value.requires_grad and not float(value.detach())
+
+
 def _tolerance(tensor: Tensor) -> float:
     return _TOLERANCE.get(tensor.dtype, 1e-4)
 
@@ -183,7 +195,9 @@ def _is_squashed(tensor: Tensor, made_by: nn.Module | None) -> bool:
             node = next((following for following, _ in node.next_functions), None)
         return node is not None and node.name().startswith(("Sigmoid", "Hardsigmoid"))
     last = None if made_by is None else list(made_by.modules())[-1]
-    return isinstance(last, _SIGMOIDS) or any(rows.shape[1] >= _MANY for rows in _rows(tensor)[:1])
+    return isinstance(last, _SIGMOIDS) or (
+        any(rows.shape[1] >= _MANY for rows in _rows(tensor)[:1]) and not bool((tensor == 0).any())  # of a ReLU
+    )
 
 
 def _is_one_of(loss: Callable[..., Any], kinds: Sequence[Any]) -> bool:

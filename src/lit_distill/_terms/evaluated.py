@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
-from lit_distill._terms.checks import require_classes, teaches
+from lit_distill._terms.checks import expected_of, found_nothing, require_classes, teaches
 from lit_distill._terms.positions import at_positions
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
@@ -95,6 +95,16 @@ class EvaluatedTerms(nn.Module):
             signals.labelled[rule] = labelled_rows(signals[GROUND_TRUTH], rule)
         return signals.labelled[rule]
 
+    def takes_for_classes(self, name: str) -> bool:
+        """Whether a loss of a known kind takes an output, by its reference or its model, for one logit a class."""
+        return any(
+            name in (ref.text, None if ref.path else ref.model)
+            and (expects := expected_of(term.loss)) is not None
+            and expects != "alike"
+            for term in self.terms.values()
+            for ref in (*term.first, *term.second)
+        )
+
     def _put_data(self, signals: SignalCapture, target: Any, index: Tensor | None, batch: Any) -> None:
         signals.put_batch(target, index, batch, self.references)
         signals.labelled.clear()
@@ -112,7 +122,7 @@ class EvaluatedTerms(nn.Module):
     def _teaches(self, name: str, value: Tensor, signals: SignalCapture) -> bool:
         """Whether the gradient of a term reaches what its first signals depend on, or nobody expects that it does."""
         term = self.terms[name]
-        if term.monitor or (term.has_fixed_weight and not term.weight):
+        if term.monitor or (term.has_fixed_weight and not term.weight) or found_nothing(value):
             return True
         return teaches(value, [signals[ref.text] for ref in term.first if not ref.is_data])
 

@@ -25,7 +25,7 @@ def on_trial(modules: Iterable[nn.Module]) -> Iterator[None]:
     The trial works on copies of buffers and of tensors among the attributes, so that the originals are not touched:
     running statistics, observers of quantization, states that a network carries from batch to batch, counters. A part
     that makes parameters or submodules in its first forward pass (``nn.LazyLinear``) keeps what it made. Parameters
-    that a forward pass writes to are not restored.
+    that a forward pass writes to are not restored, but for embeddings with ``max_norm``.
 
     Args:
         modules: all that may run.
@@ -60,11 +60,17 @@ def _restored(part: nn.Module, copies: dict[int, Any]) -> Iterator[None]:
     attributes = {key: value for key, value in vars(part).items() if key not in _REGISTERED}
     contents = {key: value.copy() for key, value in attributes.items() if type(value) in (list, dict, set)}
     buffers, built = dict(part._buffers), _built(part)
+    # An embedding with max_norm shortens the vectors that it looks up, in its parameter.
+    rewritten = [(p, p.detach().clone()) for p in part._parameters.values() if p is not None and _rewrites(part)]
     vars(part).update({key: copied(value) for key, value in attributes.items()})
     part._buffers.update({key: copied(value) for key, value in buffers.items()})
     try:
         yield
     finally:
+        for parameter, value in rewritten:
+            if not torch.equal(parameter, value):
+                with torch.no_grad():
+                    parameter.copy_(value)
         untouched = _built(part) == built
         if untouched:
             part._buffers.clear()
@@ -75,6 +81,10 @@ def _restored(part: nn.Module, copies: dict[int, Any]) -> Iterator[None]:
             for key, content in contents.items():
                 _refill(attributes[key], content)
             vars(part).update(attributes)
+
+
+def _rewrites(part: nn.Module) -> bool:
+    return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
 
 
 def _built(part: nn.Module) -> list[tuple[str, int]]:
