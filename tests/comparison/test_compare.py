@@ -251,6 +251,7 @@ def test_the_last_lines_say_the_gain_and_what_to_do_next(tmp_path: Path, pool: C
     assert "plain 50.1 %, with dml 54.9 %: +4.8 points (one seed, which may be luck: seeds=5 says more)" in shown
     assert "plain 50.1 %, with kd 49.0 %: -1.1 points" in shown
     assert f"written to {tmp_path / 'compare.md'}" in shown
+    assert f"python -m lit_distill.report {tmp_path / 'plain/seed0'} {tmp_path / 'kd/seed0'}" in shown
     checkpoint = tmp_path / "dml" / "seed0" / "checkpoints" / "best.ckpt"
     command = "python -m lit_distill.train experiment=kd_pptsmv2 data=moving_digits_tiny trainer=cpu"
     assert f"{command} models.Teacher.pretrained='{checkpoint}#Teacher'" in shown

@@ -61,10 +61,28 @@ def run(config: DictConfig, *, console: Console | None = None) -> dict[str, Any]
         finally:
             record = collect(plan, folder, faults, about)
             _write(console, record, output, plots=config.plots)
+    if looked := _report_command(plan):
+        console.print("look: the curves of two runs in one chart, and the clips on which they differ", highlight=False)
+        console.print(f"  {looked}", highlight=False, soft_wrap=True)
     if command := _next_command(plan, config):
         console.print("next: distill from the Teacher that learned along, now frozen", highlight=False)
         console.print(f"  {command}", highlight=False, soft_wrap=True)
     return record
+
+
+def _report_command(plan: Plan) -> str:
+    """The report on the reference and the first other strategy, of the first seed; empty where one is not done."""
+    reference = next(strategy for strategy in plan.strategies if strategy.name == plan.reference)
+    other = next(strategy for strategy in plan.strategies if strategy is not reference)
+    runs = (reference.runs[0], other.runs[0])
+    if not all(map(is_done, runs)):
+        return ""
+    return " ".join(["python -m lit_distill.report", *(shlex.quote(str(_shown(run.folder))) for run in runs)])
+
+
+def _shown(path: Path) -> Path:
+    """A path as it is typed from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _next_command(plan: Plan, config: DictConfig) -> str:
@@ -76,8 +94,7 @@ def _next_command(plan: Plan, config: DictConfig) -> str:
             continue
         network = network_name(run.config, "Teacher")
         usual = strategy.experiment == f"dml_{config.suffix}"  # whose Teacher is KD's network
-        here, checkpoint = Path.cwd(), run.folder / BEST_CHECKPOINT
-        shown = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
+        shown = _shown(run.folder / BEST_CHECKPOINT)
         words = [
             f"experiment=kd_{config.suffix}",
             *([] if usual else [f"model@models.Teacher={network}"]),
