@@ -135,9 +135,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rounds, most = (1, 2) if asked.quick else (4, 4)
-    small = configured("teacher_cache=on", "data.views_per_sample=1")
+    small = configured("data=moving_digits", "teacher_cache=on", "data.views_per_sample=1")
     cases: dict[str, tuple[Nets, DictConfig, int]] = {
-        "data=moving_digits: PP-TSMv2 x0.25 and PP-TSM ResNet50-vd x0.125, 16 x 8 x 3 x 48 x 48": (
+        "data=moving_digits: PP-TSMv2 x0.25 and PP-TSM ResNet18-vd x0.125, 64 x 4 x 3 x 32 x 32": (
             partial(networks, small), small, 12,
         ),
     }  # fmt: skip

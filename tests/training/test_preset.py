@@ -60,25 +60,24 @@ def test_a_schedule_of_the_experiment_stands() -> None:
     assert "RampUp" in str(of_terms["dml"])
 
 
-def test_the_embedded_data_lets_mutual_terms_grow_and_others_are_as_published() -> None:
+OF_TODAY = sorted(file for file in (conf_dir() / "data").glob("*.yaml") if file.stem != "moving_digits_small")
+
+
+@pytest.mark.parametrize("file", OF_TODAY, ids=lambda file: file.stem)
+def test_no_data_set_of_ours_changes_a_published_weight(file: Path) -> None:
+    given = [
+        "experiment=baseline_pptsmv2",
+        f"data={file.stem}",
+        *["data.num_classes=5"] * (file.stem == "image_folder"),
+    ]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", ["experiment=self_pptsmv2", "data=moving_digits"])
-        published = compose("train", ["experiment=self_pptsmv2", "data=kinetics400"])
-    assert set_preset_weights(config, [])["dml"]["total"] == config.trainer.max_epochs
-    assert set_preset_weights(published, []) == {}
+        assert not compose("train", given).preset.weights
 
 
 def test_a_null_takes_a_weight_of_the_preset_away() -> None:
-    given = ["experiment=dml_pptsmv2", "data=moving_digits", "preset.weights.dml=null"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("train", given)
-    assert set_preset_weights(config, given) == {}
-    assert "weight" not in config.losses.dml
-
-
-def test_the_benchmark_changes_no_published_weight() -> None:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        assert not compose("train", ["experiment=baseline_pptsmv2", "data=digits_few_labels"]).preset.weights
+    applied, of_terms = weights("experiment=dml_pptsmv2", dml="null")
+    assert applied == {}
+    assert of_terms["dml"] is None
 
 
 def test_in_a_stage_a_schedule_is_as_long_as_the_stage() -> None:
