@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from lit_distill._inputs import left_as_given
 from lit_distill._module.frozen import shared_tensors
 from lit_distill._module.metrics import TopKAccuracy
 from lit_distill._module.scheduling import scheduler_config
+from lit_distill._module.step import batch_size
 from lit_distill._terms.trial import on_trial
 
 
@@ -51,6 +53,14 @@ def test_a_loss_that_finds_no_pair_in_the_example_is_left_alone() -> None:
     module.build((torch.randn(2, 4), torch.tensor([0, 1])))
 
 
+def test_a_scale_of_the_batch_is_not_its_size() -> None:
+    inputs = {"scale": torch.ones(1), "clip": torch.zeros(3, 8)}
+    assert batch_size(None, inputs) == 3
+    assert batch_size(None, {"scale": torch.ones(1)}, {"Student": torch.zeros(4, 2)}) == 4
+    assert batch_size(None, torch.zeros(5)) == 5
+    assert batch_size(None, "text") == 1
+
+
 def test_a_step_scheduler_of_a_long_step_is_asked_about() -> None:
     optimizer = SGD(nn.Linear(1, 1).parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="StepLR has a length of 10"):
@@ -72,3 +82,32 @@ def test_a_shared_part_that_drops_at_random_is_named() -> None:
 
     part = DropPath()
     assert shared_tensors(nn.Sequential(part), nn.Sequential(part)) == ["0"]
+
+
+def test_a_trial_restores_containers_however_deep() -> None:
+    class Carries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: dict[str, list[int]] = {"calls": []}
+            self.recent: deque[float] = deque([0.0], maxlen=2)
+            self.state = (torch.zeros(1), [torch.zeros(1)])
+            self.again = self.state
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen["calls"].append(1)
+            self.recent.append(1.0)
+            self.state[0].add_(1)
+            self.state[1][0].add_(1)
+            assert self.again is self.state, "what is shared stays shared"
+            return x
+
+    part = Carries()
+    seen, state = part.seen, part.state
+    with on_trial([part]):
+        part(torch.zeros(1))
+        part(torch.zeros(1))
+    assert part.seen is seen
+    assert part.seen == {"calls": []}
+    assert list(part.recent) == [0.0]
+    assert part.state is state
+    assert not any(tensor.any() for tensor in (state[0], *state[1]))

@@ -121,17 +121,18 @@ def sample_counts(result: ComposedLoss, size: int) -> int | Tensor:
 def batch_size(target: Any, inputs: Any, outputs: Any = None) -> int:
     """Number of samples of a batch: rows of the target, or of the first tensor in the inputs or outputs; else 1.
 
+    Inputs of one dimension, such as a scale for the whole batch, are asked last.
+
     Example:
         >>> batch_size(None, {"clip": torch.zeros(3, 8)}), batch_size(torch.zeros(2, 5), torch.zeros(2, 8))
         (3, 2)
     """
     if isinstance(target, (list, tuple)) and isinstance(inputs, (list, tuple)) and len(target) == len(inputs):
         return len(target)  # images and their boxes
-    for value in (target if isinstance(target, Tensor) else None, inputs, outputs):
-        for tensor in tensors_in(value):
-            if tensor.ndim:
-                return len(tensor)
-    return 1
+    given = list(tensors_in(inputs))
+    tensors = [*tensors_in(target if isinstance(target, Tensor) else None), *(each for each in given if each.ndim > 1)]
+    tensors += [*tensors_in(outputs), *given]
+    return next((len(tensor) for tensor in tensors if tensor.ndim), 1)
 
 
 @dataclass(frozen=True)

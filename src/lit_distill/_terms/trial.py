@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 _REGISTERED = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (list, dict, set, tuple, deque)
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
 
 
@@ -22,10 +24,10 @@ _RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
 def on_trial(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Run modules within it; buffers, attributes, training flags and random states are restored.
 
-    The trial works on copies of buffers and of tensors among the attributes, so that the originals are not touched:
-    running statistics, observers of quantization, states that a network carries from batch to batch, counters. A part
-    that makes parameters or submodules in its first forward pass (``nn.LazyLinear``) keeps what it made. Parameters
-    that a forward pass writes to are not restored, but for embeddings with ``max_norm``.
+    The trial works on copies of buffers, and of tensors and containers among the attributes, however deep, so that the
+    originals are not touched: running statistics, observers of quantization, states that a network carries from batch
+    to batch, counters. A part that makes parameters or submodules in its first forward pass (``nn.LazyLinear``) keeps
+    what it made. Parameters that a forward pass writes to are not restored, but for embeddings with ``max_norm``.
 
     Args:
         modules: all that may run.
@@ -38,7 +40,7 @@ def on_trial(modules: Iterable[nn.Module]) -> Iterator[None]:
         (0, [0.0, 0.0])
     """
     parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
-    copies: dict[int, Any] = {}  # one a tensor, so that what shares it goes on sharing it
+    copies: dict[int, Any] = {}  # one a tensor, so that those that share it still do
     with isolate_rng(), ExitStack() as stack:
         for part in parts:
             if not isinstance(part, (LazyModuleMixin, torch.jit.ScriptModule)):
@@ -55,10 +57,23 @@ def _restored(part: nn.Module, copies: dict[int, Any]) -> Iterator[None]:
             return copies.setdefault(id(value), value.clone_state())
         if isinstance(value, _RANDOM):
             return copies.setdefault(id(value), copy.deepcopy(value))
+        if type(value) in _CONTAINERS:
+            return copies[id(value)] if id(value) in copies else copied_container(value)
         return value
 
+    def copied_container(value: Any) -> Any:
+        if isinstance(value, (tuple, set)):
+            copies[id(value)] = type(value)(map(copied, value))
+            return copies[id(value)]
+        made = copies[id(value)] = value.copy()  # known before its entries, which may lead back to it
+        entries = (
+            {key: copied(entry) for key, entry in value.items()} if isinstance(value, dict) else map(copied, value)
+        )
+        _refill(made, entries if isinstance(value, dict) else list(entries))
+        return made
+
     attributes = {key: value for key, value in vars(part).items() if key not in _REGISTERED}
-    contents = {key: value.copy() for key, value in attributes.items() if type(value) in (list, dict, set)}
+    contents = {key: value.copy() for key, value in attributes.items() if type(value) in (list, dict, set, deque)}
     buffers, built = dict(part._buffers), _built(part)
     # An embedding with max_norm shortens the vectors that it looks up, in its parameter.
     rewritten = [(p, p.detach().clone()) for p in part._parameters.values() if p is not None and _rewrites(part)]
@@ -94,4 +109,4 @@ def _built(part: nn.Module) -> list[tuple[str, int]]:
 
 def _refill(container: Any, content: Any) -> None:
     container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
+    container.update(content) if isinstance(container, (dict, set)) else container.extend(content)
