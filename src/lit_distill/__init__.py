@@ -10,6 +10,7 @@ from lit_distill._version import __version__
 if TYPE_CHECKING:
     from lit_distill.checkpoints import SafeCheckpointIO
     from lit_distill.composer import ComposedLoss, LossComposer
+    from lit_distill.data_free import DataFreeModule
     from lit_distill.mixin import DistillMixin
     from lit_distill.module import DistillModule
     from lit_distill.one_call import distill
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ComposedLoss",
+    "DataFreeModule",
     "DistillMixin",
     "DistillModule",
     "LossComposer",
@@ -33,6 +35,7 @@ __all__ = [
 
 _HOMES = {
     "ComposedLoss": "composer",
+    "DataFreeModule": "data_free",
     "DistillMixin": "mixin",
     "DistillModule": "module",
     "LossComposer": "composer",

@@ -20,7 +20,7 @@ from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.ignored import ignored_labels, ignored_positions
 from lit_distill._module.preflight import BEST, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
-from lit_distill._module.step import StepRecord, batch_size, fractional_epoch
+from lit_distill._module.step import RunningTerms, StepRecord, batch_size, fractional_epoch
 from lit_distill._terms.tryout import try_terms
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
@@ -222,17 +222,22 @@ class DistillModule(EvaluatedModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on the training terms; returns the total."""
         inputs, target, index, entries = self.unpacked(batch)
+        composer, sums = self._terms_of_step()
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
-        with self.composer.capture(self.named, epoch=epoch, watched=watched) as signals, explained_batch_norm():
+        with composer.capture(self.named, epoch=epoch, watched=watched) as signals, explained_batch_norm():
             self.run_models(inputs, signals, cached=True, thorough=not self._stepped)
         self._stepped = True
-        result: ComposedLoss = self.composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
-        self._train_terms.add(result, batch_size(target, inputs))
+        result: ComposedLoss = composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
+        sums.add(result, batch_size(target, inputs))
         if not batch_idx:
-            self._warn_of_ignored([self.composer], signals, target)
+            self._warn_of_ignored([composer], signals, target)
         self.composed = result
-        self._record = StepRecord(self.composer, result.values, index, inputs, signals, self.frozen)
+        self._record = StepRecord(composer, result.values, index, inputs, signals, self.frozen)
         return result.total
+
+    def _terms_of_step(self) -> tuple[LossComposer, RunningTerms]:
+        """What this training step descends, and where it is counted."""
+        return self.composer, self._train_terms
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Let the balance look at the terms' gradients, where it wants to."""
@@ -283,28 +288,35 @@ class DistillModule(EvaluatedModule):
         self._flush(on_epoch=True)
 
     def _flush(self, *, on_epoch: bool) -> None:
-        local = self._train_terms.take()
-        if local is None:
+        if not (values := self._means_since_last()):
             return
+        self.last_terms = values = {f"train/{name}": value for name, value in values.items()}
+        optimizers = self.trainer.optimizers
+        rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
+        self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)
+
+    def _means_since_last(self) -> dict[str, float]:
+        """The means to log since they were asked for last, without "train/"; nothing where there was no step."""
+        return self._means(self.composer, self._train_terms, "loss")
+
+    def _means(self, composer: LossComposer, running: RunningTerms, total: str) -> dict[str, float]:
+        local = running.take()
+        if local is None:
+            return {}
         sums = self.trainer.strategy.reduce(local, reduce_op="mean")
         means = torch.cat([sums[:1] / sums[1:2], sums[1:2], sums[2:4] / sums[4:]]).tolist()
-        values = {"loss": sum(means[2])}
-        for (name, term), unweighted, samples, weighted, weight in zip(
-            self.composer.terms.items(), *means, strict=True
-        ):
+        values = {total: sum(means[2])}
+        for (name, term), unweighted, samples, weighted, weight in zip(composer.terms.items(), *means, strict=True):
             if samples:  # not of a term that was not computed, or found no label
                 values[name] = unweighted
-            moves = not term.has_fixed_weight or self.composer.balance is not None
+            moves = not term.has_fixed_weight or composer.balance is not None
             if moves or term.weight != 1.0:
                 values[f"{name}_weighted"] = weighted
             if moves:
                 values[f"{name}_weight"] = weight
         if not self._warned:
-            self._warned = bool(self._warn_of_non_finite("train/", values, self.composer))
-        self.last_terms = values = {f"train/{name}": value for name, value in values.items()}
-        optimizers = self.trainer.optimizers
-        rates = {"train/lr": optimizers[0].param_groups[0]["lr"]} if optimizers else {}
-        self.log_dict({**values, **rates}, on_step=not on_epoch, on_epoch=on_epoch, rank_zero_only=False)
+            self._warned = bool(self._warn_of_non_finite("train/", values, composer))
+        return values
 
     # ---------------------------------------------------------------- optimizer
 
@@ -319,7 +331,7 @@ class DistillModule(EvaluatedModule):
         trainable = {name: model for name, model in self.models.items() if name not in self.frozen}
         balance = [] if self.composer.balance is None else list(self.composer.balance.parameters())
         own = {id(p) for p in balance}
-        losses = _unique_parameters([self.composer, self.val_composer])
+        losses = _unique_parameters(composer for _, composer in self._composers().values())
         extra = [p for p in losses if p.requires_grad and id(p) not in own]
         if getattr(getattr(self._optimizer_factory, "func", self._optimizer_factory), "takes_models", False):
             optimizer = self._optimizer_factory(trainable, extra)

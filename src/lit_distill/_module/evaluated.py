@@ -154,7 +154,7 @@ class EvaluatedModule(CheckpointedModule):
             return _Figures(self.val_terms, self._named_metrics())
         while len(self._more_figures) < loader:
             make = self._make_metrics
-            metrics = {} if make is None else {name: make().to(self.device) for name in self.models}
+            metrics = {} if make is None else {name: make().to(self.device) for name in self.val_metrics}
             terms = TermMeans(len(self.val_composer.terms)).to(self.device)
             self._more_figures.append(_Figures(terms, list(metrics.items())))
         return self._more_figures[loader - 1]

@@ -121,6 +121,7 @@ class NamedModels(LightningModule):
         views: bool = False,
         cached: bool = False,
         thorough: bool = False,
+        leave_out: Collection[str] = (),
         around: Callable[[str], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, Any]:
         """Run models on the inputs of a batch, in the order in which they are named.
@@ -135,6 +136,7 @@ class NamedModels(LightningModule):
             views: whether the inputs are views (B, V, ...), whose class probabilities are averaged.
             cached: whether :attr:`signal_cache` may answer for a frozen model, whose signals go to ``signals``.
             thorough: hold that each model leaves the inputs' values as they are, beyond PyTorch's count of changes.
+            leave_out: models that are not run, whoever wants them.
             around: gives a context to run each model in, by its name, such as a timer.
 
         Returns:
@@ -160,6 +162,8 @@ class NamedModels(LightningModule):
         run = self._run_and_average if views else self._run
         for name in self.models:
             evaluated = evaluate if isinstance(evaluate, bool) else name in evaluate
+            if name in leave_out:
+                continue
             if signals is not None and not evaluated and not signals.texts_of(name):
                 continue
             with around(name), left_as_given(name, inputs, _CLONE.format(name), by_value=thorough):
@@ -173,15 +177,14 @@ class NamedModels(LightningModule):
         return outputs
 
     def _run(self, name: str, inputs: Any) -> Any:
-        if name not in self.frozen:
-            return self._answer(name, inputs)
-        if self.models[name].training:  # someone called .train() on the model itself
+        if name in self.frozen and self.models[name].training:  # someone called .train() on the model itself
             self.models[name].eval()
-        with torch.no_grad():
-            return self._answer(name, inputs)
+        with nullcontext() if self._has_graph(name) else torch.no_grad():
+            return answer_of(self.run_model(name, self._seen_by(name, inputs)), self.answers.get(name), text=name)
 
-    def _answer(self, name: str, inputs: Any) -> Any:
-        return answer_of(self.run_model(name, self._seen_by(name, inputs)), self.answers.get(name), text=name)
+    def _has_graph(self, name: str) -> bool:
+        """Whether gradients may pass a model; no gradient of a frozen one is wanted, its inputs have none."""
+        return name not in self.frozen
 
     def _run_and_average(self, name: str, inputs: Tensor) -> Tensor:
         return average_over_views(lambda clips: self._run(name, clips), inputs)

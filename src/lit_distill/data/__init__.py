@@ -11,6 +11,7 @@ from lit_distill.data.decoding.layout import Limits, ShortVideoError, VideoError
 from lit_distill.data.images import ImageDataset, ImageFolderDataModule
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
 from lit_distill.data.moving_digits.datamodule import MovingDigits
+from lit_distill.data.noise import NoiseData
 from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, EvalSampler, SampleKey
 from lit_distill.data.sampling import FrameSampling
@@ -29,6 +30,7 @@ __all__ = [
     "Limits",
     "Mixup",
     "MovingDigits",
+    "NoiseData",
     "ResumableLoader",
     "Sample",
     "SampleKey",

@@ -1,6 +1,7 @@
 """Video networks of PaddleVideo's distillation recipe, image classifiers by name, and the reading of their weights."""
 
 from lit_distill.models.ensemble import Ensemble
+from lit_distill.models.generator import ImageGenerator
 from lit_distill.models.pptsm_resnet import PPTSMResNet
 from lit_distill.models.pptsm_v2 import PPTSMv2
 from lit_distill.models.simkd import SimKDStudent
@@ -10,6 +11,7 @@ from lit_distill.models.weights import LoadReport, WeightsError, load_weights, r
 
 __all__ = [
     "Ensemble",
+    "ImageGenerator",
     "LoadReport",
     "PPTSMResNet",
     "PPTSMv2",
