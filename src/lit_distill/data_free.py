@@ -144,7 +144,7 @@ class DataFreeModule(DistillModule):
         leave_out = {*leave_out, self.generator}
         if not is_noise(inputs):
             return super().run_models(inputs, signals, cached=cached, leave_out=leave_out, **how)
-        images = self._run(self.generator, counted(inputs["noise"]))
+        images = self._run_one(self.generator, counted(inputs["noise"]))
         others = super().run_models(images, signals, leave_out=leave_out, **how)  # a cache knows no image made anew
         return {self.generator: images, **others}
 

@@ -159,7 +159,7 @@ class NamedModels(LightningModule):
         """
         outputs: dict[str, Any] = {}
         inputs = counted(inputs)
-        run = self._run_and_average if views else self._run
+        run = self._run_and_average if views else self._run_one
         for name in self.models:
             evaluated = evaluate if isinstance(evaluate, bool) else name in evaluate
             if name in leave_out:
@@ -176,7 +176,7 @@ class NamedModels(LightningModule):
                 signals.replace(name, outputs[name])
         return outputs
 
-    def _run(self, name: str, inputs: Any) -> Any:
+    def _run_one(self, name: str, inputs: Any) -> Any:
         if name in self.frozen and self.models[name].training:  # someone called .train() on the model itself
             self.models[name].eval()
         with nullcontext() if self._has_graph(name) else torch.no_grad():
@@ -187,7 +187,7 @@ class NamedModels(LightningModule):
         return name not in self.frozen
 
     def _run_and_average(self, name: str, inputs: Tensor) -> Tensor:
-        return average_over_views(lambda clips: self._run(name, clips), inputs)
+        return average_over_views(lambda clips: self._run_one(name, clips), inputs)
 
     def _seen_by(self, name: str, inputs: Any) -> Any:
         view = self.inputs.get(name)
