@@ -103,6 +103,7 @@ def test_it_is_the_loop_that_one_writes_by_hand() -> None:
     trainer(max_epochs=1).fit(module_of(models), data)
 
     generator, student, teacher = by_hand.values()
+    assert isinstance(teacher, nn.Sequential)
     teacher.eval().requires_grad_(False)
     optimizers = {
         name: torch.optim.SGD(by_hand[name].parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)

@@ -127,7 +127,7 @@ class DataFreeModule(DistillModule):
 
     # ---------------------------------------------------------------- the forward pass
 
-    def unpack(self, batch: Any) -> tuple[Any, Tensor | None, Tensor | None]:
+    def unpack(self, batch: Any) -> tuple[Any, ...]:
         """Noise is its own input; real batches are split as ever."""
         return (batch, None, None) if is_noise(batch) else super().unpack(batch)
 
@@ -168,7 +168,8 @@ class DataFreeModule(DistillModule):
             try:
                 try_terms(
                     list({id(composer): composer for composer in composers}.values()), self.named, None, index=None,
-                    dataset_size=dataset_size, run=lambda signals: self.run_models(noise, signals, thorough=True),
+                    batch=noise, dataset_size=dataset_size,
+                    run=lambda signals: self.run_models(noise, signals, thorough=True),
                 )  # fmt: skip
             finally:
                 self._generates = False

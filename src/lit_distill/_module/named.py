@@ -180,7 +180,10 @@ class NamedModels(LightningModule):
         if name in self.frozen and self.models[name].training:  # someone called .train() on the model itself
             self.models[name].eval()
         with nullcontext() if self._has_graph(name) else torch.no_grad():
-            return answer_of(self.run_model(name, self._seen_by(name, inputs)), self.answers.get(name), text=name)
+            return self._answer(name, inputs)
+
+    def _answer(self, name: str, inputs: Any) -> Any:
+        return answer_of(self.run_model(name, self._seen_by(name, inputs)), self.answers.get(name), text=name)
 
     def _has_graph(self, name: str) -> bool:
         """Whether gradients may pass a model; no gradient of a frozen one is wanted, its inputs have none."""
