@@ -72,5 +72,5 @@ def test_says_what_is_wrong() -> None:
     for wrong in (0, -1, 1.5, True, "8"):
         with pytest.raises(ValueError, match="num_frames is a whole number of at least 1"):
             InputView(num_frames=wrong)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="inputs of a model are num_frames and size, got"):
+    with pytest.raises(ValueError, match="inputs of a model are num_frames, size, mean, std, data_mean, data_std, got"):
         InputView.of({"frames": 4})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from lit_distill import SignalCapture
-from lit_distill.signals import Reference, parse_references
+from lit_distill.signals import Answer, Reference, parse_references
 
 
 class TwoBranches(nn.Module):
@@ -179,6 +180,11 @@ def test_a_part_of_an_output_is_an_attribute_a_key_or_an_index() -> None:
     assert torch.equal(signals["S.block:output.0"], x + 1)
 
 
+def test_the_first_item_of_a_layer_that_gives_one_tensor_is_that() -> None:
+    signals, output, _ = capture("S.head:output.0")
+    assert torch.equal(signals["S.head:output.0"], output.logits)
+
+
 def test_a_part_of_the_input_is_an_argument_by_position_or_name() -> None:
     signals, _, x = capture("S.block:input", "S.block:input.1", "S.block:input.bias", "S.block:input.x")
     assert signals["S.block:input"] is signals["S.block:input.x"] is x
@@ -188,7 +194,7 @@ def test_a_part_of_the_input_is_an_argument_by_position_or_name() -> None:
 def test_a_model_by_its_name_is_its_answer() -> None:
     signals, output, _ = capture("S")
     assert signals["S"] is output.logits
-    signals, output, _ = capture("S", "S:hidden_states.0", answers={"S": ("hidden_states", "0")})
+    signals, output, _ = capture("S", "S:hidden_states.0", answers={"S": Answer(("hidden_states", "0"))})
     assert signals["S"] is signals["S:hidden_states.0"] is output.hidden_states[0]
 
 
@@ -196,7 +202,7 @@ def test_a_tensor_is_its_own_answer() -> None:
     """As of networks that give a structure in training alone."""
     signals, output, _ = capture("S", "S:logits", net=nn.Linear(4, 2))
     assert signals["S"] is signals["S:logits"] is output
-    signals, output, _ = capture("S:1", net=nn.Linear(4, 2), answers={"S": ("1",)})
+    signals, output, _ = capture("S:1", net=nn.Linear(4, 2), answers={"S": Answer(("1",))})
     assert signals["S:1"] is output
 
 
@@ -215,6 +221,17 @@ def test_a_tensor_is_its_own_answer() -> None:
 def test_a_part_that_is_not_there_names_those_that_are(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         capture(text)
+
+
+def test_other_objects_have_attributes() -> None:
+    class Objects(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return SimpleNamespace(scores=x, more=[x])
+
+    signals, output, _ = capture("S:scores", "S:more.0", net=Objects())
+    assert signals["S:scores"] is signals["S:more.0"] is output.scores
+    with pytest.raises(ValueError, match=r"'S' gives a SimpleNamespace, not a tensor: .* answer='scores'"):
+        capture("S", net=Objects())
 
 
 def test_several_logits_are_no_answer() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,14 +18,21 @@ class InputView:
     Of T frames it keeps t, the middle one of each of t equal parts of the clip, :math:`\lfloor (j + 1/2) T / t \rfloor`
     for j = 0..t-1, so that the frame j of a model that sees t of them stands for the same time as the frames
     :math:`j T/t` to :math:`(j + 1) T/t - 1` of a model that sees all. Frames are resized bilinearly and antialiased,
-    after normalisation, crop, flip and mixing: all models see the same augmented clip.
+    after normalisation, crop, flip and mixing: all models see the same augmented clip. Pixels x that the data
+    normalised by :math:`\mu, \sigma` become those of the model's own :math:`\mu', \sigma'`, a channel at a time:
+    :math:`(x \sigma + \mu - \mu') / \sigma'`.
 
     Args:
         num_frames: t, at most T; None for all.
         size: side of the frames in pixels, at most theirs; None for theirs.
+        mean: of each channel, as the model was trained with; with ``std``. None for the data's.
+        std: of each channel, above 0.
+        data_mean: of the batches; None for that of the data module. 0 and 1 for pixels from 0 to 1.
+        data_std: of the batches.
 
     Raises:
-        ValueError: a number below 1; when called, more frames or pixels than the clips have, or no clips.
+        ValueError: a number below 1, or a mean without a standard deviation; when called, more frames or pixels than
+            the clips have, no clips, or a normalisation of the batches that is not known.
 
     Example:
         >>> InputView(num_frames=2, size=4)(torch.zeros(3, 8, 3, 16, 16)).shape
@@ -36,8 +43,19 @@ class InputView:
 
     num_frames: int | None = None
     size: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    data_mean: Sequence[float] | None = None
+    data_std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        for start in ("", "data_"):
+            mean, std = getattr(self, f"{start}mean"), getattr(self, f"{start}std")
+            if (mean is None) != (std is None) or (std is not None and not (len(mean) == len(std) and min(std) > 0)):
+                raise ValueError(
+                    f"inputs: {start}mean and {start}std go together, a number a channel, std above 0, got {mean!r} "
+                    f"and {std!r}"
+                )
         for name in ("num_frames", "size"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -47,12 +65,41 @@ class InputView:
 
     @classmethod
     def of(cls, given: InputView | Mapping[str, Any]) -> InputView:
-        """One of ``num_frames`` and ``size`` as a mapping, or as it is."""
+        """One of its arguments as a mapping, or as it is."""
         if isinstance(given, cls):
             return given
-        if not isinstance(given, Mapping) or set(given) - {"num_frames", "size"}:
-            raise ValueError(f"inputs of a model are num_frames and size, got {given!r}")
+        names = [each.name for each in fields(cls)]
+        if not isinstance(given, Mapping) or set(given) - set(names):
+            raise ValueError(f"inputs of a model are {', '.join(names)}, got {given!r}")
         return cls(**given)
+
+    def of_data(self, mean: Sequence[float], std: Sequence[float]) -> InputView:
+        """The same for batches that are normalised so, unless it says how they are."""
+        if self.mean is None or self.data_mean is not None:
+            return self
+        return replace(self, data_mean=tuple(mean), data_std=tuple(std))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What :meth:`of` takes, for a card: number of frames and size, and a normalisation where there is one."""
+        every = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in every.items() if value is not None or name in ("num_frames", "size")}
+
+    def of_batch(self, inputs: Any) -> Any:
+        """The view of clips or images, alone or the only ones of a mapping.
+
+        Raises:
+            ValueError: as for a call, or a mapping has none, or several.
+        """
+        if not isinstance(inputs, Mapping):
+            return self(inputs)
+        least = 4 if self.num_frames is None else 5
+        pictures = [
+            key for key, x in inputs.items() if isinstance(x, Tensor) and x.ndim >= least and x.is_floating_point()
+        ]
+        if len(pictures) != 1:
+            raise ValueError(f"inputs: expected one entry of clips or images, got {pictures} of {list(inputs)}")
+        return {**inputs, pictures[0]: self(inputs[pictures[0]])}
 
     def frames(self, length: int) -> list[int]:
         """Which of a clip's ``length`` frames are kept.
@@ -87,6 +134,7 @@ class InputView:
             raise ValueError(f"inputs: expected normalised clips (B, T, C, H, W) or images (B, C, H, W), got {got}")
         if self.num_frames is not None and self.num_frames != clips.shape[-4]:
             clips = clips[..., self.frames(clips.shape[-4]), :, :, :]
+        clips = clips if self.mean is None else self._normalised(clips)
         if self.size is None or clips.shape[-2:] == (self.size, self.size):
             return clips
         if self.size > min(clips.shape[-2:]):
@@ -97,6 +145,26 @@ class InputView:
         images = clips.flatten(0, -4).to(torch.promote_types(clips.dtype, torch.float32))
         smaller = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
         return smaller.to(clips.dtype).reshape(*clips.shape[:-2], self.size, self.size)
+
+    def _normalised(self, clips: Tensor) -> Tensor:
+        assert self.mean is not None
+        assert self.std is not None
+        if self.data_mean is None or self.data_std is None:
+            raise ValueError(
+                "inputs: how the batches are normalised is not known, as no data module has mean and std: say it, by "
+                "data_mean and data_std (0 and 1 a channel for pixels from 0 to 1)"
+            )
+        channels = clips.shape[-3]
+        if not len(self.mean) == len(self.data_mean) == channels:
+            raise ValueError(
+                f"inputs: mean has {len(self.mean)} channels, the data's {len(self.data_mean)}, the clips {channels}"
+            )
+        ours, theirs = (self.data_mean, self.data_std), (self.mean, self.std)
+        factors = [s / t for s, t in zip(ours[1], theirs[1], strict=True)]
+        offsets = [(m - n) / t for m, n, t in zip(ours[0], *theirs, strict=True)]
+        factor, offset = torch.tensor([factors, offsets], device=clips.device)[..., None, None]
+        normalised: Tensor = clips * factor + offset
+        return normalised.to(clips.dtype)
 
 
 class ViewsBatch(NamedTuple):

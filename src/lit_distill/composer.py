@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_distill._terms.evaluated import EvaluatedTerms
 from lit_distill._terms.tryout import teaches_nobody, try_terms
 from lit_distill.balance import Balancer
-from lit_distill.signals import Reference, SignalCapture
+from lit_distill.signals import Answer, Reference, SignalCapture
 from lit_distill.terms import LossTerm, weight_error
 
 _ENOUGH_NOTHING = 20
@@ -79,7 +79,7 @@ class LossComposer(EvaluatedTerms):
             all rows.
             Not looked for otherwise, since that waits for the device once a step.
         answers: where the answers of models stand in the structures that they give, by name:
-            ``{"Teacher": ("out",)}``; see :func:`lit_distill.signals.answer_of`.
+            ``{"Teacher": Answer(("out",))}``; see :class:`lit_distill.signals.Answer`.
 
     A term whose weight is 0 at this epoch is not computed, so that it may be infinite, and models that no other term
     needs need not run; what it would teach gets gradients of 0.
@@ -110,7 +110,7 @@ class LossComposer(EvaluatedTerms):
         *,
         balance: Balancer | None = None,
         unlabelled: bool | Callable[[Tensor], Tensor] = False,
-        answers: Mapping[str, tuple[str, ...]] | None = None,
+        answers: Mapping[str, Answer] | None = None,
     ) -> None:
         super().__init__(terms, unlabelled=unlabelled, answers=answers)
         self._nothing: dict[str, int] = {}

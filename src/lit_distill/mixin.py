@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, ke
 from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.ignored import ignored_positions
-from lit_distill._module.preflight import answer_parts, check_names, try_example
+from lit_distill._module.preflight import Classes, Part, answers_of, as_modules, check_names, try_example
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
 from lit_distill.composer import LossComposer, zero_gradients
@@ -73,12 +73,13 @@ class DistillMixin(LightningModule):
 
     def distill(
         self: Module,
-        teacher: nn.Module | Mapping[str, nn.Module],
+        teacher: nn.Module | Callable[..., Any] | Mapping[str, nn.Module | Callable[..., Any]],
         *,
         losses: Mapping[str, LossTerm | Mapping[str, Any]],
         student: str = "",
         own_weight: Weight = 1.0,
-        answer: str | int | Mapping[str, str | int] | None = None,
+        answer: Part | Mapping[str, Part] | None = None,
+        classes: Mapping[str, Classes] | None = None,
         batch: Mapping[str, str | Sequence[str]] | None = None,
         preflight: bool = True,
         replaced_teachers: bool = False,
@@ -86,13 +87,15 @@ class DistillMixin(LightningModule):
         """Say what is learned from whom; before ``fit``, and before a checkpoint is loaded into the module by hand.
 
         Args:
-            teacher: the trained network, named ``Teacher`` in the terms; or several by name.
+            teacher: the trained network, named ``Teacher`` in the terms; or several by name. A function or a program of
+                ``torch.export`` will do.
             losses: the terms by name, as :class:`LossTerm` or a mapping of its arguments.
             student: the submodule that your step calls, by its qualified name, such as ``"net"``; it is ``Student`` in
                 the terms. ``""`` is the module itself, where your step calls ``self(…)``.
             own_weight: of the loss of your own step: a number, or a function of the fractional epoch.
             answer: where the answer of a network, its logits, stands in a structure that it gives, such as ``"out"``;
                 of all, or of each by its name; by default it is the one tensor that is named ``logits``.
+            classes: of a teacher those of its classes that the data has, in the data's order, by its name.
             batch: which entries of a mapping batch are ``inputs``, ``target`` and ``index``, as for
                 :class:`lit_distill.DistillModule`. The inputs are only those of the example batch.
             preflight: try one example batch before training, so that a wrong reference or shape shows at once; losses
@@ -112,7 +115,7 @@ class DistillMixin(LightningModule):
         if hasattr(self, "distillation"):
             raise ValueError(f"{type(self).__name__} has an attribute distillation already: call distill() once")
         check_weight("own_weight", own_weight)
-        teachers = {"Teacher": teacher} if isinstance(teacher, nn.Module) else dict(teacher)
+        teachers = as_modules(teacher if isinstance(teacher, Mapping) else {"Teacher": teacher})
         try:
             learner = self.get_submodule(student)
         except AttributeError:
@@ -121,7 +124,7 @@ class DistillMixin(LightningModule):
         if STUDENT in teachers:
             raise ValueError(f"{STUDENT!r} is the student: give the teacher another name")
         networks = {STUDENT: learner, **teachers}
-        answers = answer_parts(networks, answer)
+        answers = answers_of(networks, answer, classes, list(teachers))
         check_names(networks, list(teachers))
         for name, network in teachers.items():
             if shared := shared_tensors(self, network):
@@ -154,8 +157,8 @@ class DistillMixin(LightningModule):
         Override it for batches of another form. The inputs are only those of the example batch, the others are asked
         for where terms name them; a tuple of the first two or three will do.
         """
-        keywords = any(map(is_hugging_face, self._distill_networks.values()))
-        return unpack_batch(batch, hook="distill_unpack", keys=self._distill_keys, keywords=keywords)
+        models = self._distill_networks.values()
+        return unpack_batch(batch, hook="distill_unpack", keys=self._distill_keys, models=models)
 
     def distill_run_teacher(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Run a teacher on what the student is given; override it for one that takes something else.

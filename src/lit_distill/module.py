@@ -18,7 +18,7 @@ from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data,
 from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.ignored import ignored_labels, ignored_positions
-from lit_distill._module.preflight import BEST, check_classes, explained_batch_norm, try_example
+from lit_distill._module.preflight import BEST, Classes, Part, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import RunningTerms, StepRecord, batch_size, fractional_epoch
 from lit_distill._terms.tryout import try_terms
@@ -43,6 +43,7 @@ class DistillModule(EvaluatedModule):
 
     Args:
         models: the networks by name; names have no dots; ``GroundTruth``, ``SampleIndex`` and ``Batch`` are reserved.
+            A frozen one may be a function, a program of ``torch.export`` or a session of ONNX Runtime.
             Models that learn may share modules. A frozen model may share with one that learns what ``train_only``
             leaves untrained there, such as a base with adapters.
         losses: the terms of training by name, as :class:`LossTerm` or a mapping of its arguments.
@@ -65,12 +66,14 @@ class DistillModule(EvaluatedModule):
         metrics: makes the validation metrics of one model, called ``metric(logits, class indices)``; by default top-1
             and top-5 where the outputs are logits (B, C). ``None`` for none. ``student="best"`` needs a collection with
             ``top1``.
-        inputs: what a model sees of the batch's clips, by its name, where it is less than all of them: a
-            :class:`lit_distill.data.InputView`, or its ``num_frames`` and ``size``.
+        inputs: what a model sees of the batch's clips or images, by its name, where it is not what they are: a
+            :class:`lit_distill.data.InputView`, or its ``num_frames``, ``size``, ``mean`` and ``std``.
         answer: where the answer of a model, its logits, stands in a structure that it gives: ``"out"`` of a dict,
             ``"0"`` of a tuple, ``"heads.main"``; of all models, or of each by its name. By default it is the one tensor
             that is named ``logits``. ``forward``, metrics, callbacks and terms that name a model alone take the answer;
             terms name other parts as ``Student:hidden_states.-1``.
+        classes: of a frozen model those of its classes that the data has, in the data's order, by its name:
+            ``{"Teacher": [3, 7]}``, or a text file of an index a line. Its answer is the logits of these.
         batch: which entries of a mapping batch are what: ``{"inputs": "image", "target": "mask"}`` for
             ``model(batch["image"])``, ``{"inputs": ["ids", "mask"]}`` for ``model(ids=…, mask=…)``; and
             ``index``. By default the target is the one of ``labels``, ``label`` and ``target`` that there is. Models of
@@ -116,7 +119,7 @@ class DistillModule(EvaluatedModule):
 
     def __init__(
         self,
-        models: Mapping[str, nn.Module],
+        models: Mapping[str, nn.Module | Callable[..., Any]],
         losses: Terms,
         *,
         val_losses: Terms | None = None,
@@ -127,7 +130,8 @@ class DistillModule(EvaluatedModule):
         candidates: Collection[str] | None = None,
         metrics: Callable[[], Metric | MetricCollection] | None = default_metrics,
         inputs: Mapping[str, InputView | Mapping[str, Any]] | None = None,
-        answer: str | int | Mapping[str, str | int] | None = None,
+        answer: Part | Mapping[str, Part] | None = None,
+        classes: Mapping[str, Classes] | None = None,
         batch: Mapping[str, str | Sequence[str]] | None = None,
         preflight: bool = True,
         replaced_frozen: Collection[str] = (),
@@ -137,7 +141,7 @@ class DistillModule(EvaluatedModule):
     ) -> None:
         super().__init__(
             models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only,
-            answer=answer, batch=batch,
+            answer=answer, classes=classes, batch=batch,
         )  # fmt: skip
         self._keep(replaced_frozen)
         self._judge_by(
@@ -146,8 +150,8 @@ class DistillModule(EvaluatedModule):
             metrics,
             chooses_student=student == BEST and BEST not in models,
         )
-        self.composer.check(models)
-        self.val_composer.check(models)
+        self.composer.check(self.named)
+        self.val_composer.check(self.named)
         unused = set(models) - self.composer.taught_names - set(self.frozen)
         if unused:
             raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
@@ -170,6 +174,7 @@ class DistillModule(EvaluatedModule):
         self._record_frozen()  # before a precision or a device changes them
         self._record_settings()
         self.expect_labels_of(getattr(self.trainer, "datamodule", None))
+        self.expect_normalisation_of(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.composer.balance is not None:
             self.composer.balance.check(self.trainer)
         if stage == "fit" and self._preflight:
@@ -180,6 +185,12 @@ class DistillModule(EvaluatedModule):
     def expect_labels_of(self, data: Any) -> None:
         """Look for samples without labels in training batches if a data module says that it has some."""
         self.composer.unlabelled = self.composer.unlabelled or bool(getattr(data, "has_unlabelled", False))
+
+    def expect_normalisation_of(self, data: Any) -> None:
+        """Take the mean and standard deviation of the batches from the data, for models that have others."""
+        mean, std = getattr(data, "mean", None), getattr(data, "std", None)
+        if mean is not None and std is not None:
+            self.inputs = {name: view.of_data(mean, std) for name, view in self.inputs.items()}
 
     def build(self, batch: Any, *, dataset_size: int | None = None, num_classes: int | None = None) -> None:
         """Size the losses from an example batch and check that classes and shapes fit; every model runs once.

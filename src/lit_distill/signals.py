@@ -7,10 +7,11 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -39,7 +40,7 @@ class Reference:
 
     Behind the colon stand parts of a structure, each an attribute, a key or an index: ``Student:hidden_states.-1``,
     ``GroundTruth:depth``. ``:input.1`` and ``:input.mask`` are arguments of a module by position and name, and
-    ``:output.0`` is the first item of its output.
+    ``:output.0`` is the first item of its output, or its only one.
 
     Example:
         >>> Reference.parse("Student.fc:input")
@@ -175,8 +176,10 @@ def _tensor_paths(value: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, (tuple, list)):
         items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
-    else:
-        items = vars(value).items() if is_dataclass(value) and not isinstance(value, type) else ()
+    else:  # of other objects the tensors alone, whose attributes may lead anywhere
+        items = [
+            (k, v) for k, v in getattr(value, "__dict__", {}).items() if is_dataclass(value) or isinstance(v, Tensor)
+        ]
     for name, item in items:
         yield from _tensor_paths(item, f"{start}.{name}" if start else str(name))
 
@@ -195,29 +198,58 @@ LOGITS = ("logits",)
 """What a model's answer is named, where nothing else is said."""
 
 
-def answer_of(value: Any, part: Sequence[str] | None = None, *, text: str = "answer") -> Any:
-    """The answer of a model, its logits, in what it gives; of a tensor, itself.
+@dataclass(frozen=True)
+class Answer:
+    """Where a model's answer, its logits, stands in what it gives.
 
-    Args:
-        value: what the model gives.
-        part: where the answer stands in it. By default it is the one tensor that is named logits, and the whole where
-            there is none, or several.
-        text: for messages.
-
-    Raises:
-        MissingPart: there is no such part.
+    Attributes:
+        part: of a structure; None for the one tensor that is named logits, and the whole where there is none, or
+            several.
+        classes: of its classes those that the data has, in the data's order; None for all.
 
     Example:
         >>> import torch
-        >>> answer_of({"logits": torch.zeros(2, 3), "hidden": torch.zeros(2, 8)}).shape
-        torch.Size([2, 3])
+        >>> Answer(classes=(2, 0)).of({"logits": torch.tensor([[1.0, 2.0, 3.0]]), "hidden": torch.zeros(1, 8)})
+        tensor([[3., 1.]])
     """
-    if isinstance(value, Tensor):
-        return value
-    if part is not None:
-        return part_of(value, part, text)
-    found = [tensor for path, tensor in _tensor_paths(value) if path.rpartition(".")[2] == LOGITS[0]]
-    return found[0] if len(found) == 1 else value
+
+    part: tuple[str, ...] | None = None
+    classes: tuple[int, ...] | None = None
+    _indices: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def name(self) -> tuple[str, ...]:
+        """How references name it."""
+        return LOGITS if self.part is None else self.part
+
+    def of(self, value: Any, *, text: str = "answer") -> Any:
+        """The answer in what a model gives; of a tensor, itself.
+
+        Raises:
+            MissingPart: there is no such part.
+            ValueError: it has not all the classes.
+        """
+        if not isinstance(value, Tensor) and self.part is not None:
+            value = part_of(value, self.part, text)
+        elif not isinstance(value, Tensor):
+            found = [tensor for path, tensor in _tensor_paths(value) if path.rpartition(".")[2] == LOGITS[0]]
+            value = found[0] if len(found) == 1 else value
+        return self.selected(value, text) if self.classes is not None else value
+
+    def selected(self, logits: Any, text: str) -> Any:
+        """The classes of (B, C), (B, T, C) or (B, C, H, W) that are wanted."""
+        if not isinstance(logits, Tensor) or self.classes is None:
+            return logits
+        dim = 1 if logits.ndim > 3 else logits.ndim - 1
+        if max(self.classes) >= logits.shape[dim]:
+            raise ValueError(f"classes names {max(self.classes)}, but {text} gives {tuple(logits.shape)}: count from 0")
+        if logits.device not in self._indices:
+            with torch.inference_mode(False):
+                self._indices[logits.device] = torch.tensor(self.classes, device=logits.device)
+        return logits.index_select(dim, self._indices[logits.device])
+
+
+WHOLE = Answer()
 
 
 class SignalCapture:
@@ -227,7 +259,7 @@ class SignalCapture:
         models: the named models.
         references: what to capture; data references are skipped, they are given by :meth:`put`.
         clone: texts of references to clone at the tap, because a later in-place operation would change them.
-        answers: where the answers of models stand in what they give, by name: see :func:`answer_of`.
+        answers: where the answers of models stand in what they give, by name: see :class:`Answer`.
 
     Raises:
         ValueError: a reference names no model or submodule.
@@ -247,7 +279,7 @@ class SignalCapture:
         references: Iterable[Reference],
         *,
         clone: Collection[str] = (),
-        answers: Mapping[str, tuple[str, ...]] | None = None,
+        answers: Mapping[str, Answer] | None = None,
     ) -> None:
         self.models = models
         self._answers = dict(answers or {})
@@ -278,13 +310,15 @@ class SignalCapture:
 
     def _output_hook(self, ref: Reference) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not ref.path and not ref.part:
-                output = answer_of(output, self._answers.get(ref.model), text=ref.text)
-            elif ref.part and not (self.is_answer(ref) and isinstance(output, Tensor)):
+            answer = self._answers.get(ref.model, WHOLE) if self.is_answer(ref) else None
+            itself = isinstance(output, Tensor) and (answer is not None or (bool(ref.path) and ref.part == ("0",)))
+            if ref.part and not itself:
                 try:
                     output = part_of(output, ref.part, ref.text)
                 except MissingPart as error:
                     raise MissingPart(f"{error}{'' if module.training else _IN_EVAL}") from None
+            if answer is not None:
+                output = answer.of(output, text=ref.text)
             self._keep(ref.text, output)
 
         return hook
@@ -326,7 +360,10 @@ class SignalCapture:
             if ref.model == BATCH:
                 if entries is None:
                     raise ValueError(f"{ref.text!r}: the composer was given no batch: composer(…, batch=<the batch>)")
-                self.put(ref.text, part_of(entries, ref.part, ref.text))
+                try:
+                    self.put(ref.text, part_of(entries, ref.part, ref.text))
+                except MissingPart as error:
+                    raise MissingPart(f"{error} (if batches of training alone have it, give val_losses)") from None
             elif ref.is_data and ref.part:
                 self.put(ref.text, part_of(target if ref.model == GROUND_TRUTH else index, ref.part, ref.text))
             elif ref.model == GROUND_TRUTH and target is not None:
@@ -350,7 +387,7 @@ class SignalCapture:
         """Whether a reference is one to the answer of a model, however it names it."""
         if ref.is_data or ref.path:
             return False
-        return ref.side == "output" and ref.part in ((), self._answers.get(ref.model, LOGITS))
+        return ref.side == "output" and ref.part in ((), self._answers.get(ref.model, WHOLE).name)
 
     @property
     def cloned(self) -> frozenset[str]:

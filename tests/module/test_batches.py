@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,23 @@ def test_models_of_hugging_face_take_what_their_forward_names(kind: type) -> Non
     assert entries is batch
     assert torch.equal(module(inputs), module.models["Student"](IDS, BATCH["attention_mask"])["logits"])
     assert torch.equal(module.predict_step(batch, 0), module(inputs))
+
+
+def test_a_decoder_is_given_the_target() -> None:
+    class Decoder(Words):
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:  # type: ignore[override]
+            assert labels is BATCH["labels"]
+            return super().forward(input_ids, torch.ones_like(input_ids))
+
+    module = DistillModule({"Student": Decoder(SimpleNamespace(is_encoder_decoder=True))}, {"ce": CE})
+    module.build(BATCH)
+    assert "labels" not in module.unpacked({**BATCH, "decoder_input_ids": IDS}).inputs
+
+
+def test_a_plain_model_beside_one_of_hugging_face_takes_keywords() -> None:
+    terms = {"ce": CE, "kd": LossTerm(KDLoss(), ("Student", "Teacher"))}
+    with pytest.raises(ValueError, match=r"the forward of Student takes none of \['input_ids', .* batch={'inputs': "):
+        DistillModule({"Student": Plain(), "Teacher": Words()}, terms, frozen=["Teacher"]).build(BATCH)
 
 
 def trained(module: LightningModule, batches: Any) -> Trainer:

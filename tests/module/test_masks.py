@@ -172,6 +172,13 @@ def test_a_mask_is_brought_to_the_size_of_a_map() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_tokens_of_a_cross_entropy_need_no_mask() -> None:
+    student, target = drawn(BATCH, TOKENS, CLASSES, seed=1), labels(BATCH, TOKENS).masked_fill(~MASK, -100)
+    found = value_and_gradient(LossTerm(nn.CrossEntropyLoss(), ("Student", "GroundTruth")), student, student, target)
+    expected = by_hand(of_rows(F.cross_entropy, MASK), student, target)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_a_mask_of_samples_serves_any_loss() -> None:
     student, teacher, mask = drawn(4, 6, seed=1), drawn(4, 6, seed=2), torch.tensor([True, True, False, True])
     term = LossTerm(RKDLoss(), ("Student", "Teacher"), mask="Batch.clean")

@@ -17,7 +17,7 @@ from lit_distill import load_student
 from lit_distill.data import read_frames
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.models import PPTSMResNet, PPTSMv2
-from lit_distill.runs.opened import Run, load_run
+from lit_distill.runs.opened import Run, _answering, load_run
 from run_folders import CLASSES, VIDEOS, video_overrides, video_root, write_run
 
 
@@ -194,3 +194,17 @@ def test_wrong_places_and_names_are_told(stored: Path, tmp_path: Path) -> None:
         load_run(tmp_path / "student.safetensors")
     with pytest.raises(FileNotFoundError, match=r"no epoch3.ckpt to take Student from: give checkpoint=best\|last"):
         load_run(stored).model(checkpoint="epoch3.ckpt")
+
+
+class Structured(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"out": x * 2, "aux": x}
+
+
+@pytest.mark.parametrize("answer", ["out", {"Student": "out"}])
+def test_a_network_that_gives_a_structure_gives_its_answer_to_the_commands(answer: Any) -> None:
+    x = torch.ones(2, 3)
+    network = _answering(Structured(), "Student", answer)
+    assert torch.equal(network(x), x * 2)
+    assert torch.equal(torch.export.export(network, (x,)).module()(x), x * 2)
+    assert isinstance(_answering(Structured(), "Teacher", {"Student": "out"})(x), dict)

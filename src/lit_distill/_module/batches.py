@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,8 +89,8 @@ class BatchKeys:
         """Whether every model takes a mapping by keyword."""
         return self.said and not isinstance(self.inputs, str)
 
-    def unpack(self, batch: Mapping[str, Any], hook: str) -> Unpacked:
-        """The parts of a mapping batch.
+    def unpack(self, batch: Mapping[str, Any], *, with_target: bool = False) -> Unpacked:
+        """The parts of a mapping batch, the target among what models take by keyword where it is wanted.
 
         Raises:
             ValueError: an entry is missing, or more than one may be the target.
@@ -107,14 +107,15 @@ class BatchKeys:
         if isinstance(self.inputs, str):
             inputs = batch[self.inputs]
         else:
-            inputs = {key: batch[key] for key in self.inputs or batch if self.inputs or key not in (target, index)}
+            none = (index,) if with_target else (target, index)
+            inputs = {key: batch[key] for key in self.inputs or batch if self.inputs or key not in none}
         return Unpacked(
             inputs, None if target is None else batch[target], None if index is None else batch[index], batch
         )
 
 
 def unpack_batch(
-    batch: Any, hook: str = "unpack", keys: BatchKeys | None = None, *, keywords: bool = False
+    batch: Any, hook: str = "unpack", keys: BatchKeys | None = None, models: Iterable[nn.Module] = ()
 ) -> Unpacked:
     """The parts of a batch of a usual form.
 
@@ -123,7 +124,8 @@ def unpack_batch(
             mapping.
         hook: what to override for others, for the message.
         keys: which entries of a mapping are what.
-        keywords: whether some model takes keywords by itself, so that mappings need no ``keys``.
+        models: that take it: where one is of Hugging Face, mappings need no ``keys``; a decoder that makes its own
+            inputs of the target is given that, too.
 
     Raises:
         ValueError: the batch has another form.
@@ -134,8 +136,10 @@ def unpack_batch(
         (None, {'logits': 3})
     """
     if isinstance(batch, Mapping):
-        if keys is not None and (keys.said or keywords):
-            return keys.unpack(batch, hook)
+        known = list(filter(is_hugging_face, models))
+        if keys is not None and (keys.said or known):
+            decoders = any(getattr(model.config, "is_encoder_decoder", False) for model in known)
+            return keys.unpack(batch, with_target=decoders and "decoder_input_ids" not in batch)
         names = list(map(str, batch))
         raise ValueError(
             f"the batch is a mapping of {names}: say what models take, as batch={{'inputs': '<key>', 'target': "

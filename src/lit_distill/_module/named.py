@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from lit_distill._inputs import counted, left_as_given
 from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
 from lit_distill._module.frozen import shared_tensors
-from lit_distill._module.preflight import answer_parts, check_names, input_views, student_candidates
+from lit_distill._module.preflight import (
+    Classes,
+    Part,
+    answers_of,
+    as_modules,
+    check_names,
+    input_views,
+    student_candidates,
+)
 from lit_distill._module.train_only import TrainOnly
 from lit_distill._screen import few
 from lit_distill._views import InputView, average_over_views
-from lit_distill.signals import SignalCache, SignalCapture, answer_of
+from lit_distill.signals import WHOLE, SignalCache, SignalCapture
 
 _CLONE = (
     "the models after it and the callbacks would see another batch; let its forward make a new tensor (x = x.sub(…)), "
@@ -32,29 +40,31 @@ class NamedModels(LightningModule):
 
     def __init__(
         self,
-        models: Mapping[str, nn.Module],
+        models: Mapping[str, nn.Module | Callable[..., Any]],
         *,
         frozen: Collection[str],
         student: str | None,
         candidates: Collection[str] | None,
         inputs: Mapping[str, InputView | Mapping[str, Any]] | None,
         train_only: Collection[str],
-        answer: str | int | Mapping[str, str | int] | None,
+        answer: Part | Mapping[str, Part] | None,
+        classes: Mapping[str, Classes] | None,
         batch: Mapping[str, Any] | None,
     ) -> None:
         super().__init__()
-        check_names(models, frozen)
-        self.models = nn.ModuleDict(dict(models))
+        modules = as_modules(models)
+        check_names(modules, frozen)
+        self.models = nn.ModuleDict(modules)
         self.frozen = tuple(sorted(frozen))
         self.moving: set[str] = set()
         """Frozen models that a callback updates, such as an EMA teacher: checkpoints hold them."""
-        self.candidates = student_candidates(models, frozen, student, candidates)
+        self.candidates = student_candidates(modules, frozen, student, candidates)
         """Names of the models that may be the student: one, or several for ``student="best"``."""
         self.student = self.candidates[0]
         """Name of the deployed model; of the best candidate in the last validation, where there are several."""
-        self.inputs = input_views(models, inputs)
+        self.inputs = input_views(modules, inputs)
         """What a model sees of a batch, by the names of those that see less than all."""
-        self.answers = answer_parts(models, answer)
+        self.answers = answers_of(models, answer, classes, frozen)
         """Where a model's answer stands in what it gives, by the names of those of which it is said."""
         self.batch_keys = BatchKeys.of(batch)
         """Which entries of a mapping batch are what."""
@@ -92,19 +102,22 @@ class NamedModels(LightningModule):
 
         A tuple of the first two or three will do; terms then name entries of the batch itself.
         """
-        keywords = any(map(is_hugging_face, self.models.values()))
-        return unpack_batch(batch, keys=self.batch_keys, keywords=keywords)
+        return unpack_batch(batch, keys=self.batch_keys, models=self.models.values())
 
     def run_model(self, name: str, inputs: Any) -> Any:
         """Run one named model; override it for models that take something else than the batch's inputs.
 
-        A mapping is given by keyword where ``batch`` says so, and to models of Hugging Face: to each the entries that
-        its ``forward`` names.
+        A mapping is given by keyword where ``batch`` says so, and beside models of Hugging Face: to each the entries
+        that its ``forward`` names.
         """
         model = self.models[name]
-        if isinstance(inputs, Mapping) and (self.batch_keys.by_keyword or is_hugging_face(model)):
+        if isinstance(inputs, Mapping) and self._takes_keywords(model):
             return model(**keywords_of(name, model, inputs))
         return model(inputs)
+
+    def _takes_keywords(self, model: nn.Module) -> bool:
+        by_default = type(self).unpack is NamedModels.unpack and any(map(is_hugging_face, self.models.values()))
+        return self.batch_keys.by_keyword or by_default or is_hugging_face(model)
 
     def unpacked(self, batch: Any) -> Unpacked:
         """What :meth:`unpack` gives, all four items by name."""
@@ -183,7 +196,7 @@ class NamedModels(LightningModule):
             return self._answer(name, inputs)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        return answer_of(self.run_model(name, self._seen_by(name, inputs)), self.answers.get(name), text=name)
+        return self.answers.get(name, WHOLE).of(self.run_model(name, self._seen_by(name, inputs)), text=name)
 
     def _has_graph(self, name: str) -> bool:
         """Whether gradients may pass a model; no gradient of a frozen one is wanted, its inputs have none."""
@@ -194,7 +207,7 @@ class NamedModels(LightningModule):
 
     def _seen_by(self, name: str, inputs: Any) -> Any:
         view = self.inputs.get(name)
-        return inputs if view is None else view(inputs)
+        return inputs if view is None else view.of_batch(inputs)
 
 
 def _check_sharing(frozen: str, still: nn.Module, learner: str, model: nn.Module, *, said: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning import LightningModule
@@ -16,7 +17,72 @@ from torchmetrics import MetricCollection
 
 from lit_distill._lightning import load_train_data
 from lit_distill._views import InputView
-from lit_distill.signals import RESERVED
+from lit_distill.signals import RESERVED, Answer
+from lit_distill.untrusted.budgets import lines_of
+
+
+class Program(nn.Module):
+    """A plain callable, an exported program or a session of ONNX Runtime as a model that only teaches.
+
+    Args:
+        program: a function of the inputs, what ``torch.export`` gives, or a session, whose first output is taken.
+
+    Raises:
+        ValueError: when called: an exported program refuses the batch.
+
+    Example:
+        >>> Program(torch.sum)(torch.ones(3)).item()
+        3.0
+    """
+
+    program: Any
+
+    def __init__(self, program: Any) -> None:
+        super().__init__()
+        self.program = program.module() if isinstance(program, torch.export.ExportedProgram) else program
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self  # it does not learn, and a session cannot be copied
+
+    def train(self, mode: bool = True) -> Program:
+        """Set the flag of this module alone: an exported program is in the mode that it was exported in."""
+        self.training = mode
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the program gives."""
+        if _is_session(self.program):
+            (x,), entry = args, self.program.get_inputs()[0].name
+            return torch.from_numpy(self.program.run(None, {entry: x.detach().cpu().numpy()})[0]).to(x.device)
+        try:
+            return self.program(*args, **kwargs)
+        except AssertionError as error:
+            if "Guard failed" not in str(error):
+                raise
+            raise ValueError(
+                f"the exported program refuses a batch of another form than its example's ({error}): export it with "
+                "dynamic_shapes for the batch"
+            ) from None
+
+
+def _is_session(program: Any) -> bool:
+    return hasattr(program, "get_inputs") and hasattr(program, "run")
+
+
+def as_modules(models: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The models, with functions, exported programs and sessions as modules.
+
+    Example:
+        >>> type(as_modules({"Teacher": len})["Teacher"]).__name__
+        'Program'
+    """
+
+    def is_program(model: Any) -> bool:
+        callables = callable(model) and not isinstance(model, (nn.Module, type))
+        sessions = _is_session(model) and not isinstance(model, nn.Module)
+        return callables or sessions or isinstance(model, torch.export.ExportedProgram)
+
+    return {name: Program(model) if is_program(model) else model for name, model in models.items()}
 
 
 def check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> None:
@@ -28,6 +94,8 @@ def check_names(models: Mapping[str, nn.Module], frozen: Collection[str]) -> Non
             raise ValueError(f"{name!r} cannot name a model: no dots or colons, and not one of {list(RESERVED)}")
         if not isinstance(model, nn.Module):
             raise ValueError(f"models[{name!r}] must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, Program) and name not in frozen:
+            raise ValueError(f"{name} is a function or a program, which cannot learn: freeze it, frozen=[{name!r}]")
     if isinstance(frozen, str):
         raise ValueError(f"frozen must be a list of names, got the string {frozen!r}")
     unknown = sorted(set(frozen) - set(models))
@@ -103,29 +171,65 @@ def input_views(
     return {str(name): InputView.of(given) for name, given in (inputs or {}).items()}
 
 
-def answer_parts(
-    models: Collection[str], answer: str | int | Mapping[str, str | int] | None
-) -> dict[str, tuple[str, ...]]:
-    """Where each model's answer stands in what it gives, where that is said.
+Part: TypeAlias = str | int
+Classes: TypeAlias = Sequence[int] | str | os.PathLike[str]
+
+
+def answers_of(
+    models: Collection[str],
+    answer: Part | Mapping[str, Part] | None,
+    classes: Mapping[str, Classes] | None = None,
+    frozen: Collection[str] = (),
+) -> dict[str, Answer]:
+    """Where each model's answer stands in what it gives, and which of its classes are the data's, where that is said.
 
     Args:
         models: the names of the models.
         answer: parts of an output such as ``logits``, ``0`` or ``heads.main``, of all models, or of each by its name.
+        classes: by the name of a frozen model the index of each class of the data, in their order; or a text file with
+            an index a line.
+        frozen: the models that only teach.
 
     Raises:
-        ValueError: there is no such model, or what is said names no part.
+        ValueError: there is no such model, what is said names no part or no classes, or a model learns.
 
     Example:
-        >>> answer_parts(["Student", "Teacher"], {"Teacher": "heads.main"})
-        {'Teacher': ('heads', 'main')}
+        >>> answers_of(["Student", "Teacher"], {"Teacher": "heads.main"}, {"Teacher": [3, 7]}, ["Teacher"])
+        {'Teacher': Answer(part=('heads', 'main'), classes=(3, 7))}
     """
     given = answer if isinstance(answer, Mapping) else {} if answer is None else dict.fromkeys(models, answer)
-    if unknown := sorted(set(given) - set(models)):
-        raise ValueError(f"answer names {unknown}, but the models are {sorted(models)}")
+    for what, names in (("answer", given), ("classes", classes or {})):
+        if unknown := sorted(set(names) - set(models)):
+            raise ValueError(f"{what} names {unknown}, but the models are {sorted(models)}")
+    if learning := sorted(set(classes or {}) - set(frozen)):
+        raise ValueError(f"classes names {learning}, which learn: build them with the classes of the data")
     parts = {str(name): tuple(str(part).split(".")) for name, part in given.items()}
     if bad := [name for name, part in parts.items() if not all(part) or ":" in "".join(part)]:
         raise ValueError(f"answer is a part of an output, such as 'logits' or '0', got {given[bad[0]]!r}")
-    return parts
+    found = {name: _class_indices(name, of) for name, of in (classes or {}).items()}
+    return {name: Answer(parts.get(name), found.get(name)) for name in models if name in parts or name in found}
+
+
+def _class_indices(name: str, given: Classes) -> tuple[int, ...]:
+    """The indices that ``classes`` says, or a file that it names.
+
+    Raises:
+        ValueError: they are no whole numbers from 0, or none.
+    """
+    is_file = isinstance(given, (str, os.PathLike))
+    found: list[Any] = list(lines_of(given, what="a list of class indices") if is_file else given)  # type: ignore[arg-type]
+    found = [each for each in found if not isinstance(each, str) or each.strip()]
+    try:
+        indices = tuple(int(each) for each in found if not isinstance(each, (bool, float)))
+    except ValueError:
+        indices = ()
+    if not indices or len(indices) != len(found) or min(indices) < 0 or len(set(indices)) != len(indices):
+        shown = given if is_file else found[:12]
+        raise ValueError(
+            f"classes of {name} are the different indices, from 0, that the data's classes have in it, in the data's "
+            f"order, or a text file of an index a line, got {shown!r}"
+        )
+    return indices
 
 
 def example_batch(loader: DataLoader[Any], samples: int = 2) -> Any:
@@ -232,8 +336,8 @@ def check_classes(
     if wanted is not None and wanted != classes and frozen:
         raise ValueError(
             f"{name} gives {classes} classes but the data has {wanted}: a trained teacher keeps its classes. Teach by "
-            f"those that the data has, in its order: a model that gives {name}'s logits[:, [<index>, …]], or train a "
-            f"classifier of {wanted} classes on {name} first"
+            f"those that the data has, in its order, classes={{{name!r}: [<index>, …]}}, or train a classifier of "
+            f"{wanted} classes on {name} first"
         )
     if wanted is not None and wanted != classes:
         raise ValueError(

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
 from lit_distill._terms.checks import expected_of, found_nothing, require_classes, teaches
-from lit_distill._terms.positions import at_positions
+from lit_distill._terms.positions import are_tokens_of_classes, at_positions
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
-from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
+from lit_distill.signals import GROUND_TRUTH, Answer, Reference, SignalCapture
 from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping
 
 
@@ -24,7 +24,7 @@ class EvaluatedTerms(nn.Module):
         terms: Mapping[str, LossTerm | Mapping[str, Any]],
         *,
         unlabelled: bool | Callable[[Tensor], Tensor] = False,
-        answers: Mapping[str, tuple[str, ...]] | None = None,
+        answers: Mapping[str, Answer] | None = None,
     ) -> None:
         super().__init__()
         self.unlabelled = unlabelled
@@ -173,7 +173,9 @@ class EvaluatedTerms(nn.Module):
             if (rows := self._rows_of(term, signals)) is not None:
                 samples = len(signals[GROUND_TRUTH])
                 given = tuple(_rows(signal, rows, samples) for signal in given)
-            return at_positions(term, given, signals, rows) if term.selects or term.shift else (given, None)
+            if not (term.selects or term.shift or are_tokens_of_classes(term.loss, given)):
+                return given, None
+            return at_positions(term, given, signals, rows)
         except ValueError as error:
             raise ValueError(f"term {name!r}: {error}") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_distill.losses._numerics import can_look
 from lit_distill.losses.base import Loss, Signal, takes, tensors_of
@@ -59,6 +59,15 @@ def at_positions(
     if can_look(mask) and mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("a mask of weights other than 0 and 1 needs a loss that has an argument mask")
     return tuple(_kept(each, mask != 0) for each in given), None
+
+
+def are_tokens_of_classes(loss: Callable[..., Any], given: tuple[Signal, ...]) -> bool:
+    """Whether torch's own cross-entropy is given tokens (B, T, C) and labels (B, T), where it wants (B, C, T)."""
+    first, second = given[:2]
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.ndim != 3 or second.ndim != 2:
+        return False
+    as_torch = first.shape[0] == second.shape[0] and first.shape[2] == second.shape[1]
+    return first.shape[:2] == second.shape and not as_torch and type(loss) in (nn.CrossEntropyLoss, nn.NLLLoss)
 
 
 def _references(term: LossTerm) -> tuple[tuple[Reference, ...], ...]:
@@ -142,5 +151,5 @@ def _kept(signal: Signal, mask: Tensor) -> Signal:
         return signal[mask.flatten()]
     raise ValueError(
         f"the mask {front} does not fit a signal {shape}: expected one number a position, (B, T) of tokens (B, T, C), "
-        "(B, H, W) of maps (B, C, H, W), or (B,)"
+        "(B, H, W) of maps (B, C, H, W), or (B,); logits and labels of one size, too"
     )

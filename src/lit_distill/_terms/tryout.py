@@ -172,7 +172,7 @@ def _each_captured(
         _set_modes(modes)
         try:
             trained = _captured(composers[:1], models, run)
-        except (MissingPart, RuntimeError):
+        except RuntimeError:
             raise missing from None
         finally:
             _set_modes(now)

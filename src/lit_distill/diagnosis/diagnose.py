@@ -159,6 +159,7 @@ def diagnose(
         loader = cast("DataLoader[Any]", data.train_dataloader())
         tried = copy.deepcopy(module).to(device)
         tried.expect_labels_of(data)
+        tried.expect_normalisation_of(data)
         batch = _on_device(data, example_batch(loader, samples or loader.batch_size or 1), device)
         inputs, target, index, entries = tried.unpacked(batch)
         tried.build(batch, dataset_size=size_of(loader), num_classes=getattr(data, "num_classes", None))
@@ -333,6 +334,7 @@ def _normalisations(module: DistillModule, data: LightningDataModule) -> Iterato
     mine = {key: tuple(getattr(data, key, ()) or ()) for key in ("mean", "std")}
     if not all(mine.values()):
         return
+    seen = {name: {"mean": view.mean, "std": view.std} for name, view in module.inputs.items() if view.mean}
     there: dict[str, Mapping[str, Any]] = {name: {"mean": p.mean, "std": p.std} for name, p in _lineage(module)}
     for name, model in module.models.items():
         published = getattr(model, "pretrained_cfg", None)  # timm's networks tell what they were trained with
@@ -340,9 +342,9 @@ def _normalisations(module: DistillModule, data: LightningDataModule) -> Iterato
             there[name] = published
     for name, theirs in there.items():
         for key, value in mine.items():
-            other = theirs.get(key)
-            if other and any(abs(a - b) > _ALIKE for a, b in zip(value, other, strict=False)):
-                yield f"{name} was trained on inputs normalised by another {key}: {list(other)}, here {list(value)}"
+            other, given = theirs.get(key), tuple(seen.get(name, mine)[key] or value)
+            if other and any(abs(a - b) > _ALIKE for a, b in zip(given, other, strict=False)):
+                yield f"{name} was trained on inputs normalised by another {key}: {list(other)}, here {list(given)}"
 
 
 def _stretched(dataset: object) -> Iterator[str]:

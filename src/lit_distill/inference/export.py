@@ -198,7 +198,7 @@ def _card(
         "model": model,
         **kept,
         "data": source.config["data"],
-        "input": None if preprocess.view is None else vars(preprocess.view),
+        "input": None if preprocess.view is None else preprocess.view.arguments,
         "input_shape": ["batch", *preprocess.input_shape],
         "exported": facts,
     }

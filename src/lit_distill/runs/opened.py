@@ -36,6 +36,7 @@ from lit_distill.runs.names import (
     STUDENT_FILE,
     card_of,
 )
+from lit_distill.signals import Answer
 from lit_distill.untrusted.batches import held_data
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
@@ -151,6 +152,8 @@ class Run:
     def model(self, model: str | None = None, *, checkpoint: str = BEST) -> nn.Module:
         """A bare network with its trained weights, in eval mode on the CPU.
 
+        Where the run says which part of an output is its answer, it gives that.
+
         Args:
             model: a name; None for the student's.
             checkpoint: ``"best"`` (the student: ``student.safetensors``), ``"last"``, or the path of a checkpoint. A
@@ -166,6 +169,7 @@ class Run:
         file = self.weights_file(name, checkpoint)
         node = self.config["models"][name]
         network = self._built("models", name, _without_weights(node), nn.Module, weights_bytes=self.weights_bytes)
+        network = _answering(network, name, self.config.get("answer"))
         if file.suffix == ".safetensors":
             state = read_safetensors(self.verified(file))[0]
         elif file.suffix != CHECKPOINT_SUFFIX:
@@ -206,7 +210,11 @@ class Run:
     def view(self, model: str | None = None) -> InputView | None:
         """What a model, the student by default, sees of the data's clips; None for all."""
         given = (self.config.get("inputs") or {}).get(self._name(model))
-        return None if given is None else InputView.of(given)
+        if given is None:
+            return None
+        data, view = self.config["data"], InputView.of(given)
+        mean, std = data.get("mean"), data.get("std")
+        return view if mean is None or std is None else view.of_data(mean, std)
 
     def preprocess(self, *, views: Views | None = None, model: str | None = None) -> Preprocess:
         """What a network of the run wants of a sample; the data itself need not be there.
@@ -281,6 +289,18 @@ class Run:
             files = " or ".join(map(str, sources.values()))
             raise ValueError(f"{files} has changed since {self.folder} was trained: {name} is not what it was then")
         return network.eval()
+
+
+def _answering(network: nn.Module, name: str, answer: Any) -> nn.Module:
+    """The network; one that gives a structure gives its answer, where the run's config says which part that is."""
+    part = answer.get(name) if isinstance(answer, Mapping) else answer
+    if part is not None:
+        network.register_forward_hook(partial(_answered, Answer(tuple(str(part).split(".")))))
+    return network
+
+
+def _answered(answer: Answer, network: nn.Module, args: Any, output: Any) -> Any:
+    return answer.of(output)
 
 
 def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Run:

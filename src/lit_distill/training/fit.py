@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,10 @@ def build_module(
         optimizer=build(config["optimizer"]),
         scheduler=build(config["scheduler"]),
         student=config["student"],
-        inputs={str(name): dict(view) for name, view in (config.get("inputs") or {}).items()},
+        inputs={str(name): _plain(view) for name, view in (config.get("inputs") or {}).items()},
+        answer=_plain(config.get("answer")),
+        classes=_plain(config.get("classes")),
+        batch=_plain(config.get("batch")),
         candidates=None if config["candidates"] is None else list(config["candidates"]),
         replaced_frozen=list(config["replaced_frozen"]),
         train_only=list(config["train_only"]),
@@ -232,12 +235,15 @@ def build_module(
     )
 
 
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
 def _terms(config: Mapping[str, Any], group: str, build: Callable[..., Any]) -> dict[str, Any]:
     terms = {}
     for name, node in config[group].items():
         if build is instantiate:  # below its name, which Hydra's errors then have
-            plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-            named = OmegaConf.create({group: {name: with_tensors(plain)}}, flags={"allow_objects": True})
+            named = OmegaConf.create({group: {name: with_tensors(_plain(node))}}, flags={"allow_objects": True})
             node = named[group][name]
         try:
             terms[str(name)] = build(node, _convert_="all")
@@ -261,7 +267,7 @@ def _card(
     return {
         "name": module.student,
         "model": OmegaConf.to_container(config.models[module.student], resolve=True),
-        "input": None if module.student not in module.inputs else asdict(module.inputs[module.student]),
+        "input": None if module.student not in module.inputs else module.inputs[module.student].arguments,
         "initialised": loaded_from(module.models[module.student]),
         "data": OmegaConf.to_container(config.data, resolve=True),
         "class_names": list(getattr(datamodule, "class_names", None) or []),
