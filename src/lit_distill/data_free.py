@@ -216,10 +216,10 @@ class DataFreeModule(DistillModule):
 
     # ---------------------------------------------------------------- logging and checkpoints
 
-    def drop_step(self) -> None:
+    def drop_step(self, where: Tensor | None = None) -> None:
         """Leave the batches since the last optimizer step out of the log, whose phase ever they were."""
-        super().drop_step()
-        self._generator_terms.drop()
+        super().drop_step(where)
+        self._generator_terms.drop(where)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the generator's terms beside the student's, and log both."""

@@ -272,9 +272,13 @@ class DistillModule(EvaluatedModule):
         record, self._record = self._record, None
         return record
 
-    def drop_step(self) -> None:
-        """Leave the batches since the last optimizer step out of the log: they were not trained on."""
-        self._train_terms.drop()
+    def drop_step(self, where: Tensor | None = None) -> None:
+        """Leave the batches since the last optimizer step out of the log: they were not trained on.
+
+        Args:
+            where: a boolean on the device, so that they are left out if it is true, without a look at it.
+        """
+        self._train_terms.drop(where)
 
     def epoch_at(self, batch_idx: int) -> float:
         """The fractional epoch at the start of a batch, for schedules."""
@@ -315,7 +319,9 @@ class DistillModule(EvaluatedModule):
         if local is None:
             return {}
         sums = self.trainer.strategy.reduce(local, reduce_op="mean")
-        means = torch.cat([sums[:1] / sums[1:2], sums[1:2], sums[2:4] / sums[4:]]).tolist()
+        *means, seen = torch.cat([sums[:1] / sums[1:2], sums[1:2], sums[2:4] / sums[4:], sums[4:]]).tolist()
+        if not seen[0]:  # the device left out all steps since
+            return {}
         values = {total: sum(means[2])}
         for (name, term), unweighted, samples, weighted, weight in zip(composer.terms.items(), *means, strict=True):
             if samples:  # not of a term that was not computed, or found no label

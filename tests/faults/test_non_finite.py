@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from faults import poison
 from faults.poison import BAD, At, Overflows, Points, States, fit, module
 from faults.report import report
 from lit_distill import DistillModule, LossTerm
-from lit_distill.callbacks import EMATeacher, NonFinite, NonFiniteError, RankGuard
+from lit_distill.callbacks import EMATeacher, NonFinite, NonFiniteError, RankGuard, non_finite
 from lit_distill.losses import hard_label_loss
 from lit_distill.losses._numerics import values_unchecked
 from lit_distill.losses.feature.overhaul import partial_l2
@@ -81,6 +82,73 @@ def test_skip_trains_as_if_the_batch_had_not_been(case: str) -> None:
     assert math.isfinite(trainer.callback_metrics["train/loss"])
     assert all(map(math.isfinite, states.losses)), "a step that was skipped is in no figure of the log"
     report(PROMISE, tried=1, survived=1)
+
+
+@pytest.fixture
+def decides_on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[DistillModule], DistillModule]:
+    """The device is the CPU here, whose fused optimizers leave a step out as those of CUDA do."""
+    monkeypatch.setattr(non_finite, "_can_decide_on_device", lambda *_: True)
+
+    def fused(model: DistillModule) -> DistillModule:
+        model._optimizer_factory = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01, fused=True)
+        return model
+
+    return fused
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_the_device_leaves_out_what_the_cpu_would(
+    case: str,
+    accumulate: int,
+    decides_on_device: Callable[[DistillModule], DistillModule],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_device, of_cpu = States(), States()
+    for states, now in ((of_device, False), (of_cpu, True)):
+        torch.manual_seed(0)
+        model, data = CASES[case](math.nan)
+        guard = NonFinite(policy="skip")
+        if now:
+            monkeypatch.setattr(non_finite, "_can_decide_on_device", lambda *_: False)
+        with pytest.warns(UserWarning, match="skipped, 1 of at most 10") as told:
+            trainer = fit(decides_on_device(model), data, guard, states, accumulate_grad_batches=accumulate)
+        assert guard.skips == 1
+        assert "found_inf" not in vars(trainer.optimizers[0])
+        assert f"step {STEP // accumulate + 1} (epoch 0, batch" in str(told[-1].message)
+    ends = slice(accumulate - 1, None, accumulate)
+    assert all(map(same, of_device.states[ends], of_cpu.states[ends]))
+    assert of_device.losses == of_cpu.losses
+    report(PROMISE, tried=1, survived=1)
+
+
+@pytest.mark.parametrize("batches", [STEP + 1, STEP + 3])
+def test_a_step_that_the_device_left_out_is_refused_a_step_later(
+    batches: int, decides_on_device: Callable[[DistillModule], DistillModule]
+) -> None:
+    model, states = decides_on_device(module()), States()
+    with pytest.raises(NonFiniteError, match=r"step 5 \(epoch 0, batch 4\) is not finite") as caught:
+        fit(model, Points(math.nan), NonFinite(), states, limit_train_batches=batches)
+    assert same(states.states[STEP], states.states[STEP - 1])
+    assert len(states.states) == STEP + 1
+    assert is_finite(model.state_dict())
+    for part in ("term 'kd' (KDLoss: Student <- Teacher, weight 1.0) is nan", "17 (videos/17.mp4)"):
+        assert part in str(caught.value)
+
+
+def test_the_count_in_a_checkpoint_has_the_last_step(
+    decides_on_device: Callable[[DistillModule], DistillModule],
+) -> None:
+    kept: list[int] = []
+
+    class Saves(States):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+            kept.append(guard.state_dict()["skips"])
+
+    guard = NonFinite(policy="skip")
+    with pytest.warns(UserWarning, match="skipped, 1"):
+        fit(decides_on_device(module()), Points(math.nan), guard, Saves())
+    assert kept == [0] * STEP + [1] * (len(kept) - STEP)
 
 
 def test_a_dropped_step_is_no_unused_parameter(tmp_path: Path) -> None:

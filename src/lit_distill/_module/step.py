@@ -47,23 +47,34 @@ class RunningTerms:
     optimizer has stepped: until then it can be dropped with the step.
     """
 
-    __slots__ = ("_of_batches", "_pending", "sums")
+    __slots__ = ("_dropped", "_of_batches", "_pending", "sums")
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
         self._pending: list[tuple[ComposedLoss, int]] = []
+        self._dropped: Tensor | None = None
         self._of_batches = False  # sums of a release that counted batches
 
     def add(self, result: ComposedLoss, size: int) -> None:
         """Take in the terms of one batch of so many samples, for now."""
         self._pending.append((replace(result, total=result.values, terms=()), size))  # without the graph
 
-    def drop(self) -> None:
-        """Forget what was added since the last :meth:`commit`."""
-        self._pending.clear()
+    def drop(self, where: Tensor | None = None) -> None:
+        """Forget what was added since the last :meth:`commit`; with ``where`` at the next, and only if it is true."""
+        if where is None:
+            self._pending.clear()
+        self._dropped = where
 
     def commit(self) -> None:
         """Let what was added count."""
+        before, dropped, self._dropped = self.sums, self._dropped, None
+        if dropped is not None and before is not None:
+            self.sums = before.clone()
+        self._commit()
+        if dropped is not None and self.sums is not None:
+            self.sums = torch.where(dropped, 0 if before is None else before, self.sums)
+
+    def _commit(self) -> None:
         for result, size in self._pending:
             values, weights = result.values, result.weights
             if self.sums is None:

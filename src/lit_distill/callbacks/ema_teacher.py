@@ -43,6 +43,8 @@ class EMATeacher(Callback):
         (0.5, 0.99)
     """
 
+    averages_weights = True  # NonFinite then looks at each step at once, as a dropped one moves no average
+
     def __init__(
         self,
         *,

@@ -26,6 +26,8 @@ from lit_distill.losses._numerics import values_unchecked
 
 Policy: TypeAlias = Literal["raise", "skip"]
 
+_TAKES_FOUND_INF = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
+
 _LARGEST_KEPT = 65_536  # elements of a buffer: running statistics are small, memory banks look after themselves
 
 
@@ -50,6 +52,11 @@ class NonFinite(Callback):
     if the losses were finite the parameters whose gradients were not. Within training steps the losses themselves
     do not look (see :mod:`lit_distill.losses`), so a CPU and an accelerator behave alike. A validation figure that is
     not finite is a warning.
+
+    **On an accelerator** whose optimizer can be told there to leave a step out (``fused=True`` of SGD, Adam, AdamW and
+    Adagrad), nothing waits for the device: such a step is left out by the optimizer, the buffers and the log on the
+    device, and reported one optimizer step later, by its terms and samples alone, as its signals are gone by then.
+    Under fp16's scaler, and beside a callback that averages weights, it is looked at at once.
 
     It serves any LightningModule with automatic optimization; a :class:`lit_distill.DistillModule` tells more.
 
@@ -87,13 +94,17 @@ class NonFinite(Callback):
         self._poison: Tensor | None = None
         self._carrier: RemovableHandle | None = None
         self._ask_ranks = False
+        self._later = False
+        self._decided: _Decided | None = None
+        self._informed: set[Optimizer] = set()
 
     # ---------------------------------------------------------------- a run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out how the ranks come to agree, and which buffers a forward may change."""
-        self.on_train_end()
+        self._release()
         self._buffers = _Buffers.of(pl_module)
+        self._later = _can_decide_on_device(trainer, pl_module)
         if trainer.world_size == 1:
             return
         self._ask_ranks = not _averages_every_gradient(trainer)
@@ -101,18 +112,30 @@ class NonFinite(Callback):
             trained = [p for p in pl_module.parameters() if p.requires_grad]
             self._carrier = min(trained, key=torch.Tensor.numel).register_hook(self._carry)  # type: ignore[no-untyped-call]
 
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
+        """Report the last step, if it was not finite, and let go of everything."""
+        try:
+            self._report()
+        finally:
+            self._release()
+
+    def on_exception(self, *_: Any) -> None:
         """Let go of everything."""
+        self._release()
+
+    def _release(self) -> None:
         self._stack.close()
+        for optimizer in self._informed:
+            vars(optimizer).pop("found_inf", None)
+        self._later, self._decided, self._informed = False, None, set()
         self._window, self._poison, self._ask_ranks = [], None, False
         if self._carrier is not None:
             self._carrier.remove()
             self._carrier = None
 
-    on_exception = on_train_end
-
     def state_dict(self) -> dict[str, Any]:
-        """The number of skipped steps."""
+        """The number of skipped steps, the last one included."""
+        self._report()
         return {"skips": self.skips}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -136,7 +159,9 @@ class NonFinite(Callback):
         take = getattr(pl_module, "take_step_record", None)
         record = None if take is None else take()
         batch_idx = batches_begun(trainer) - 1
-        if record is not None and trainer.accumulate_grad_batches > 1:
+        if self._later:
+            self._window.append(_Batch(batch_idx, loss.detach(), None if record is None else record.slim()))
+        elif record is not None and trainer.accumulate_grad_batches > 1:
             # Activations are not to be kept over a window: whoever accumulates is looked at batch by batch.
             bad = not bool(poison.isfinite())
             faults = record.faults(_Names(trainer)) if bad else None
@@ -151,9 +176,38 @@ class NonFinite(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Let the step through if it is finite on every rank, else drop it."""
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not self._agreed_finite(grads):
+        self._report(within_step=True)
+        if optimizer in self._informed:
+            vars(optimizer).pop("found_inf", None)  # it was of the step before
+        if self._later and _has_state(optimizer):
+            self._decide(trainer, pl_module, optimizer, grads)
+        elif not self._agreed_finite(grads):
             self._fail(trainer, pl_module, optimizer)
         self._window, self._poison = [], None
+
+    def _decide(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer, grads: list[Tensor]) -> None:
+        """Have the device leave the step out if it is not finite."""
+        found = torch.nn.utils.get_total_norm(grads, norm_type=math.inf)  # 0 of none
+        found = found if self._poison is None else self._poison + found.to(self._poison)
+        bad = (~found.isfinite()).float()
+        if self._ask_ranks:
+            torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+        self._informed.add(optimizer)
+        vars(optimizer)["found_inf"] = bad  # what a gradient scaler sets, and fused kernels read
+        self._buffers.restore_where(bad > 0)
+        drop = getattr(pl_module, "drop_step", None)
+        if drop is not None:
+            drop(where=bad > 0)
+        self._decided = _Decided(_Step.of(trainer, self._window), trainer, pl_module, bad)
+
+    def _report(self, *, within_step: bool = False) -> None:
+        """Raise or warn if the last step that was decided on the device was not finite."""
+        decided, self._decided = self._decided, None
+        if decided is None or not decided.is_bad():
+            return
+        faults = self._faults(decided.trainer, decided.step)
+        cause = faults or ["the losses were finite, a gradient was not"]
+        self._refuse(decided.pl_module, decided.step, cause, log=within_step)
 
     def _agreed_finite(self, grads: list[Tensor]) -> bool:
         grads = [g.coalesce().values() if g.is_sparse else g for g in grads]
@@ -180,38 +234,42 @@ class NonFinite(Callback):
     # ---------------------------------------------------------------- a step that failed
 
     def _fail(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        batches = [b for b in self._window if not math.isfinite(float(b.loss))]
-        mine = [line for batch in batches for line in batch.lines(trainer)]
-        everyone: list[list[str]] = [mine]
-        if trainer.world_size > 1:
-            everyone = [[] for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(everyone, mine)
+        step = _Step.of(trainer, self._window)
+        faults = cause = self._faults(trainer, step)
         scaler = gradient_scaler(trainer)
-        if scaler is not None and not any(everyone):
+        if scaler is not None and not faults:
             if scaler.get_scale() >= self.min_scale:
                 return  # its own skip: it lowers the scale and goes on
             cause = [
                 f"gradients overflow at any scale (the scaler's fell to {scaler.get_scale():g}): "
                 "train in bf16-mixed or 32-true, or lower the learning rate"
             ]
-        else:
-            cause = [f"rank {rank}: {line}" for rank, lines in enumerate(everyone) for line in lines]
-        if not any(everyone):
-            cause += _gradients(pl_module, optimizer, trainer.world_size)
-        step = trainer.global_step + 1
-        first, last = self._window[0].batch_idx, self._window[-1].batch_idx
-        where = f"batch {last}" if first == last else f"batches {first} to {last}"
-        head = f"step {step} (epoch {trainer.current_epoch}, {where}) is not finite; nothing of it was applied:"
-        message = "\n  ".join([head, *cause])
+        if not faults:
+            cause = [*cause, *_gradients(pl_module, optimizer, trainer.world_size)]
         self._drop(pl_module, optimizer)
         self._window = []
+        self._refuse(pl_module, step, cause, log=True)
+
+    def _faults(self, trainer: Trainer, step: _Step) -> list[str]:
+        """What was not finite in the losses of each rank."""
+        batches = [b for b in step.batches if not math.isfinite(float(b.loss))]
+        mine = [line for batch in batches for line in batch.lines(trainer)]
+        everyone: list[list[str]] = [mine]
+        if trainer.world_size > 1:
+            everyone = [[] for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(everyone, mine)
+        return [f"rank {rank}: {line}" for rank, lines in enumerate(everyone) for line in lines]
+
+    def _refuse(self, pl_module: LightningModule, step: _Step, cause: list[str], *, log: bool) -> None:
+        message = "\n  ".join([f"{step.text} is not finite; nothing of it was applied:", *cause])
         if self.policy == "raise":
             raise NonFiniteError(f"{message}\n  to leave such steps out instead: NonFinite(policy='skip')")
         self.skips += 1
         if self.skips > self.max_skips:
             raise NonFiniteError(f"{message}\n  that is one more than max_skips={self.max_skips} steps")
         rank_zero_warn(f"{message}\n  skipped, {self.skips} of at most {self.max_skips}")
-        pl_module.log("train/skipped_steps", float(self.skips), on_step=True, rank_zero_only=False)
+        if log:
+            pl_module.log("train/skipped_steps", float(self.skips), on_step=True, rank_zero_only=False)
 
     def _drop(self, pl_module: LightningModule, optimizer: Optimizer) -> None:
         # Optimizers leave parameters without a gradient alone, their momentum, decay and step counts too.
@@ -266,6 +324,36 @@ class _Batch:
         return [f"the loss of batch {self.batch_idx} is {float(self.loss)}", *(told or [])]
 
 
+@dataclass
+class _Step:
+    """The batches of an optimizer step, and where it stands in the training."""
+
+    batches: list[_Batch]
+    text: str
+
+    @classmethod
+    def of(cls, trainer: Trainer, window: list[_Batch]) -> _Step:
+        first, last = window[0].batch_idx, window[-1].batch_idx
+        where = f"batch {last}" if first == last else f"batches {first} to {last}"
+        return cls(window, f"step {trainer.global_step + 1} (epoch {trainer.current_epoch}, {where})")
+
+
+class _Decided:
+    """A step of which the device knows whether it was finite, and the CPU will once its copy has arrived."""
+
+    def __init__(self, step: _Step, trainer: Trainer, pl_module: LightningModule, bad: Tensor) -> None:
+        self.step, self.trainer, self.pl_module = step, trainer, pl_module
+        self._bad = bad.to("cpu", non_blocking=True)
+        self._copied = None if bad.device.type == "cpu" else torch.Event(bad.device)
+        if self._copied is not None:
+            self._copied.record()
+
+    def is_bad(self) -> bool:
+        if self._copied is not None:
+            self._copied.synchronize()  # of a step ago: it has long been there
+        return bool(self._bad)
+
+
 class _Buffers:
     """Small buffers of the modules in training mode, which a forward pass may move."""
 
@@ -290,6 +378,18 @@ class _Buffers:
         else:
             torch._foreach_copy_(self._kept, now)
 
+    def restore_where(self, bad: Tensor) -> None:
+        """Restore all where ``bad`` is true, without a look at it: a few kernels a dtype, not a few a buffer."""
+        for dtype in {kept.dtype for kept in self._kept}:
+            pairs = [
+                (buffers[name], kept)
+                for (buffers, name), kept in zip(self._places, self._kept, strict=False)
+                if kept.dtype == dtype
+            ]
+            now, kept = (torch.cat([x.flatten() for x in each]) for each in zip(*pairs, strict=True))
+            chosen = torch.split(torch.where(bad, kept, now), [x.numel() for x, _ in pairs])
+            torch._foreach_copy_([x for x, _ in pairs], [y.view_as(x) for y, (x, _) in zip(chosen, pairs, strict=True)])
+
     def restore(self) -> None:
         for (buffers, name), kept in zip(self._places, self._kept, strict=False):
             buffers[name].copy_(kept)
@@ -311,6 +411,29 @@ class _Names:
         sample = self._samples[position]
         path = getattr(sample, "path", None) or (sample[0] if isinstance(sample, tuple) else None)
         return str(position) if path is None else f"{position} ({path})"
+
+
+def _has_state(optimizer: Optimizer) -> bool:
+    """Whether every parameter was stepped before: SGD would keep a momentum that a kernel which left it out made."""
+    return all(
+        p.grad is None or p in optimizer.state
+        for group in optimizer.param_groups if group.get("momentum", 1)
+        for p in group["params"]
+    )  # fmt: skip
+
+
+def _can_decide_on_device(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Whether nothing that follows a step needs to know on the CPU whether it was left out."""
+    return (
+        pl_module.device.type != "cpu"
+        and gradient_scaler(trainer) is None
+        and not any(hasattr(p, "full_tensor") for p in pl_module.parameters())  # sharded: kernels mix no forms
+        and all(
+            isinstance(optimizer, _TAKES_FOUND_INF) and all(group.get("fused") for group in optimizer.param_groups)
+            for optimizer in trainer.optimizers
+        )
+        and not any(getattr(each, "averages_weights", False) for each in trainer.callbacks)  # type: ignore[attr-defined]
+    )
 
 
 def _averages_every_gradient(trainer: Trainer) -> bool:
