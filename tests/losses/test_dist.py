@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_distill.losses import DISTLoss, dist_loss
-from lit_distill.losses._normalized import EpsForm
+from lit_distill.losses._normalized import EpsForm, _mean_correlations, mean_correlations
 from losses.cases import Case
 from losses.checks import check_all, check_shapes_named, check_zero_when_equal, gradients, logits
 
@@ -88,3 +88,27 @@ def test_says_what_is_wrong() -> None:
     with pytest.raises(ValueError, match="eps_form must be one of 'added', 'floor', got 'max'"):
         DISTLoss(eps_form="max")  # type: ignore[arg-type]
     assert "gather=True" in repr(DISTLoss(gather=True))
+
+
+@pytest.mark.parametrize("eps_form", ["added", "floor"])
+@pytest.mark.parametrize("kind", ["ordinary", "a constant row", "a constant column", "zeros"])
+def test_the_fast_form_is_the_plain_one(kind: str, eps_form: EpsForm) -> None:
+    """Values, gradients of both matrices, and the gradient's own gradient."""
+    a, b = logits(6, 4, seed=1), logits(6, 4, seed=2)
+    if kind == "a constant row":
+        a[2] = 0.1
+    elif kind == "a constant column":
+        b[:, 1] = 7 / 3
+    elif kind == "zeros":
+        a.zero_()
+    options = (0.7, 1.3, 1e-8, eps_form)
+
+    def fast(x: Tensor, y: Tensor) -> Tensor:
+        return mean_correlations(x, y, of_rows=0.7, of_columns=1.3, eps=1e-8, eps_form=eps_form)
+
+    def plain(x: Tensor, y: Tensor) -> Tensor:
+        return _mean_correlations(x, y, *options)
+
+    torch.testing.assert_close(gradients(fast, a, b), gradients(plain, a, b), rtol=1e-9, atol=1e-12)
+    if kind == "ordinary":
+        assert torch.autograd.gradgradcheck(fast, (a.requires_grad_(), b.requires_grad_()))

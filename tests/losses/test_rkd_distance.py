@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from lit_distill.losses import RKDDistanceLoss, rkd_distance_loss
 from lit_distill.losses.relation import _gram
-from lit_distill.losses.relation._gram import squared_distances
+from lit_distill.losses.relation._gram import Convention, NarrowDistances, squared_distances
 from losses import relations
 from losses.cases import Case
 from losses.checks import check_all, check_gradcheck, check_shapes_named, check_zero_when_equal, gradients, logits
@@ -130,3 +131,44 @@ def test_hyperparameters_and_shapes_are_checked() -> None:
         RKDDistanceLoss(eps=0)
     with pytest.raises(ValueError, match="convention must be one of"):
         RKDDistanceLoss(convention="mine")  # type: ignore[arg-type]
+
+
+def float32_errors(student: Tensor, teacher: Tensor) -> tuple[float, float]:
+    """Relative errors of value and gradient for float32 rows against the published form in float64."""
+    value, (slope, _) = gradients(rkd_distance_loss, student, teacher)
+    wanted, (expected, _) = gradients(relations.distance, student.double(), teacher.double())
+    assert slope is not None
+    assert expected is not None
+    assert value.dtype == slope.dtype == torch.float32
+    return (
+        float((value.double() - wanted).abs() / wanted),
+        float((slope.double() - expected).norm() / expected.norm()),
+    )
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4, 0.0])
+def test_float32_rows_are_right_however_close(apart: float) -> None:
+    student, teacher = logits(40, 16, seed=20).float() + 30, logits(40, 9, seed=21).float()
+    student[1] = student[0] + apart * logits(16, seed=22).float()
+    teacher[3] = teacher[2] + apart * logits(9, seed=23).float()
+    assert NarrowDistances.of(student) is not None
+    assert max(float32_errors(student, teacher)) < (5e-5 if apart == 1e-4 else 1e-5)
+
+
+def test_float32_is_left_where_it_is_not_enough() -> None:
+    """Many close pairs, as of collapsed classes, and norms beyond float32."""
+    classes = torch.arange(40) % 3
+    student, teacher = (logits(3, 16, seed=24)[classes] + 1e-2 * logits(40, 16, seed=s) for s in (25, 26))
+    for scale in (1.0, 1e18):
+        assert NarrowDistances.of((scale * student).float()) is None
+        assert max(float32_errors((scale * student).float(), teacher.float())) < 1e-5
+    assert NarrowDistances.of(1e18 * logits(40, 16, seed=27).float()) is None
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("convention", ["paper", "paddleclas"])
+def test_float32_rows_under_both_conventions(squared: bool, convention: Convention) -> None:
+    student, teacher = logits(12, 16, seed=28), logits(12, 9, seed=29)
+    loss = RKDDistanceLoss(squared=squared, convention=convention)
+    narrow, wide = gradients(loss, student, teacher, dtype=torch.float32), gradients(loss, student, teacher)
+    torch.testing.assert_close(narrow, wide, rtol=1e-5, atol=1e-6, check_dtype=False)

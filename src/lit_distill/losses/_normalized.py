@@ -109,16 +109,16 @@ class _MeanCorrelations(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, of_rows: float, of_columns: float, eps: float, form: EpsForm) -> Tensor:
         ctx.options = (of_rows, of_columns, eps, form)
-        slopes = [torch.zeros_like(x) if want else None for x, want in zip((a, b), ctx.needs_input_grad, strict=False)]
-        both = torch.stack((a, b))  # what is done to both is called once
-        centered, product, total = torch.empty_like(both), torch.empty_like(a), a.new_zeros(())
+        slopes: list[Tensor | None] = [None, None]
+        centered, product, total = a.new_empty(2, *a.shape), torch.empty_like(a), a.new_zeros(())
         for dim, weight in ((-1, of_rows), (-2, of_columns)):
-            mean = both.mean(dim=dim, keepdim=True)
-            torch.sub(both, mean, out=centered)
+            means = [x.sum(dim=dim, keepdim=True).div_(x.shape[dim]) for x in (a, b)]
+            for x, mean, result in zip((a, b), means, centered, strict=True):
+                torch.sub(x, mean, out=result)
             # PyTorch's norm of columns is many times slower than this.
             squares = [torch.mul(x, x, out=product).sum(dim=dim, keepdim=True) for x in centered]
             lengths = torch.stack(squares).sqrt_()
-            constant = _constant(both, centered, mean, lengths, dim)
+            constant = _constant((a, b), centered, torch.stack(means), lengths, dim)
             if constant is not None:
                 lengths = lengths.masked_fill(lengths == 0, 1)
             dot = torch.mul(centered[0], centered[1], out=product).sum(dim=dim, keepdim=True)
@@ -131,12 +131,14 @@ class _MeanCorrelations(torch.autograd.Function):
                 correlation, across = correlation.masked_fill(constant, 0), across.masked_fill(constant, 0)
             total += weight * correlation.mean()
             for own, slope in enumerate(slopes):
-                if slope is None:
+                if not ctx.needs_input_grad[own]:
                     continue
                 along = correlation * across * floors[1 - own] / lengths[own]
                 if form == "floor":
                     along = along.masked_fill(lengths[own] < eps, 0)
-                slope.addcmul_(centered[1 - own], across).addcmul_(centered[own], along, value=-1)
+                other = centered[1 - own]
+                slope = other * across if slope is None else slope.addcmul_(other, across)
+                slopes[own] = slope.addcmul_(centered[own], along, value=-1)
         ctx.save_for_backward(a, b, *slopes)
         return total
 
@@ -150,15 +152,15 @@ class _MeanCorrelations(torch.autograd.Function):
         return *(None if slope is None else slope * gradient for slope in slopes), None, None, None, None
 
 
-def _constant(both: Tensor, centered: Tensor, mean: Tensor, lengths: Tensor, dim: int) -> Tensor | None:
+def _constant(both: tuple[Tensor, Tensor], centered: Tensor, means: Tensor, lengths: Tensor, dim: int) -> Tensor | None:
     """Where :func:`centered` gives 0 for a slice of either; None: nowhere.
 
     Mostly that is known from means and lengths, which bound the largest values.
     """
-    rounding = 4 * torch.finfo(both.dtype).eps
-    if bool((mean.abs() + lengths).mul_(rounding * both.shape[dim] ** 0.5).lt(lengths).all()):
+    rounding = 4 * torch.finfo(centered.dtype).eps
+    if bool((means.abs() + lengths).mul_(rounding * centered.shape[dim] ** 0.5).lt(lengths).all()):
         return None
-    largest = both.abs().amax(dim=dim, keepdim=True)
+    largest = torch.stack([x.abs().amax(dim=dim, keepdim=True) for x in both])
     return (centered.abs().amax(dim=dim, keepdim=True) <= rounding * largest).any(dim=0)
 
 

@@ -116,9 +116,10 @@ class RKDDistanceLoss(Loss):
     put in another order. A batch of one has no pairs and gives 0. No gradient reaches the teacher.
 
     Computed from the Gram matrix of centered embeddings, close pairs from their difference: distances are right to 11
-    digits of float64 embeddings, to 5 of others. On an accelerator and under torch.compile they come from the Gram
-    matrix in float64 alone (without float64, on MPS, from float32 differences), with a gradient right to 1e-6 of
-    float32 embeddings (to 1e-5). The gradient can not be differentiated again.
+    digits of float64 embeddings, to 5 of others (the gradient to 4 where two are 1e-4 apart). On an accelerator and
+    under torch.compile they come from the Gram matrix in float64 alone (without float64, on MPS, from float32
+    differences), with a gradient right to 1e-6 of float32 embeddings (to 1e-5). The gradient can not be differentiated
+    again.
 
     ``convention="paddleclas"`` is PaddleClas' form: the diagonal keeps √eps, the mean that divides runs over all N²
     entries plus ``eps``, and the teacher gets gradients too (in a LossTerm it is then not detached).
