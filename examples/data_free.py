@@ -28,10 +28,10 @@ def network(width: int) -> nn.Sequential:
 
 
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """1,297 handwritten digits for the Teacher alone and 500 to test on, normalized."""
+    """1,297 handwritten digits for the Teacher alone and 500 to test on, normalized as the Teacher's are."""
     data = load_digits()
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None]
-    images, labels = (images - images.mean()) / images.std(), torch.tensor(data.target)
+    images, labels = torch.tensor(data.images, dtype=torch.float32)[:, None], torch.tensor(data.target)
+    images = (images - images[:-500].mean()) / images[:-500].std()
     return TensorDataset(images[:-500], labels[:-500]), TensorDataset(images[-500:], labels[-500:])
 
 

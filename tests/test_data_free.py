@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_distill import DataFreeModule, LossTerm, SafeCheckpointIO
-from lit_distill.callbacks import ExactResume, LastCheckpoint, NonFinite, StepSeed
+from lit_distill.callbacks import ExactResume, LastCheckpoint, NonFinite, StepSeed, TeacherCache
 from lit_distill.data import NoiseData
 from lit_distill.losses import DAFLLoss, KDLoss
 
@@ -228,3 +228,9 @@ def test_real_samples_are_no_training_data() -> None:
         trainer(max_epochs=1).fit(
             module, DataLoader(TensorDataset(torch.randn(4, 8), torch.zeros(4).long()), batch_size=2)
         )
+
+
+def test_a_teacher_cache_is_refused_as_noise_has_no_samples(tmp_path: Path) -> None:
+    cache = TeacherCache(folder=tmp_path)
+    with pytest.raises(ValueError, match="images of a generator are new ones in each step"):
+        trainer(max_epochs=1, callbacks=[cache]).fit(module_of(), NoiseData(real(), size=4, batches=3, batch_size=4))

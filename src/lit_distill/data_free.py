@@ -235,8 +235,17 @@ class DataFreeModule(DistillModule):
         return {**super()._composers(), "generator_losses": ("generator_composer.", self.generator_composer)}
 
     def on_train_start(self) -> None:
-        """Continue with the sums of the generator's terms too."""
+        """Continue with the sums of the generator's terms too.
+
+        Raises:
+            ValueError: a cache of signals is on, whose samples noise does not have.
+        """
         super().on_train_start()
+        if self.signal_cache is not None:
+            raise ValueError(
+                f"{type(self).__name__}: {type(self.signal_cache).__name__} keeps what a frozen model says of samples, "
+                "and images of a generator are new ones in each step: leave it out"
+            )
         stored, self._stored_generator_terms = self._stored_generator_terms, {}
         self._generator_terms.load_state_dict(stored, self.global_rank, self.trainer.world_size, self.device)
 
