@@ -178,7 +178,7 @@ def _require_one_training(name: str, look: DictConfig) -> None:
         if look[key]:
             raise ValueError(
                 f"{name} is a run of several trainings ({key}), and compare pairs runs of equal updates: leave it out, "
-                "train it by itself and compare its results.json with that of the last stage"
+                "and train it by itself"
             )
 
 
