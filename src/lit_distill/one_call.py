@@ -23,6 +23,7 @@ from lit_distill._module.batches import unpack_batch
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.module import DistillModule
 from lit_distill.runs.artifacts import write_student
+from lit_distill.runs.names import STUDENT_FILE
 from lit_distill.schedules import WarmupCosine
 from lit_distill.terms import LossTerm
 
@@ -367,4 +368,4 @@ def _summary(done: Distilled) -> str:
     if done.gain is not None and done.start is not None and done.end is not None:
         start, end, gain = 100 * done.start, 100 * done.end, 100 * done.gain
         reached = f"{done.metric}: {start:.1f} % at the start, {end:.1f} % at the best epoch ({gain:+.1f})"
-    return f"{reached}\nstudent: {done.folder / 'student.safetensors'}"
+    return f"{reached}\nstudent: {done.folder / STUDENT_FILE}"
