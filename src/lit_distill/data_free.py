@@ -145,7 +145,7 @@ class DataFreeModule(DistillModule):
         if not is_noise(inputs):
             return super().run_models(inputs, signals, cached=cached, leave_out=leave_out, **how)
         images = self._run_one(self.generator, counted(inputs["noise"]))
-        others = super().run_models(images, signals, leave_out=leave_out, **how)  # a cache knows no image made anew
+        others = super().run_models(images, signals, leave_out=leave_out, **how)
         return {self.generator: images, **others}
 
     def _has_graph(self, name: str) -> bool:

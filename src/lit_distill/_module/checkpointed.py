@@ -64,6 +64,7 @@ class CheckpointedModule(NamedModels):
         return self._frozen_record
 
     def _composers(self) -> Composers:
+        """The composers whose losses a checkpoint describes; the classes that make them say which."""
         raise NotImplementedError
 
     def _record_settings(self) -> Settings:
