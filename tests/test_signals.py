@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from lit_distill import SignalCapture
-from lit_distill.signals import Answer, Reference, parse_references
+from lit_distill.signals import Reference, parse_references
+from lit_distill.structures import Answer
 
 
 class TwoBranches(nn.Module):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lit_distill._terms.evaluated import EvaluatedTerms
 from lit_distill._terms.tryout import teaches_nobody, try_terms
 from lit_distill.balance import Balancer
-from lit_distill.signals import Answer, Reference, SignalCapture
+from lit_distill.signals import Reference, SignalCapture
+from lit_distill.structures import Answer
 from lit_distill.terms import LossTerm, weight_error
 
 _ENOUGH_NOTHING = 20
@@ -79,7 +80,7 @@ class LossComposer(EvaluatedTerms):
             all rows.
             Not looked for otherwise, since that waits for the device once a step.
         answers: where the answers of models stand in the structures that they give, by name:
-            ``{"Teacher": Answer(("out",))}``; see :class:`lit_distill.signals.Answer`.
+            ``{"Teacher": Answer(("out",))}``; see :class:`lit_distill.structures.Answer`.
 
     A term whose weight is 0 at this epoch is not computed, so that it may be infinite, and models that no other term
     needs need not run; what it would teach gets gradients of 0.

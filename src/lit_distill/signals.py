@@ -5,25 +5,22 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lit_distill._inputs import version_of
 from lit_distill.losses.base import Signal, submodule
+from lit_distill.structures import NUMBER, WHOLE, Answer, MissingPart, part_of, tensor_paths
 
 GROUND_TRUTH = "GroundTruth"
 SAMPLE_INDEX = "SampleIndex"
 BATCH = "Batch"
 RESERVED = (GROUND_TRUTH, SAMPLE_INDEX, BATCH)
-
-_NUMBER = re.compile(r"-?\d+")
 
 References: TypeAlias = str | tuple[str, ...]
 """One reference, or several for losses over several layers."""
@@ -115,141 +112,7 @@ def parse_references(references: str | Iterable[str]) -> tuple[Reference, ...]:
     return tuple(Reference.parse(text) for text in texts)
 
 
-class MissingPart(ValueError):
-    """A structure has no part of that name."""
-
-
-def part_of(value: Any, part: Sequence[str], text: str) -> Any:
-    """A part of a structure of tuples, lists, mappings, dataclasses and other objects.
-
-    Args:
-        value: what a module gives or takes, or a batch has.
-        part: attributes, keys and indices, one within the other.
-        text: the reference, for messages.
-
-    Raises:
-        MissingPart: there is none.
-
-    Example:
-        >>> part_of({"layers": (1, 2)}, ["layers", "-1"], "Student:layers.-1")
-        2
-        >>> part_of((1, 2), ["2"], "Student:2")
-        Traceback (most recent call last):
-        lit_distill.signals.MissingPart: 'Student:2': a tuple of 2 has no part '2'
-    """
-    for name in part:
-        found = _item(value, name)
-        if found is None:
-            known = [path for path, _ in islice(_tensor_paths(value), 12)]
-            hint = f"; its tensors are {known}" if known and not isinstance(value, Tensor) else ""
-            if hasattr(value, name) and is_dataclass(value):
-                hint = f": it is None (a Hugging Face model gives it by config.output_{name}=True){hint}"
-            raise MissingPart(f"{text!r}: {_described(value)} has no part {name!r}{hint}")
-        value = found
-    return value
-
-
-def _item(value: Any, name: str) -> Any:
-    """The attribute, key or index of a value; None where it has none, or None there."""
-    number = int(name) if _NUMBER.fullmatch(name) else None
-    if isinstance(value, Mapping):
-        found = value.get(name, value.get(number))
-        if found is None and number is not None and hasattr(value, "to_tuple"):  # a ModelOutput of Hugging Face
-            return _item(value.to_tuple(), name)
-        return found
-    if isinstance(value, (tuple, list)):
-        if number is not None:
-            return value[number] if -len(value) <= number < len(value) else None
-        return getattr(value, name) if name in getattr(value, "_fields", ()) else None
-    if isinstance(value, Tensor) or name.startswith("_"):
-        return None
-    found = getattr(value, name, None)
-    return None if callable(found) and not isinstance(found, Tensor) else found
-
-
-def _tensor_paths(value: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a structure, and the part that names it."""
-    if isinstance(value, Tensor):
-        yield start, value
-        return
-    if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, (tuple, list)):
-        items = zip(getattr(value, "_fields", range(len(value))), value, strict=True)
-    else:  # of other objects the tensors alone, whose attributes may lead anywhere
-        items = [
-            (k, v) for k, v in getattr(value, "__dict__", {}).items() if is_dataclass(value) or isinstance(v, Tensor)
-        ]
-    for name, item in items:
-        yield from _tensor_paths(item, f"{start}.{name}" if start else str(name))
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
-    keys = f" of {', '.join(map(str, islice(value, 12)))}" if isinstance(value, Mapping) else ""
-    return f"a {type(value).__name__}{size}{keys}"
-
-
 _IN_EVAL = " (the model is in eval mode; of what it gives in training alone, validation needs no term: give val_losses)"
-
-LOGITS = ("logits",)
-"""What a model's answer is named, where nothing else is said."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Where a model's answer, its logits, stands in what it gives.
-
-    Attributes:
-        part: of a structure; None for the one tensor that is named logits, and the whole where there is none, or
-            several.
-        classes: of its classes those that the data has, in the data's order; None for all.
-
-    Example:
-        >>> import torch
-        >>> Answer(classes=(2, 0)).of({"logits": torch.tensor([[1.0, 2.0, 3.0]]), "hidden": torch.zeros(1, 8)})
-        tensor([[3., 1.]])
-    """
-
-    part: tuple[str, ...] | None = None
-    classes: tuple[int, ...] | None = None
-    _indices: dict[torch.device, Tensor] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def name(self) -> tuple[str, ...]:
-        """How references name it."""
-        return LOGITS if self.part is None else self.part
-
-    def of(self, value: Any, *, text: str = "answer") -> Any:
-        """The answer in what a model gives; of a tensor, itself.
-
-        Raises:
-            MissingPart: there is no such part.
-            ValueError: it has not all the classes.
-        """
-        if not isinstance(value, Tensor) and self.part is not None:
-            value = part_of(value, self.part, text)
-        elif not isinstance(value, Tensor):
-            found = [tensor for path, tensor in _tensor_paths(value) if path.rpartition(".")[2] == LOGITS[0]]
-            value = found[0] if len(found) == 1 else value
-        return self.selected(value, text) if self.classes is not None else value
-
-    def selected(self, logits: Any, text: str) -> Any:
-        """The classes of (B, C), (B, T, C) or (B, C, H, W) that are wanted."""
-        if not isinstance(logits, Tensor) or self.classes is None:
-            return logits
-        dim = 1 if logits.ndim > 3 else logits.ndim - 1
-        if max(self.classes) >= logits.shape[dim]:
-            raise ValueError(f"classes names {max(self.classes)}, but {text} gives {tuple(logits.shape)}: count from 0")
-        if logits.device not in self._indices:
-            with torch.inference_mode(False):
-                self._indices[logits.device] = torch.tensor(self.classes, device=logits.device)
-        return logits.index_select(dim, self._indices[logits.device])
-
-
-WHOLE = Answer()
 
 
 class SignalCapture:
@@ -259,7 +122,7 @@ class SignalCapture:
         models: the named models.
         references: what to capture; data references are skipped, they are given by :meth:`put`.
         clone: texts of references to clone at the tap, because a later in-place operation would change them.
-        answers: where the answers of models stand in what they give, by name: see :class:`Answer`.
+        answers: by model, where its answer stands in what it gives: see :class:`lit_distill.structures.Answer`.
 
     Raises:
         ValueError: a reference names no model or submodule.
@@ -289,7 +152,6 @@ class SignalCapture:
         self._tensors: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._fired: dict[str, int] = {}
-        self.models = models
         self.labelled: dict[Any, Tensor | None] = {}
         """Positions of the samples that have a label, None where all have, by how it is decided."""
         self.counted: dict[str, int | Tensor] = {}
@@ -328,7 +190,7 @@ class SignalCapture:
             values, part = [*args, *kwargs.values()], ref.part
             value = values[0] if values else None
             if part:
-                named = not _NUMBER.fullmatch(part[0])
+                named = not NUMBER.fullmatch(part[0])
                 if named and part[0] not in kwargs:
                     kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
                 value = part_of(kwargs if named else values, part, ref.text)
@@ -478,7 +340,7 @@ class SignalCache(Protocol):
 
 def _advice(text: str, value: Any) -> str:
     """What to write in place of a reference to a structure."""
-    paths = [path for path, _ in islice(_tensor_paths(value), 6)]
+    paths = [path for path, _ in islice(tensor_paths(value), 6)]
     if not paths:
         return "tap a submodule that gives one tensor, or wrap the model in a module that returns its logits"
     base = text if ":" in text else f"{text}:" if "." not in text else f"{text}:output"

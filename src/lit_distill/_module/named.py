@@ -27,7 +27,8 @@ from lit_distill._module.preflight import (
 from lit_distill._module.train_only import TrainOnly
 from lit_distill._screen import few
 from lit_distill._views import InputView, average_over_views
-from lit_distill.signals import WHOLE, SignalCache, SignalCapture
+from lit_distill.signals import SignalCache, SignalCapture
+from lit_distill.structures import WHOLE
 
 _CLONE = (
     "the models after it and the callbacks would see another batch; let its forward make a new tensor (x = x.sub(…)), "

@@ -17,7 +17,8 @@ from torchmetrics import MetricCollection
 
 from lit_distill._lightning import load_train_data
 from lit_distill._views import InputView
-from lit_distill.signals import RESERVED, Answer
+from lit_distill.signals import RESERVED
+from lit_distill.structures import Answer
 from lit_distill.untrusted.budgets import lines_of
 
 

@@ -12,7 +12,8 @@ from lit_distill._inputs import left_as_given
 from lit_distill._terms.checks import expected_of, found_nothing, require_classes, teaches
 from lit_distill._terms.positions import are_tokens_of_classes, at_positions
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
-from lit_distill.signals import GROUND_TRUTH, Answer, Reference, SignalCapture
+from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
+from lit_distill.structures import Answer
 from lit_distill.terms import LossTerm, aligned_in_time, describe, term_from_mapping
 
 

@@ -14,7 +14,8 @@ from lit_distill._terms.checks import wrong_values
 from lit_distill._terms.evaluated import EvaluatedTerms, reason
 from lit_distill._terms.trial import on_trial
 from lit_distill.losses.base import Example, SizedLoss, tensors_of
-from lit_distill.signals import MissingPart, SignalCapture
+from lit_distill.signals import SignalCapture
+from lit_distill.structures import MissingPart
 from lit_distill.terms import LossTerm, describe
 
 

@@ -36,7 +36,7 @@ from lit_distill.runs.names import (
     STUDENT_FILE,
     card_of,
 )
-from lit_distill.signals import Answer
+from lit_distill.structures import Answer
 from lit_distill.untrusted.batches import held_data
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.check import check_allow
