@@ -451,7 +451,7 @@ def test_a_damaged_shard_is_made_anew(tmp_path: Path, damage: str) -> None:
     content[{"cut": 0, "row": -1, "key": 40, "head": 2}[damage]] ^= 16 if damage != "cut" else 0
     shard.write_bytes(content[:-5] if damage == "cut" else content)
     module = with_teacher(net())
-    with pytest.warns(UserWarning, match=r"is damaged .*: it is made anew"):
+    with pytest.warns(UserWarning, match=r"is damaged .*: it is made again"):
         cache = fit(tmp_path, module)
     assert student(module) == student(plain)
     assert not shard.exists()

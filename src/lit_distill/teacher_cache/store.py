@@ -185,7 +185,7 @@ class SignalStore:
         self._left_out.add(path.name)
         with suppress(OSError):
             path.unlink()
-        warnings.warn(f"the teacher cache's {path} is damaged ({error}): it is made anew", stacklevel=3)
+        warnings.warn(f"the teacher cache's {path} is damaged ({error}): it is made again", stacklevel=3)
 
     def _tell_unwritable(self, error: OSError | UntrustedFileError) -> None:
         self._tell_full(

@@ -69,7 +69,7 @@ def make(spec: DigitsSpec, root: Path, *, workers: int | None = None, console: C
             private_folder(root)
         root.mkdir(parents=True, exist_ok=True)
         if folder.exists():
-            console.print(f"moving_digits: {folder} is damaged ({fault}) and is made anew", highlight=False)
+            console.print(f"moving_digits: {folder} is damaged ({fault}) and is made again", highlight=False)
             _discard(folder)
         _discard_abandoned(root)
         _check_room(spec, root)
