@@ -11,6 +11,9 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from lit_distill._files import append_text, write_text
 from lit_distill.untrusted.budgets import TABLE_BYTES
@@ -18,7 +21,9 @@ from lit_distill.untrusted.opening import open_untrusted
 
 _LINE_CHARACTERS = 1 << 18
 _COLUMNS = 2_000
-_NUMBERS = 2_000_000
+_NUMBERS: Final = 2_000_000
+_FIELDS: Final = 10_000_000
+"""Empty ones included."""
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[dict[str, str]]:
@@ -59,18 +64,34 @@ def read_numbers(path: str | os.PathLike[str]) -> Iterator[dict[str, float]]:
     """Yield the rows as numbers, each without its empty fields.
 
     Raises:
-        ValueError: as :func:`read_rows`, or a field is no number, a row has no step, or there are too many numbers.
+        ValueError: as :func:`read_rows`, or a field is no number, a row has no step, or there are too many fields,
+            which is known before the first row.
     """
-    count = 0
+    _check_size(path)
     for row in read_rows(path):
         try:
-            numbers = {name: float(text) for name, text in row.items() if text or name == "step"}
+            yield {name: float(text) for name, text in row.items() if text or name == "step"}
         except ValueError as error:
-            raise ValueError(f"{path} is no table of logged metrics: {error}") from error
-        count += len(numbers)
-        if count > _NUMBERS:
-            raise ValueError(f"{path} is refused: it has more than {_NUMBERS:,} numbers, the limit")
-        yield numbers
+            raise ValueError(f"{path} is no table of logged metrics: {str(error)[:200]}") from error
+
+
+def _check_size(path: str | os.PathLike[str]) -> None:
+    """Count what ends a field and what ends a value, a block at a time; quoted commas count as well."""
+    fields = values = 0
+    was_end = True
+    if not Path(path).exists():
+        return
+    with open_untrusted(path, what="a table of metrics", limit=TABLE_BYTES) as file:
+        while block := file.read(1 << 20):
+            data = np.frombuffer(block, np.uint8)
+            is_end = (data == ord(",")) | (data == ord("\n")) | (data == ord("\r"))
+            fields += int(is_end.sum())
+            values += int((is_end[1:] & ~is_end[:-1]).sum()) + int(is_end[0] and not was_end)
+            was_end = bool(is_end[-1])
+            if fields > _FIELDS or values > _NUMBERS:
+                raise ValueError(
+                    f"{path} is refused: it has more than {_NUMBERS:,} numbers or {_FIELDS:,} fields, the limits"
+                )
 
 
 def read_metric(path: str | os.PathLike[str], name: str) -> list[float]:
