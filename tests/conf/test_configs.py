@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from lit_distill._command.arguments import open_data
 from lit_distill._command.command import conf_dir, help_text
 from lit_distill._command.overrides import arguments_of
+from lit_distill._module.preflight import example_batch
 from lit_distill.callbacks import TeacherCache
 from lit_distill.module import DistillModule
 from lit_distill.runs.resume import differing
@@ -269,31 +271,89 @@ def take_steps(config: DictConfig, module: DistillModule) -> tuple[set[str], set
     return set(kept), {key for key in kept if not torch.equal(before[key], after[key])}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_experiment(name: str, clips: Path, tmp_path: Path) -> None:
+def small_config(name: str, clips: Path, run_dir: Path) -> DictConfig:
+    """An experiment on few and small samples."""
     small = [] if name in HALF_WITHOUT_LABELS else SMALL
     data = IMAGES if has_images(name) else [f"data={DATA}", f"data.root={clips}", *small]
-    config = composed(f"experiment={name}", *data, run_dir=tmp_path)
-    stored = resolved(yaml.safe_load(OmegaConf.to_yaml(config)))  # as the commands after training read config.yaml back
-    assert stored["losses"] == OmegaConf.to_container(config.losses, resolve=True)
+    return composed(f"experiment={name}", *data, run_dir=run_dir)
+
+
+def configs_of_stages(config: DictConfig, folder: Path) -> list[DictConfig]:
+    """The configs to train by, one after another, without what earlier stages leave once they are trained."""
     stages = stages_of(config)
     for stage in stages[1:]:
-        for model in stage.config.start:  # what earlier stages leave is there once they are trained
+        for model in stage.config.start:
             stage.config.models[model].pretrained = None
         stage.config.start = {}
-    names, changed = set[str](), set[str]()
-    for each in [stage.config for stage in stages] or [config]:
+    configs = [stage.config for stage in stages] or [config]
+    for each in configs:
         for frozen in each.frozen:  # its weights come from a file, as a user gives them
-            weights = tmp_path / f"{frozen}.safetensors"
+            weights = folder / f"{frozen}.safetensors"
             save_file(instantiate(each.models[frozen]).state_dict(), weights)
             each.models[frozen].pretrained = str(weights)
+    return configs
+
+
+@pytest.fixture(scope="module")
+def data_of() -> Callable[[DictConfig], Any]:
+    """A config's data, the example that training tries first and the first batch, once for all of the same data."""
+    made: dict[str, Any] = {}
+
+    def of(config: DictConfig) -> Any:
+        key = OmegaConf.to_yaml(config.data, resolve=True)
+        if key not in made:
+            data = instantiate(config.data, _convert_="all")
+            data.prepare_data()
+            data.setup("fit")
+            loader = data.train_dataloader()
+            batches = example_batch(loader), next(iter(loader))
+            made[key] = data, *(data.on_after_batch_transfer(batch, 0) for batch in batches)
+        return made[key]
+
+    return of
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment(name: str, clips: Path, tmp_path: Path, data_of: Callable[[DictConfig], Any]) -> None:
+    """All its terms are finite on a batch and bring gradients to the whole Student: a first step without a Trainer."""
+    config = small_config(name, clips, tmp_path)
+    stored = resolved(yaml.safe_load(OmegaConf.to_yaml(config)))  # as the commands after training read config.yaml back
+    assert stored["losses"] == OmegaConf.to_container(config.losses, resolve=True)
+    learning, names = set[str](), set[str]()
+    for each in configs_of_stages(config, tmp_path):
         seed_everything(0, verbose=False)
         module = build_module(each)
         student = module.student  # as built: of several candidates a validation chooses
-        if not has_images(name):  # tests/test_image_experiments.py trains these
+        if has_images(name):  # tests/test_image_experiments.py trains these
+            continue
+        data, example, batch = data_of(each)
+        module.expect_labels_of(data)
+        module.build(example, dataset_size=len(data.train_dataloader().dataset), num_classes=data.num_classes)
+        inputs, target, index, entries = module.unpacked(batch)
+        with module.composer.capture(module.named, epoch=0.0) as signals:
+            module.run_models(inputs, signals)
+        result = module.composer(signals, target, index=index, batch=entries, epoch=0.0)
+        assert set(result.names) == set(each.losses)
+        assert result.values.isfinite().all()
+        result.total.backward()
+        parameters = dict(module.models[student].named_parameters())
+        names = set(parameters)  # those of the last stage count
+        learning |= {key for key, value in parameters.items() if value.grad is not None and value.grad.any()}
+    assert student == "Student"
+    assert len(learning & names) >= 0.9 * len(names)
+
+
+@pytest.mark.slow  # the step itself is that of tests/module, the published data's keys are those of test_data
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_trains(name: str, clips: Path, tmp_path: Path) -> None:
+    config = small_config(name, clips, tmp_path)
+    names, changed = set[str](), set[str]()
+    for each in configs_of_stages(config, tmp_path):
+        seed_everything(0, verbose=False)
+        module = build_module(each)
+        if not has_images(name):
             names, now = take_steps(each, module)
             changed |= now
-    assert student == "Student"
     assert len(changed & names) >= 0.9 * len(names)
     large = ["data.num_classes=1000"] if has_images(name) else ["data=kinetics400"]
     published = composed(f"experiment={name}", *large, run_dir=tmp_path)
