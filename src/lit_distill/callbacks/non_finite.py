@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,22 +11,20 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
 from lit_distill._lightning import batches_begun, gradient_scaler, has_communication_hook
-from lit_distill._module.step import StepRecord
+from lit_distill._module.kept_buffers import KeptBuffers
+from lit_distill._module.window import BatchOfStep, DecidedStep, SampleNames, StepWindow
 from lit_distill._screen import few
 from lit_distill.losses._numerics import values_unchecked
 
 Policy: TypeAlias = Literal["raise", "skip"]
 
 _TAKES_FOUND_INF = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad)
-
-_LARGEST_KEPT = 65_536  # elements of a buffer: running statistics are small, memory banks look after themselves
 
 
 class NonFiniteError(RuntimeError):
@@ -89,13 +85,13 @@ class NonFinite(Callback):
         self.dropped = False
         """Whether the last optimizer step was dropped, so that everything stands as before it."""
         self._stack = contextlib.ExitStack()
-        self._buffers = _Buffers()
-        self._window: list[_Batch] = []
+        self._buffers = KeptBuffers()
+        self._window: list[BatchOfStep] = []
         self._poison: Tensor | None = None
         self._carrier: RemovableHandle | None = None
         self._ask_ranks = False
         self._later = False
-        self._decided: _Decided | None = None
+        self._decided: DecidedStep | None = None
         self._informed: set[Optimizer] = set()
 
     # ---------------------------------------------------------------- a run
@@ -103,7 +99,7 @@ class NonFinite(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out how the ranks come to agree, and which buffers a forward may change."""
         self._release()
-        self._buffers = _Buffers.of(pl_module)
+        self._buffers = KeptBuffers.of(pl_module)
         self._later = _can_decide_on_device(trainer, pl_module)
         if trainer.world_size == 1:
             return
@@ -160,14 +156,14 @@ class NonFinite(Callback):
         record = None if take is None else take()
         batch_idx = batches_begun(trainer) - 1
         if self._later:
-            self._window.append(_Batch(batch_idx, loss.detach(), None if record is None else record.slim()))
+            self._window.append(BatchOfStep(batch_idx, loss.detach(), None if record is None else record.slim()))
         elif record is not None and trainer.accumulate_grad_batches > 1:
             # Activations are not to be kept over a window: whoever accumulates is looked at batch by batch.
             bad = not bool(poison.isfinite())
-            faults = record.faults(_Names(trainer)) if bad else None
-            self._window.append(_Batch(batch_idx, loss.detach(), record.slim(), faults))
+            faults = record.faults(SampleNames(trainer)) if bad else None
+            self._window.append(BatchOfStep(batch_idx, loss.detach(), record.slim(), faults))
         else:
-            self._window.append(_Batch(batch_idx, loss.detach(), record))
+            self._window.append(BatchOfStep(batch_idx, loss.detach(), record))
 
     def _carry(self, gradient: Tensor) -> Tensor:
         """Show in a gradient that the loss is not finite: after DDP's average all ranks have it."""
@@ -198,7 +194,7 @@ class NonFinite(Callback):
         drop = getattr(pl_module, "drop_step", None)
         if drop is not None:
             drop(where=bad > 0)
-        self._decided = _Decided(_Step.of(trainer, self._window), trainer, pl_module, bad)
+        self._decided = DecidedStep(StepWindow.of(trainer, self._window), trainer, pl_module, bad)
 
     def _report(self, *, within_step: bool = False) -> None:
         """Raise or warn if the last step that was decided on the device was not finite."""
@@ -234,7 +230,7 @@ class NonFinite(Callback):
     # ---------------------------------------------------------------- a step that failed
 
     def _fail(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        step = _Step.of(trainer, self._window)
+        step = StepWindow.of(trainer, self._window)
         faults = cause = self._faults(trainer, step)
         scaler = gradient_scaler(trainer)
         if scaler is not None and not faults:
@@ -250,7 +246,7 @@ class NonFinite(Callback):
         self._window = []
         self._refuse(pl_module, step, cause, log=True)
 
-    def _faults(self, trainer: Trainer, step: _Step) -> list[str]:
+    def _faults(self, trainer: Trainer, step: StepWindow) -> list[str]:
         """What was not finite in the losses of each rank."""
         batches = [b for b in step.batches if not math.isfinite(float(b.loss))]
         mine = [line for batch in batches for line in batch.lines(trainer)]
@@ -260,7 +256,7 @@ class NonFinite(Callback):
             torch.distributed.all_gather_object(everyone, mine)
         return [f"rank {rank}: {line}" for rank, lines in enumerate(everyone) for line in lines]
 
-    def _refuse(self, pl_module: LightningModule, step: _Step, cause: list[str], *, log: bool) -> None:
+    def _refuse(self, pl_module: LightningModule, step: StepWindow, cause: list[str], *, log: bool) -> None:
         message = "\n  ".join([f"{step.text} is not finite; nothing of it was applied:", *cause])
         if self.policy == "raise":
             raise NonFiniteError(f"{message}\n  to leave such steps out instead: NonFinite(policy='skip')")
@@ -306,111 +302,6 @@ class NonFinite(Callback):
 def step_was_dropped(trainer: Trainer) -> bool:
     """Whether a :class:`NonFinite` dropped the step that has just ended: averages and figures of it wait as well."""
     return any(each.dropped for each in trainer.callbacks if isinstance(each, NonFinite))  # type: ignore[attr-defined]
-
-
-@dataclass
-class _Batch:
-    """One backward pass of a window."""
-
-    batch_idx: int
-    loss: Tensor
-    record: StepRecord | None
-    faults: list[str] | None = None
-
-    def lines(self, trainer: Trainer) -> list[str]:
-        told = self.faults
-        if told is None and self.record is not None:
-            told = self.record.faults(_Names(trainer))
-        return [f"the loss of batch {self.batch_idx} is {float(self.loss)}", *(told or [])]
-
-
-@dataclass
-class _Step:
-    """The batches of an optimizer step, and where it stands in the training."""
-
-    batches: list[_Batch]
-    text: str
-
-    @classmethod
-    def of(cls, trainer: Trainer, window: list[_Batch]) -> _Step:
-        first, last = window[0].batch_idx, window[-1].batch_idx
-        where = f"batch {last}" if first == last else f"batches {first} to {last}"
-        return cls(window, f"step {trainer.global_step + 1} (epoch {trainer.current_epoch}, {where})")
-
-
-class _Decided:
-    """A step of which the device knows whether it was finite, and the CPU will once its copy has arrived."""
-
-    def __init__(self, step: _Step, trainer: Trainer, pl_module: LightningModule, bad: Tensor) -> None:
-        self.step, self.trainer, self.pl_module = step, trainer, pl_module
-        self._bad = bad.to("cpu", non_blocking=True)
-        self._copied = None if bad.device.type == "cpu" else torch.Event(bad.device)
-        if self._copied is not None:
-            self._copied.record()
-
-    def is_bad(self) -> bool:
-        if self._copied is not None:
-            self._copied.synchronize()  # of a step ago: it has long been there
-        return bool(self._bad)
-
-
-class _Buffers:
-    """Small buffers of the modules in training mode, which a forward pass may move."""
-
-    def __init__(self, places: Sequence[tuple[dict[str, Any], str]] = ()) -> None:
-        self._places = places
-        self._kept: list[Tensor] = []
-
-    @classmethod
-    def of(cls, root: nn.Module) -> _Buffers:
-        return cls([
-            (part._buffers, name)
-            for part in root.modules() if part.training
-            for name, buffer in part._buffers.items() if buffer is not None and buffer.numel() <= _LARGEST_KEPT
-        ])  # fmt: skip
-
-    def keep(self) -> None:
-        if not self._places:
-            return
-        now = [buffers[name] for buffers, name in self._places]
-        if not self._kept:
-            self._kept = [buffer.detach().clone() for buffer in now]
-        else:
-            torch._foreach_copy_(self._kept, now)
-
-    def restore_where(self, bad: Tensor) -> None:
-        """Restore all where ``bad`` is true, without a look at it: a few kernels a dtype, not a few a buffer."""
-        for dtype in {kept.dtype for kept in self._kept}:
-            pairs = [
-                (buffers[name], kept)
-                for (buffers, name), kept in zip(self._places, self._kept, strict=False)
-                if kept.dtype == dtype
-            ]
-            now, kept = (torch.cat([x.flatten() for x in each]) for each in zip(*pairs, strict=True))
-            chosen = torch.split(torch.where(bad, kept, now), [x.numel() for x, _ in pairs])
-            torch._foreach_copy_([x for x, _ in pairs], [y.view_as(x) for y, (x, _) in zip(chosen, pairs, strict=True)])
-
-    def restore(self) -> None:
-        for (buffers, name), kept in zip(self._places, self._kept, strict=False):
-            buffers[name].copy_(kept)
-
-
-class _Names:
-    """Samples as text, given their positions: with their paths where the data set knows them."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        loader = trainer.train_dataloader
-        self._samples = getattr(loader.dataset, "samples", None) if isinstance(loader, DataLoader) else None
-
-    def __call__(self, positions: Sequence[int]) -> list[str]:
-        return [self._name(position) for position in positions]
-
-    def _name(self, position: int) -> str:
-        if self._samples is None or not 0 <= position < len(self._samples):
-            return str(position)
-        sample = self._samples[position]
-        path = getattr(sample, "path", None) or (sample[0] if isinstance(sample, tuple) else None)
-        return str(position) if path is None else f"{position} ({path})"
 
 
 def _has_state(optimizer: Optimizer) -> bool:
