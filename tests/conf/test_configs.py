@@ -335,7 +335,7 @@ def test_experiment(name: str, clips: Path, tmp_path: Path, data_of: Callable[[D
         result = module.composer(signals, target, index=index, batch=entries, epoch=0.0)
         assert set(result.names) == set(each.losses)
         assert result.values.isfinite().all()
-        result.total.backward()
+        torch.autograd.backward(result.total)
         parameters = dict(module.models[student].named_parameters())
         names = set(parameters)  # those of the last stage count
         learning |= {key for key, value in parameters.items() if value.grad is not None and value.grad.any()}
