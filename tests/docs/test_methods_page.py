@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -86,3 +87,19 @@ def test_missing_parts_are_named(maker: ModuleType, monkeypatch: pytest.MonkeyPa
         ValueError, match=r"NamelessLoss lacks 'Formula:'.*'Paper:'.*'Use when:'.*conf/loss/<stem>.yaml"
     ):
         maker.methods()
+
+
+def test_every_method_of_another_library_is_here_or_its_absence_is_explained() -> None:
+    page = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    assert len(rows) > 40
+    headings = {
+        name: {line.lstrip("# ").lower().replace(" ", "-") for line in (ROOT / "docs" / name).read_text().splitlines()}
+        for name in ("methods.md", "recipes.md")
+    }
+    for method, *libraries, here in rows[1:]:
+        assert len(libraries) == 5
+        assert "✓" in libraries, f"{method}: no library has it"
+        links = re.findall(r"\]\((\w+\.md)#([\w-]+)\)", here)
+        assert links or here.startswith("not here: "), method
+        assert all(anchor in headings[name] for name, anchor in links), here
