@@ -8,6 +8,7 @@ from lit_distill.data.datasets import VideoDataset
 from lit_distill.data.decoding.decode import count_frames, probe, read_frames, read_images, scan
 from lit_distill.data.decoding.encode import write_video
 from lit_distill.data.decoding.layout import Limits, ShortVideoError, VideoError, VideoInfo, VideoLayout
+from lit_distill.data.digits_images import DigitsImages
 from lit_distill.data.images import ImageDataset, ImageFolderDataModule
 from lit_distill.data.mixing import CutMix, Mixup, VideoMix
 from lit_distill.data.moving_digits.datamodule import MovingDigits
@@ -21,6 +22,7 @@ from lit_distill.data.transforms import ClipTransform, normalize
 __all__ = [
     "ClipTransform",
     "CutMix",
+    "DigitsImages",
     "EpochSampler",
     "EvalSampler",
     "FrameSampling",
