@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_distill.untrusted.check import check_count
 from lit_distill.untrusted.plain import dotted, read_plain, resolved
 
 # The kinds of content that are read by name: a file of another kind is refused before anyone asks.
@@ -25,11 +26,20 @@ def read_content(file: Path, kinds: Mapping[str, type]) -> dict[str, Any]:
     Raises:
         ValueError: it is malformed, no mapping, or holds something of another kind than ``kinds`` names for its key.
     """
-    content = read_plain(file)
+    return contents_of(file, read_plain(file), kinds)
+
+
+def contents_of(file: Path, content: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """As :func:`read_content`, of a file that has been parsed.
+
+    Raises:
+        ValueError: as there.
+    """
     if not isinstance(content, dict):
         raise ValueError(f"{file} is refused: expected a mapping, got {type(content).__name__}")
     try:
         made: dict[str, Any] = resolved(content)
+        check_count(made)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     for key, kind in kinds.items():

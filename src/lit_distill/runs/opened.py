@@ -22,7 +22,7 @@ from lit_distill.models.identity import state_of, state_sha256
 from lit_distill.models.state_files import SUFFIXES, file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.runs.artifacts import stage_folders
-from lit_distill.runs.contents import IN_CARD, IN_CONFIG, IN_RESULTS, read_content, read_optional
+from lit_distill.runs.contents import IN_CARD, IN_CONFIG, IN_RESULTS, contents_of, read_content, read_optional
 from lit_distill.runs.names import (
     BEST,
     BEST_CHECKPOINT,
@@ -340,7 +340,8 @@ def load_run(path: str | os.PathLike[str], *, allow: Collection[str] = ()) -> Ru
     if isinstance(content, Mapping) and (content.get("stages") or content.get("generations")):
         stage = _stage(path, results)
         file = stage / CONFIG_FILE
-    config = read_content(file, IN_CONFIG)
+        content = read_plain(file)
+    config = contents_of(file, content, IN_CONFIG)
     if not config.get("models") or config.get("data") is None:
         raise ValueError(f"{file} is no config of a run: it names no models or no data")
     if config.get("student") == BEST and BEST not in config["models"]:

@@ -15,6 +15,8 @@ BATCH_BYTES: Final = 8 << 30
 """Of the floats of a batch: 512 clips of 16 frames of 224 x 224 have 4.9 GB."""
 VIEWS: Final = 30
 """Of a sample in dense evaluation."""
+ROOTS: Final = 1_000
+"""Folders that lists may name files in."""
 LIMITS: Final[Mapping[str, float]] = {"frames": 1_000_000, "pixels": 7_680 * 4_320, "seconds": 60.0}
 """On one video, which a config may lower: those of :class:`lit_distill.data.Limits`."""
 CACHE_GB: Final = 4.0
@@ -49,6 +51,8 @@ def held_data(node: Mapping[str, Any], *, given: Collection[str] = ()) -> dict[s
             raise ValueError(
                 f"data.{name}: expected at most {most} in an untrusted run, got {value!r:.80}: set data.{name}=<number>"
             )
+    if isinstance(roots := held.get("roots"), list) and len(roots) > ROOTS:
+        raise ValueError(f"data.roots: expected at most {ROOTS:,} in an untrusted run, got {len(roots):,}")
     sizes = [held.get("num_frames", 1), held.get("size", 224), _largest_batch(held)]
     if all(_is_number(size) for size in sizes):
         frames, size, batch = sizes

@@ -22,6 +22,7 @@ from lit_distill.untrusted.targets import MAX_TRANSFORMS, TRANSFORMS, Rule, rule
 __all__ = ["check_allow", "check_targets", "read_config"]
 
 _TARGET = "_target_"
+_MAX_TARGETS = 2_000
 _KINDS = {"_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
 _OWN_KEYS = {_TARGET, "_partial_", "_convert_", "_recursive_"}
 _NEVER = sys.stdlib_module_names | {"builtins", "hydra", "omegaconf", "pip", "pkg_resources", "setuptools"}
@@ -104,6 +105,7 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
     if run_dir is not None and isinstance(tree, dict) and "run_dir" in tree:
         tree = {**tree, "run_dir": str(Path(run_dir).absolute())}
     plain = resolved(tree)
+    check_count(plain)
     faults = [fault for path, value in walk(plain) for fault in _faults(path, value, allow, run_dir)]
     targets = (str(value.get(_TARGET)) for _, value in walk(plain) if isinstance(value, Mapping))
     if sum(target.startswith(TRANSFORMS) for target in targets) > MAX_TRANSFORMS:  # each may enlarge an image
@@ -119,6 +121,16 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
             '--allow my_package on the command line, allow=("my_package",) in Python'
         )
     return plain
+
+
+def check_count(plain: Any) -> None:
+    """Refuse plain data that builds more objects than a run has: each is checked, imported, built and run on its own.
+
+    Raises:
+        ValueError: it names more than 2,000 targets.
+    """
+    if sum(isinstance(value, Mapping) and _TARGET in value for _, value in walk(plain)) > _MAX_TARGETS:
+        raise ValueError(f"it names more than {_MAX_TARGETS:,} targets, the limit on a received config")
 
 
 def check_allow(allow: Collection[str]) -> None:
