@@ -43,8 +43,8 @@ BENCHMARKS = {
 }
 """By section of RESULTS.md, in the order in which they run."""
 
-APART = {"compare": Benchmark("strategies.py", 75)}
-"""Too long for every time: the table of README.md, by a command of its own."""
+APART = {"compare": Benchmark("strategies.py", 75), "methods": Benchmark("methods.py", 30)}
+"""Too long for every time: the tables of README.md and docs/chooser.md, by commands of their own."""
 
 
 def listed() -> str:

@@ -17,7 +17,7 @@ def test_every_second_stage_halves_the_map() -> None:
         stage.register_forward_hook(lambda _module, _inputs, output: shapes.append(tuple(output.shape)))
     assert network(torch.zeros(2, 3, 9, 8)).shape == (2, 4)
     assert shapes == [(2, 8, 9, 8), (2, 16, 5, 4), (2, 24, 5, 4), (2, 32, 3, 2)]
-    assert [len(stage) for stage in network.stages] == [2, 2, 2, 2]
+    assert [len(list(stage.children())) for stage in network.stages] == [2, 2, 2, 2]
 
 
 def test_the_logits_are_the_classifier_of_the_pooled_last_map() -> None:

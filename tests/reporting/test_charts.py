@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import pytest
 
 from lit_distill.reporting.charts import (
+    DARK,
+    LIGHT,
     Interval,
     Line,
     bar_chart,
@@ -97,6 +99,19 @@ def test_an_interval_is_around_its_mean_beside_zero() -> None:
     assert f'<line class="axis" x1="{left}"' in chart, "zero is where the interval begins"
     assert alone[0] < float(left)
     assert chart.count('class="line ') == 1
+    beside = interval_chart([Interval("a", [1.0], 1.0, None, beside=-2.0)], title="t").marks
+    (ring,) = re.findall(r'<circle class="line text" cx="([\d.]+)"', beside)
+    assert float(ring) < circles(beside)[-1][0]
+
+
+def test_a_file_may_have_the_dark_colours_too() -> None:
+    charts = [bar_chart([("x", 1.0, "1")], title="t")]
+    light, both = svg_file(charts), svg_file(charts, dark=True)
+    assert "prefers-color-scheme" not in light
+    (dark,) = re.findall(r"@media\(prefers-color-scheme:dark\)\{(.*)\}</style>", both, re.DOTALL)
+    assert all(LIGHT[name] in light and DARK[name] in dark for name in ("text", "c0", "page"))
+    assert "var(" not in both
+    ElementTree.fromstring(both)
 
 
 def test_a_file_has_all_charts_with_their_legends_and_needs_no_page() -> None:

@@ -77,13 +77,22 @@ class Chart:
 
 @dataclass(frozen=True)
 class Interval:
-    """A row of an :func:`interval_chart`: values, their mean, and its interval where there is one."""
+    """A row of an :func:`interval_chart`: values, their mean, and its interval where there is one.
+
+    ``beside`` is another mean, as a ring.
+    """
 
     name: str
     values: Sequence[float]
     mean: float
     interval: Sequence[float] | None
     colour: str = "soft"
+    beside: float | None = None
+
+    @property
+    def all_values(self) -> tuple[float, ...]:
+        """Whatever has a place on the axis."""
+        return (*self.values, self.mean, *(self.interval or ()), *(() if self.beside is None else (self.beside,)))
 
 
 def shown(text: object) -> str:
@@ -171,9 +180,9 @@ def interval_chart(rows: Sequence[Interval], *, title: str) -> Chart:
     """A line a row: single values, their mean and its interval, beside a line at zero. Rows that are not finite are
     left out."""
     height, width = 24, 480
-    rows = [row for row in rows if _is_drawn(*row.values, row.mean, *(row.interval or ()))]
+    rows = [row for row in rows if _is_drawn(*row.all_values)]
     names = [_cut(row.name) for row in rows]
-    ends = [x for row in rows for x in (*row.values, row.mean, *(row.interval or ()))]
+    ends = [x for row in rows for x in row.all_values]
     low, high = _range([0.0, *ends], pad=0.04)
     x_of = _scale(low, high, 20 + 6.5 * max(map(len, names), default=0), width - _RIGHT)
     bottom = height * len(rows)
@@ -193,12 +202,17 @@ def interval_chart(rows: Sequence[Interval], *, title: str) -> Chart:
             parts.append(
                 f'<line class="line {row.colour}" x1="{x_of(left):.1f}" y1="{y}" x2="{x_of(right):.1f}" y2="{y}"/>'
             )
+        if row.beside is not None:
+            parts.append(f'<circle class="line text" cx="{x_of(row.beside):.1f}" cy="{y}" r="3.5"/>')
         parts.append(f'{dot} cx="{x_of(row.mean):.1f}" cy="{y}" r="4.5"/>')
     return Chart(title, width, bottom + 20, "".join(parts))
 
 
-def svg_file(charts: Sequence[Chart], *, scale: float = 2.0) -> str:
-    """Charts side by side as a file of its own, with their titles and legends, in the light colours."""
+def svg_file(charts: Sequence[Chart], *, scale: float = 2.0, dark: bool = False) -> str:
+    """Charts side by side as a file of its own, with their titles and legends, in the light colours.
+
+    With ``dark`` also in the dark ones, where the reader's system asks for them.
+    """
     gap, title, row = 16, 22, 16
     parts, left, height = [], gap, 0
     for chart in charts:
@@ -217,12 +231,19 @@ def svg_file(charts: Sequence[Chart], *, scale: float = 2.0) -> str:
             )
         height = max(height, top + chart.height + row * math.ceil(len(chart.legend) / columns) + gap)
         left += chart.width + gap
-    style = re.sub(r"var\(--(\w+)\)", lambda found: LIGHT[found[1]], STYLE)  # viewers know no variables
+    style = _style(LIGHT)
+    if dark:
+        style += f"@media(prefers-color-scheme:dark){{{_style(DARK)}.page{{fill:{DARK['page']}}}}}"
+    page = ' class="page"' if dark else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{scale * left:.0f}" height="{scale * height:.0f}" '
         f'viewBox="0 0 {left} {height}" font-family="system-ui, sans-serif"><style>{style}</style>'
-        f'<rect width="{left}" height="{height}" fill="{LIGHT["page"]}"/>{"".join(parts)}</svg>\n'
+        f'<rect{page} width="{left}" height="{height}" fill="{LIGHT["page"]}"/>{"".join(parts)}</svg>\n'
     )
+
+
+def _style(colours: Mapping[str, str]) -> str:
+    return re.sub(r"var\(--(\w+)\)", lambda found: colours[found[1]], STYLE)  # viewers know no variables
 
 
 def reliability_chart(bins: Sequence[dict[str, Any]], *, title: str, colour: int = 0) -> Chart:
