@@ -132,7 +132,7 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
     parts = {}
     for name in ("Paper", "Use when"):
         paragraph = re.search(rf"^{name}:(.*?)(?:\n\s*\n|\Z)", text, re.MULTILINE | re.DOTALL)
-        parts[name] = _markdown(paragraph[1]) if paragraph else ""
+        parts[name] = markdown(paragraph[1]) if paragraph else ""
     plain = re.search(r"^Formula:\n((?:(?: .*)?\n)+)", text, re.MULTILINE)
     if plain:
         parts["Formula"] = f"```text\n{textwrap.dedent(plain[1]).strip()}\n```"
@@ -140,11 +140,11 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
         directive = r"^(?:(?P<lead>\S[^\n]*(?:\n\S[^\n]*)*:)\n\n)?\.\. math::(?P<tex>.*\n(?:(?: .*)?\n)+)"
         formulas = re.finditer(directive, text + "\n", re.MULTILINE)
         parts["Formula"] = "\n\n".join(
-            (f"{_markdown(found['lead'])}\n\n" if found["lead"] else "")
+            (f"{markdown(found['lead'])}\n\n" if found["lead"] else "")
             + f"```math\n{inspect.cleandoc(found['tex'])}\n```"
             for found in formulas
         )
-    return _markdown(text.split("\n\n", 1)[0]), parts
+    return markdown(text.split("\n\n", 1)[0]), parts
 
 
 def render() -> str:
@@ -205,7 +205,7 @@ def _code(references: str | list[str]) -> str:
     return f"`{references}`" if isinstance(references, str) else f"`[{', '.join(references)}]`"
 
 
-def _markdown(text: str) -> str:
+def markdown(text: str) -> str:
     """One line of Markdown: roles become code, inline mathematics stays mathematics."""
     text = re.sub(r":math:`([^`]+)`", r"$\1$", " ".join(text.split()))
     text = re.sub(r":\w+:`~?(?:[\w.]*\.)?([\w()]+)`", r"`\1`", text)

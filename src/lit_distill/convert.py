@@ -14,8 +14,8 @@ from pathlib import Path
 from lit_distill._version import __version__
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert what the command line names; 0, or 1 after one line on what is wrong."""
+def argument_parser() -> argparse.ArgumentParser:
+    """What the command line may say."""
     parser = argparse.ArgumentParser(
         prog="python -m lit_distill.convert", description="PaddleVideo's weights and configs into this library's."
     )
@@ -23,6 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("target", help="a .safetensors file; for a .yaml the folder of your configs, such as conf/")
     parser.add_argument("--model", help="the network in a weights file: pptsmv2, or pptsm_resnet18, 34, 50, 101, 152")
     parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert what the command line names; 0, or 1 after one line on what is wrong."""
+    parser = argument_parser()
     given = parser.parse_args(arguments)
     is_config = Path(given.source).suffix.lower() in (".yaml", ".yml")
     if not is_config and given.model is None:

@@ -114,5 +114,9 @@ def test_links_of_a_page_lead_somewhere(name: str) -> None:
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
-    listed = set(re.findall(r"^(?:.*<)?([\w/]+)>?$", TEXTS["index.md"], re.MULTILINE))
+    listed = set()
+    for name, text in TEXTS.items():
+        for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            entries = re.findall(r"^(?:.*<)?([\w/]+)>?$", tree, re.MULTILINE)
+            listed |= {str(Path(name).parent / entry) for entry in entries}
     assert {name.removesuffix(".md") for name in TEXTS} - {"index"} <= listed
