@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_distill._terms.evaluated import EvaluatedTerms
+from lit_distill._terms.ignored import ignored_positions
 from lit_distill._terms.tryout import teaches_nobody, try_terms
 from lit_distill.balance import Balancer
 from lit_distill.signals import Reference, SignalCapture
@@ -221,7 +222,10 @@ class LossComposer(EvaluatedTerms):
             for name in sorted(self.model_names):
                 models[name](inputs) if run is None else run(name, inputs)
 
-        return try_terms([self], models, target, index=index, batch=batch, dataset_size=dataset_size, run=run_each)
+        signals = try_terms([self], models, target, index=index, batch=batch, dataset_size=dataset_size, run=run_each)
+        if text := ignored_positions([self], signals, target, inputs, batch):
+            rank_zero_warn(text)
+        return signals
 
     def _check_first_step(self, values: Mapping[str, Tensor], signals: SignalCapture, epoch: float) -> None:
         """Once for each term, in the first training step in which it has a weight: raise where it teaches nobody."""
@@ -229,6 +233,9 @@ class LossComposer(EvaluatedTerms):
             term = self.terms[name]
             if name in self._checked or not (term.monitor or term.weight_at(epoch)):
                 continue
+            if name not in self.means and (mean := self._mean_of(name, value, signals)) is not None:
+                self.means[name] = mean
+                self._count(name, signals)
             if self._teaches(name, value, signals):
                 if value.requires_grad or not self._is_taught(term, epoch):
                     self._checked.add(name)

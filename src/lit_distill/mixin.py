@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
-from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors
+from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors, warned_of_calls
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
-from lit_distill._module.ignored import ignored_positions
 from lit_distill._module.preflight import Classes, Part, answers_of, as_modules, check_names, try_example
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
@@ -146,7 +145,7 @@ class DistillMixin(LightningModule):
         self._distill_stepped = self._distill_looked = False
         self._distill_changed: list[str] = []
         self.distillation = composer
-        self._distill_settings = loss_settings(self._distill_composers())
+        self._distill_settings = loss_settings(self._distill_composers(), own_weight=self._distill_own_weight)
         return self
 
     # ---------------------------------------------------------------- to override
@@ -190,7 +189,7 @@ class DistillMixin(LightningModule):
                 f"{type(self).__name__}(DistillMixin, YourModule), where YourModule has it"
             )
         self._distill_record_teachers()  # before a precision or a device changes them
-        self._distill_settings = loss_settings(self._distill_composers())
+        self._distill_settings = loss_settings(self._distill_composers(), own_weight=self._distill_own_weight)
         for teacher in self._distill_teachers.values():
             self.trainer.precision_plugin.convert_module(teacher)
             teacher.to(self.device)
@@ -199,20 +198,23 @@ class DistillMixin(LightningModule):
             try_example(self, self._distill_build)
 
     def _distill_build(self, batch: Any, dataset_size: int | None) -> None:
+        said: set[str] = set()
+
         def run(name: str, inputs: Any) -> Any:
             network = self._distill_networks[name]
             keywords: Mapping[str, Any] = {}
             if isinstance(inputs, Mapping) and (self._distill_keys.by_keyword or is_hugging_face(network)):
                 inputs, keywords = None, keywords_of(name, network, inputs)
             given = () if keywords else (inputs,)
-            return network(*given, **keywords) if name == STUDENT else self._distill_ask(name, *given, **keywords)
+            if name == STUDENT:
+                return network(*given, **keywords)
+            with warned_of_calls(name, network, {type(self).__name__: self}, said):
+                return self._distill_ask(name, *given, **keywords)
 
         inputs, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
-        signals = self.distillation.build(
+        self.distillation.build(
             self._distill_networks, inputs, target, index=index, batch=entries, dataset_size=dataset_size, run=run
         )
-        if text := ignored_positions([self.distillation], signals, target):
-            rank_zero_warn(text)
 
     def on_fit_start(self) -> None:
         """After your own: hold that what the losses learn is in an optimizer, and take the teachers to the device."""
@@ -335,7 +337,9 @@ class DistillMixin(LightningModule):
             elif changed := self._distill_record.changed(self._distill_teachers):
                 self._distill_changed = changed  # written all the same: the student is not to be lost
             checkpoint[_RECORD] = self._distill_record.stored
-            checkpoint[_LOSSES] = settings_that_held(self._distill_composers(), self._distill_settings)
+            checkpoint[_LOSSES] = settings_that_held(
+                self._distill_composers(), self._distill_settings, own_weight=self._distill_own_weight
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """After your own: raise ValueError if a teacher is another one than the checkpoint was trained with."""

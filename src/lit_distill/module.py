@@ -14,13 +14,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
-from lit_distill._lightning import ends_step, leave_out_of_ddp, load_train_data, steps_within, trainer_of
+from lit_distill._lightning import (
+    ends_step,
+    leave_out_of_ddp,
+    load_train_data,
+    loader_names,
+    steps_within,
+    trainer_of,
+)
 from lit_distill._module.averaging import leave_frozen_alone
 from lit_distill._module.evaluated import EvaluatedModule, default_metrics
-from lit_distill._module.ignored import ignored_labels, ignored_positions
 from lit_distill._module.preflight import BEST, Classes, Part, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import RunningTerms, StepRecord, batch_size, fractional_epoch
+from lit_distill._terms.ignored import ignored_labels, ignored_positions
 from lit_distill._terms.tryout import try_terms
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
@@ -57,7 +64,7 @@ class DistillModule(EvaluatedModule):
             fractional epoch, stepped every optimizer step; or a factory from optimizer to a torch scheduler, stepped
             every epoch (``OneCycleLR``, ``CyclicLR`` and what holds them: every step), or to Lightning's dict of one:
             ``{"scheduler": …, "interval": "step", "monitor": …}``. ``ReduceLROnPlateau`` watches ``val/loss``, or with
-            ``mode="max"`` the student's top-1.
+            ``mode="max"`` the student's top-1, of the first where there are several validation loaders.
         student: the model that ``forward`` runs and that is deployed; by default ``Student``, or the only model.
             ``"best"`` for the best of several peers by validation top-1: each validation logs ``val/best/top1``, which
             a checkpoint may monitor, and sets the attribute ``student``, which checkpoints hold.
@@ -161,6 +168,7 @@ class DistillModule(EvaluatedModule):
         self._record: StepRecord | None = None
         self._warned = self._stepped = False
         self._warned_of_ignored = False
+        self._monitors: str | None = None  # by a scheduler that says nothing of it
         self.composed: ComposedLoss | None = None
         """The losses of the current training step, until its backward pass has ended."""
         tensors = (*dict(self.named_parameters()), *dict(self.named_buffers()))
@@ -216,15 +224,15 @@ class DistillModule(EvaluatedModule):
                     name, signals[text], target, num_classes, frozen=name in self.frozen,
                     ignored=ignored_labels(composers),
                 )  # fmt: skip
-            self._warn_of_ignored(composers, signals, target)
 
-        try_terms(
+        signals = try_terms(
             composers, self.named, target, index=index, batch=entries, dataset_size=dataset_size,
             run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip
+        self._warn_of_ignored(composers, signals, target, inputs, entries)
 
-    def _warn_of_ignored(self, composers: Iterable[LossComposer], signals: SignalCapture, target: Any) -> None:
-        if not self._warned_of_ignored and (text := ignored_positions(composers, signals, target)):
+    def _warn_of_ignored(self, composers: Iterable[LossComposer], signals: SignalCapture, *given: Any) -> None:
+        if not self._warned_of_ignored and (text := ignored_positions(composers, signals, *given)):
             self._warned_of_ignored = True
             rank_zero_warn(text)
 
@@ -241,7 +249,7 @@ class DistillModule(EvaluatedModule):
         result: ComposedLoss = composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
         sums.add(result, batch_size(target, inputs))
         if not batch_idx:
-            self._warn_of_ignored([composer], signals, target)
+            self._warn_of_ignored([composer], signals, target, inputs, entries)
         self.composed = result
         self._record = StepRecord(composer, result.values, index, inputs, signals, self.frozen)
         return result.total
@@ -371,7 +379,17 @@ class DistillModule(EvaluatedModule):
         made = self._scheduler_factory(optimizer)
         length, epochs = self._training_length()
         config = scheduler_config(made, steps=length, epochs=epochs, student=self.student)
+        if not (isinstance(made, Mapping) and "monitor" in made):
+            self._monitors = config.get("monitor")
         return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def on_train_start(self) -> None:
+        """Let a scheduler that names no monitor watch the first of several validation loaders, too."""
+        super().on_train_start()
+        first, *others = loader_names(self.trainer)
+        for config in self.trainer.lr_scheduler_configs:
+            if others and config.monitor is not None and config.monitor == self._monitors:
+                config.monitor = config.monitor.replace("val/", f"val/{first}/", 1)
 
     def _training_length(self) -> tuple[float, float]:
         """Optimizer steps and epochs of the training, infinite where they are not known."""

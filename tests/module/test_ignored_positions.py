@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from functools import partial
 from typing import Any
@@ -109,6 +110,69 @@ def test_void_of_bytes_needs_no_loss_that_names_it() -> None:
     )
     with pytest.warns(UserWarning, match=f"{TEXT}255, no class"):
         fit(module, batches(pixels=True, value=255, samples=2))
+
+
+@pytest.mark.parametrize("target", ["depths", "an image", "many labels"])
+def test_numbers_that_are_no_classes_are_no_void(target: str) -> None:
+    """Two channels, such as a mean and a variance, for whole numbers; and labels of a sample beside its tokens."""
+    labels = {
+        "depths": torch.randint(0, 4000, (2, 6, 6)).index_fill(1, torch.tensor([0]), 255),
+        "an image": torch.randint(0, 250, (2, 6, 6)).index_fill(1, torch.tensor([0]), 255).to(torch.uint8),
+        "many labels": torch.tensor([[-1, 0, 1, 1]] * 2),
+    }[target]
+    models = {name: nn.Conv2d(3, 2, 1) if labels.ndim == 3 else nn.Linear(4, 7) for name in ("Student", "Teacher")}
+    module = DistillModule(models, {"kd": LossTerm(nn.MSELoss(), pair=("Student", "Teacher"))}, frozen=["Teacher"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=f".*{TEXT}")
+        module.build((torch.randn(2, 3, 6, 6) if labels.ndim == 3 else torch.randn(2, 5, 4), labels))
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return self.fc(inputs["x"])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("entry", "mask", "said"),
+    [
+        ("attention_mask", [1, 1, 0, 0], "50 % of the positions of Batch.0.attention_mask"),
+        ("decoder_attention_mask", [1.0, 1.0, 1.0, 0.0], "25 % of the positions"),
+        ("src_key_padding_mask", [False, False, False, True], "25 % of .* mask='the opposite of Batch.0.src_key_padd"),
+        ("mask", [True, True, True, False], "25 % of the positions of Batch.0.mask"),
+        ("attention_mask", [1, 1, 1, 1], None),
+        ("special_tokens_mask", [1, 0, 0, 0], None),
+        ("global_attention_mask", [1, 0, 0, 0], None),
+        ("attention_mask", [1.0, 0.5, 0.0, 0.0], None),
+    ],
+)
+def test_a_mask_of_the_models_that_a_term_does_not_see(entry: str, mask: list[Any], said: str | None) -> None:
+    def built(**given: Any) -> None:
+        kd_of_tokens = LossTerm(KDLoss(class_dim=-1), pair=("Student", "Teacher"), **given)
+        module = DistillModule({"Student": Masked(), "Teacher": Masked()}, {"kd": kd_of_tokens}, frozen=["Teacher"])
+        module.build(({"x": torch.randn(2, 4, 4), entry: torch.tensor([mask] * 2)}, torch.tensor([0, 1])))
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        built()
+    texts = [str(each.message) for each in found]
+    assert [re.search(said or "", text) is not None for text in texts] == [True] * (said is not None), texts
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built(mask=f"Batch.0.{entry}")
+
+
+@pytest.mark.parametrize(("labels", "counts"), [([1, 2, -100, -100], False), ([1, 2, 0, 0], True)])
+def test_labels_of_what_a_mask_leaves_out_count(labels: list[int], counts: bool) -> None:
+    ce = LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))
+    inputs = {"x": torch.randn(2, 4, 4), "attention_mask": torch.tensor([[1, 1, 0, 0]] * 2)}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        DistillModule({"Student": Masked()}, {"ce": ce}).build((inputs, torch.tensor([labels] * 2)))
+    assert bool(found) is counts
 
 
 class Yours(LightningModule):

@@ -106,3 +106,11 @@ def test_the_best_peer_is_that_of_the_first_loader() -> None:
     best = max(("Student", "Peer"), key=lambda name: figures[f"val/0/{name}/top1"])
     assert module.student == best
     assert figures["val/1/best/top1"] == figures[f"val/1/{best}/top1"]
+
+
+@pytest.mark.parametrize(("mode", "watched"), [("min", "val/0/loss"), ("max", "val/0/Student/top1")])
+def test_a_plateau_is_that_of_the_first_loader(mode: Any, watched: str) -> None:
+    module = made(scheduler=partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode=mode))
+    given = trainer()
+    given.fit(module, loader(0), [loader(1), loader(2)])
+    assert given.lr_scheduler_configs[0].monitor == watched

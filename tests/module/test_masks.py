@@ -121,7 +121,8 @@ def test_causal_language_models_by_a_shift(name: str, masked: bool) -> None:
     given = {"mask": "Batch.attention_mask", "ignore_index": [-100]} if masked else {}
     pair = ("Student", "GroundTruth" if takes_labels else "Batch.logits")
     term = LossTerm(loss, pair, shift=True, **given)  # type: ignore[arg-type]
-    found = value_and_gradient(term, student, teacher, target, attention_mask=MASK, logits=teacher)
+    batch = {"logits": teacher, **({"attention_mask": MASK} if masked else {})}
+    found = value_and_gradient(term, student, teacher, target, **batch)
 
     def loop(logits: Tensor) -> Tensor:
         pairs = [

@@ -18,6 +18,7 @@ from lit_distill.balance import GradientNorm
 from lit_distill.losses import DKDLoss, KDLoss
 from lit_distill.schedules import Constant, Linear
 
+torch.manual_seed(0)
 LOADER = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8) % 3), batch_size=4)
 PAIR = ("Student", "GroundTruth")
 BOTH = ("Student", "Teacher")
@@ -94,11 +95,43 @@ CASES: dict[str, tuple[Any, Any, str]] = {
         lambda: LossTerm(partial(nn.functional.cross_entropy, label_smoothing=0.2), pair=PAIR),
         r"losses.term: label_smoothing 0.2 \(the checkpoint: 0.1\)",
     ),
+    "a function that a function made": (
+        lambda: LossTerm(scaled(2.0), pair=BOTH), lambda: LossTerm(scaled(3.0), pair=BOTH),
+        r"losses.term: by 3.0 \(the checkpoint: 2.0\)",
+    ),
+    "a default of a function": (
+        lambda: LossTerm(scaled(2.0, power=1.0), pair=BOTH), lambda: LossTerm(scaled(2.0, power=2.0), pair=BOTH),
+        r"losses.term: power 2.0 \(the checkpoint: 1.0\)",
+    ),
+    "a method": (
+        lambda: LossTerm(Scaled(2.0).loss, pair=BOTH), lambda: LossTerm(Scaled(3.0).loss, pair=BOTH),
+        r"losses.term: by 3.0 \(the checkpoint: 2.0\)",
+    ),
+    "a function for a weight": (
+        lambda: LossTerm(nn.MSELoss(), pair=BOTH, weight=lambda epoch: 1.0),
+        lambda: LossTerm(nn.MSELoss(), pair=BOTH, weight=lambda epoch: 1.0 + 0.1 * epoch),
+        r"losses.term: weight of the term \[1.0, 1.05, 1.1, .* \(the checkpoint: \[1.0, 1.0, 1.0",
+    ),
     "another loss": (
         lambda: LossTerm(nn.MSELoss(), pair=BOTH), lambda: LossTerm(nn.L1Loss(), pair=BOTH),
         r"losses.term: loss torch.*L1",
     ),
 }  # fmt: skip
+
+
+class Scaled:
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return self.by * (student - teacher).square().mean()
+
+
+def scaled(by: float, power: float = 2.0) -> Any:
+    def loss(student: Tensor, teacher: Tensor, power: float = power) -> Tensor:
+        return by * (student - teacher).abs().pow(power).mean()
+
+    return loss
 
 
 class Multi(nn.Module):
@@ -193,3 +226,20 @@ def test_the_mixin_compares_them_as_well(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"losses.ce: weight \[7.0, 1.0, 1.0\] \(the checkpoint: \[1.0, 1.0, 1.0\]\)"):
         fit(other, 2, ckpt_path=tmp_path / "a.ckpt")
     assert dict(other.distillation.losses.named_buffers())["ce.weight"].tolist() == [7, 1, 1]
+
+
+def test_the_weight_of_the_own_step_is_compared(tmp_path: Path) -> None:
+    def module(weight: Any) -> Distilled:
+        losses = {"kd": LossTerm(KDLoss(), pair=BOTH)}
+        return Distilled().distill(nn.Linear(4, 3), student="net", losses=losses, own_weight=weight)
+
+    before = module(lambda epoch: 0.5)
+    before._distill_record_teachers()
+    before.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    checkpoint: dict[str, Any] = {"state_dict": {}}
+    before.on_save_checkpoint(checkpoint)
+    after = module(0.25)
+    after._distill_record = before._distill_record
+    after._distill_teachers = before._distill_teachers
+    with pytest.warns(UserWarning, match=r"own_weight 0.25 \(the checkpoint: \[0.5, 0.5"):
+        after.on_load_checkpoint(checkpoint)

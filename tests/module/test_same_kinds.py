@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from lit_distill import DistillModule, LossTerm
 from lit_distill._inputs import left_as_given
-from lit_distill._module.frozen import shared_tensors
+from lit_distill._module.frozen import FrozenModelChanged, FrozenRecord, shared_tensors
 from lit_distill._module.metrics import TopKAccuracy
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import batch_size
@@ -73,6 +73,33 @@ def test_a_trial_restores_an_embedding_with_max_norm() -> None:
     with on_trial([embedding]):
         embedding(torch.arange(4))
     assert torch.equal(embedding.weight, before)
+
+
+def test_a_trial_restores_parameters_that_a_forward_pass_writes_to() -> None:
+    class Halves(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            self.weight.data.mul_(0.5)
+            return super().forward(x)
+
+    part = Halves(4, 3)
+    before = part.weight.detach().clone()
+    with on_trial([part]):
+        part(torch.zeros(1, 4))
+    assert torch.equal(part.weight, before)
+
+
+@pytest.mark.parametrize("norm", [0.1, 3.7, 100.0])
+def test_a_frozen_embedding_with_max_norm_is_not_changed_by_looking_it_up(norm: float) -> None:
+    teacher = nn.Embedding(9, 8, max_norm=norm)
+    teacher.weight.data.mul_(1000)
+    record = FrozenRecord({"Teacher": teacher})
+    record.moved({"Teacher": teacher})
+    for _ in range(3):
+        teacher(torch.arange(9))
+    record.require_unchanged({"Teacher": teacher}, thorough=True)
+    teacher.weight.data[0] = 0
+    with pytest.raises(FrozenModelChanged):
+        record.require_unchanged({"Teacher": teacher}, thorough=True)
 
 
 def test_a_shared_part_that_drops_at_random_is_named() -> None:

@@ -34,6 +34,13 @@ def linear(epochs_or_steps: int) -> Callable[..., float]:
     return partial(factor, num_training_steps=epochs_or_steps)
 
 
+class Halving(lr_scheduler.LRScheduler):
+    """Of steps or epochs, which nobody can see."""
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        return [rate * 0.5**self.last_epoch for rate in self.base_lrs]
+
+
 def fit(factory: Any, **more: Any) -> tuple[list[float], str]:
     """The learning rates of each step, and the interval that was chosen."""
     module = DistillModule(
@@ -109,6 +116,8 @@ def test_one_cycle_ends_where_it_is_to_end() -> None:
         partial(lr_scheduler.ExponentialLR, gamma=0.9),
         lambda optimizer: {"scheduler": lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n), "interval": "epoch"},
         lambda optimizer: lr_scheduler.LambdaLR(optimizer, linear(EPOCHS)),
+        lambda optimizer: {"scheduler": Halving(optimizer), "interval": "epoch"},
+        lambda optimizer: {"scheduler": lr_scheduler.LinearLR(optimizer), "interval": "epoch"},
     ],
 )
 def test_what_counts_epochs_moves_with_epochs(factory: Any) -> None:
@@ -130,6 +139,8 @@ def test_what_counts_epochs_moves_with_epochs(factory: Any) -> None:
             partial(lr_scheduler.LambdaLR, lr_lambda=lambda n: 0.9**n),
             "LambdaLR as a scheduler factory moves with every",
         ),
+        (lambda optimizer: Halving(optimizer), "Halving as a scheduler factory moves with every epoch"),
+        (lr_scheduler.LinearLR, "LinearLR has a length of 5, .* so that it does not reach its end"),
         (partial(one_cycle, total_steps=2 * STEPS), r"OneCycleLR has 24 steps, but .* 12 optimizer steps in 3 epochs"),
         (lambda optimizer: lr_scheduler.LambdaLR(optimizer, linear(2 * STEPS)), "LambdaLR has 24 steps"),
     ],

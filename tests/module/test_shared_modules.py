@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lit_distill import DistillMixin, DistillModule, LossTerm
+from lit_distill.losses import KDLoss
 
 
 class Adapted(nn.Module):
@@ -125,3 +126,32 @@ def test_the_mixin_sees_shared_memory_and_buffers_too() -> None:
         Own(nn.Sequential(norm, nn.Linear(4, 3))).distill(
             nn.Sequential(norm, nn.Linear(4, 3)), student="net", losses={"mse": term}
         )
+
+
+def test_a_part_that_is_called_and_not_held_is_said() -> None:
+    student, head = nn.Sequential(nn.Linear(4, 3)), nn.Linear(3, 3)
+
+    class Hides(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.head, self.hidden = nn.Linear(3, 3), [part]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.hidden[0](x))  # type: ignore[no-any-return]
+
+    batch = (torch.zeros(2, 4), torch.tensor([0, 1]))
+    terms = {
+        "ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth")),
+        "kd": LossTerm(KDLoss(), pair=("Student", "Teacher")),
+    }
+    for teacher in (Hides(student[0]), lambda x: head(student[0](x))):
+        made = DistillModule({"Student": student, "Teacher": teacher}, terms, frozen=["Teacher"])
+        with pytest.warns(UserWarning, match=r"Teacher is frozen, but calls Student.0, which it does not hold") as said:
+            made.build(batch)
+        assert len(said) == 1
+        made.build(batch)  # which says it no more: a warning of this package would fail
+    other = copy.deepcopy(student)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for teacher in (Hides(other[0]), lambda x: head(other[0](x))):
+            DistillModule({"Student": student, "Teacher": teacher}, terms, frozen=["Teacher"]).build(batch)

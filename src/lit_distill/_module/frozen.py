@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 
 from lit_distill._screen import few
+from lit_distill._terms.trial import shortens
 from lit_distill.models.identity import loaded_from, state_sha256
 
 
@@ -47,6 +52,7 @@ class FrozenRecord:
         """Take the models as they stand now, moved to a device or to another precision, for unchanged."""
         self._placed = True
         for name, model in models.items():
+            _shorten(model)
             if _mark(model) != self._marks[name]:
                 self._hashes[name], self._marks[name] = state_sha256(model.state_dict()), _mark(model)
 
@@ -93,6 +99,17 @@ class FrozenRecord:
             )
 
 
+@torch.no_grad()
+def _shorten(model: nn.Module) -> None:
+    """Shorten every vector of embeddings with ``max_norm`` as looking it up would, which then leaves it as it is."""
+    parts: Iterator[Any] = filter(shortens, model.modules())
+    for part in parts:
+        weight = part.weight
+        rows = torch.arange(len(weight), device=weight.device)
+        for _ in range(3):  # of rounding
+            torch.embedding_renorm_(weight.detach(), rows, part.max_norm, part.norm_type)
+
+
 def shared_tensors(one: nn.Module, other: nn.Module, *, learning: bool = False) -> list[str]:
     """Names in ``one`` of what it shares with ``other``: parameters and buffers in the same memory, and modules.
 
@@ -123,6 +140,41 @@ def shared_tensors(one: nn.Module, other: nn.Module, *, learning: bool = False) 
         if not learning and part in parts and not tensors and _reads_training(part):
             found.append(path)
     return found
+
+
+@contextmanager
+def warned_of_calls(name: str, model: nn.Module, learners: Mapping[str, nn.Module], said: set[str]) -> Iterator[None]:
+    """Warn where a frozen model calls a part of one that learns, which it does not hold: through a list or a closure.
+
+    Args:
+        name: of the frozen model.
+        model: it.
+        learners: the models that learn.
+        said: names of frozen models of which it was said; this one is added.
+    """
+    held, called = set(model.modules()), dict[str, None]()
+    parts = {
+        part: f"{learner}.{path}".rstrip(".")
+        for learner, network in learners.items()
+        for path, part in network.named_modules()
+        if part not in held and (next(part.parameters(recurse=False), None) is not None or _reads_training(part))
+    }
+
+    def note(part: nn.Module, _: Any) -> None:
+        if part in parts:
+            called[parts[part]] = None
+
+    hook = register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if called and name not in said:
+        said.add(name)
+        rank_zero_warn(
+            f"{name} is frozen, but calls {few(called)}, which it does not hold: it changes as that learns, and is in "
+            f"training mode with it. If that is not meant, give {name} a copy (copy.deepcopy)"
+        )
 
 
 def _reads_training(part: nn.Module) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_distill.composer import LossComposer
 from lit_distill.losses.base import SizedLoss
+from lit_distill.terms import Weight
 
 Settings: TypeAlias = dict[str, str]
 """A text for each hyperparameter, by ``<terms>.<term>: <attribute>``: plain, as checkpoints hold it."""
@@ -20,9 +24,15 @@ Settings: TypeAlias = dict[str, str]
 Composers: TypeAlias = Mapping[str, tuple[str, LossComposer]]
 """By name: how the keys of a composer begin in a state_dict, and the composer."""
 
+_EPOCHS = [0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 100.0]
 
-def loss_settings(composers: Composers) -> Settings:
+
+def loss_settings(composers: Composers, **weights: Weight) -> Settings:
     """What the terms are set to: hyperparameters in attributes and buffers, weights, schedules.
+
+    Args:
+        composers: of the terms.
+        weights: others, by name.
 
     Example:
         >>> from lit_distill import LossTerm
@@ -31,12 +41,12 @@ def loss_settings(composers: Composers) -> Settings:
         >>> settings["losses.ce: label_smoothing"], settings["losses.ce: weight of the term"]
         ('0.1', '0.5')
     """
-    found: Settings = {}
+    found: Settings = {name: text for name, weight in weights.items() if (text := _weight_text(weight)) is not None}
     for where, (_, composer) in composers.items():
         for name, term in composer.terms.items():
             at = f"{where}.{name}: "
             found[f"{at}loss"] = _name(term.loss)
-            if (weight := _text(term.weight)) is not None:
+            if (weight := _weight_text(term.weight)) is not None:
                 found[f"{at}weight of the term"] = weight
             found |= {f"{at}{key}": text for key, text in _of(term.loss)}
         if composer.balance is not None:
@@ -44,9 +54,9 @@ def loss_settings(composers: Composers) -> Settings:
     return found
 
 
-def settings_that_held(composers: Composers, settings: Settings) -> Settings:
+def settings_that_held(composers: Composers, settings: Settings, **weights: Weight) -> Settings:
     """For a checkpoint: what the losses are still set to; what training moves, such as a warm-up, is left out."""
-    now = loss_settings(composers)
+    now = loss_settings(composers, **weights)
     return {key: text for key, text in settings.items() if now.get(key) == text}
 
 
@@ -87,9 +97,14 @@ def _buffer(key: str, composers: Composers) -> tuple[str, Tensor] | None:
 
 
 def _of(loss: Callable[..., Any]) -> Iterator[tuple[str, str]]:
-    while isinstance(loss, functools.partial):
-        yield from _texts(loss.keywords.items())
-        loss = loss.func
+    if isinstance(loss, functools.partial):
+        yield from {**dict(_of(loss.func)), **dict(_texts(loss.keywords.items()))}.items()
+    elif isinstance(loss, types.MethodType):
+        yield from _of(loss.__self__)  # type: ignore[arg-type]
+    elif isinstance(loss, types.FunctionType):
+        yield from _of_function(loss)
+    elif not isinstance(loss, nn.Module):
+        yield from _texts(getattr(loss, "__dict__", {}).items())
     if not isinstance(loss, nn.Module):
         return
     for path, part in loss.named_modules():
@@ -100,10 +115,29 @@ def _of(loss: Callable[..., Any]) -> Iterator[tuple[str, str]]:
         yield from ((f"{start}{key}", text) for key, text in _texts(own.items()))
 
 
+def _of_function(function: types.FunctionType) -> Iterator[tuple[str, str]]:
+    """The values that a function was made with: its defaults, and what it closes over."""
+    names, defaults = inspect.getfullargspec(function).args, function.__defaults__ or ()
+    yield from _texts(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+    yield from _texts((function.__kwdefaults__ or {}).items())
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a cell that is still empty
+            yield from _texts([(name, cell.cell_contents)])
+
+
 def _texts(items: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
     for key, value in items:
         if (text := _text(value)) is not None:
             yield key, text
+
+
+def _weight_text(weight: Weight) -> str | None:
+    """A weight: of a function, its values at some epochs."""
+    if (text := _text(weight)) is not None or not callable(weight):
+        return text
+    with suppress(Exception):  # one that needs a training around it
+        return f"{[round(float(weight(epoch)), 6) for epoch in _EPOCHS]} at epochs {_EPOCHS}"
+    return None
 
 
 def _text(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_distill._inputs import counted, left_as_given
 from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
-from lit_distill._module.frozen import shared_tensors
+from lit_distill._module.frozen import shared_tensors, warned_of_calls
 from lit_distill._module.preflight import (
     Classes,
     Part,
@@ -71,6 +71,7 @@ class NamedModels(LightningModule):
         """Which entries of a mapping batch are what."""
         self.signal_cache: SignalCache | None = None
         """Asked before a frozen model is run, such as a :class:`lit_distill.callbacks.TeacherCache`."""
+        self._calls_said: set[str] = set()
         learners = {name: model for name, model in self.models.items() if name not in self.frozen}
         self._train_only = TrainOnly(learners, train_only)
         for name in self.frozen:
@@ -180,7 +181,8 @@ class NamedModels(LightningModule):
                 continue
             if signals is not None and not evaluated and not signals.texts_of(name):
                 continue
-            with around(name), left_as_given(name, inputs, _CLONE.format(name), by_value=thorough):
+            calls = self._warned_of_calls(name) if thorough and name in self.frozen else nullcontext()
+            with around(name), calls, left_as_given(name, inputs, _CLONE.format(name), by_value=thorough):
                 if cached and signals is not None and self.signal_cache is not None and name in self.frozen:
                     compute = partial(run, name)
                     outputs[name] = self.signal_cache.run(name, inputs, signals, compute, output=evaluated)
@@ -189,6 +191,10 @@ class NamedModels(LightningModule):
             if views and signals is not None:
                 signals.replace(name, outputs[name])
         return outputs
+
+    def _warned_of_calls(self, name: str) -> AbstractContextManager[None]:
+        learners = {other: model for other, model in self.models.items() if other not in self.frozen}
+        return warned_of_calls(name, self.models[name], learners, self._calls_said)
 
     def _run_one(self, name: str, inputs: Any) -> Any:
         if name in self.frozen and self.models[name].training:  # someone called .train() on the model itself

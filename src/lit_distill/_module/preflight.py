@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from lit_distill._lightning import load_train_data
+from lit_distill._terms.ignored import VOID
 from lit_distill._views import InputView
 from lit_distill.signals import RESERVED
 from lit_distill.structures import Answer
@@ -288,10 +289,6 @@ def explained_batch_norm() -> Iterator[None]:
             "one value a channel: give the training DataLoader drop_last=True, or another batch_size, or freeze the "
             f"normalisation (train_only) ({error})"
         ) from error
-
-
-VOID = (255, 254)
-"""Labels that masks of bytes use for no class."""
 
 
 def _has_classes(logits: Tensor, target: Tensor) -> bool:

@@ -14,10 +14,9 @@ from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     CyclicLR,
-    LambdaLR,
+    ExponentialLR,
     LinearLR,
     LRScheduler,
-    MultiplicativeLR,
     MultiStepLR,
     OneCycleLR,
     PolynomialLR,
@@ -31,6 +30,10 @@ _LENGTHS = {
     CosineAnnealingLR: "T_max", CosineAnnealingWarmRestarts: "T_0", LinearLR: "total_iters",
     PolynomialLR: "total_iters", ConstantLR: "total_iters", StepLR: "step_size", SWALR: "anneal_epochs",
 }  # fmt: skip
+_ASK = (
+    'if it counts steps, have the factory give {"scheduler": …, "interval": "step"}; with "interval": "epoch" this is '
+    "not asked"
+)
 _KEYS = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
 
 
@@ -66,9 +69,10 @@ def scheduler_config(made: Any, *, steps: float, epochs: float, student: str) ->
         )
     if isinstance(scheduler, ReduceLROnPlateau):
         given.setdefault("monitor", "val/loss" if scheduler.mode == "min" else f"val/{student}/top1")
-    if "interval" not in given:
+    said = "interval" in given
+    if not said:
         given["interval"] = _interval(scheduler, steps, epochs)
-    _check(scheduler, given["interval"], steps, epochs)
+    _check(scheduler, given["interval"], steps, epochs, said=said)
     return given
 
 
@@ -88,12 +92,16 @@ def _interval(scheduler: Any, steps: float, epochs: float) -> Literal["step", "e
     counted = [total for part in parts if (total := _total_steps(part)) is not None]
     if counted:
         return "epoch" if all(total == epochs for total in counted) else "step"
-    if any(isinstance(part, (LambdaLR, MultiplicativeLR)) for part in parts):
-        rank_zero_warn(
-            f"{type(scheduler).__name__} as a scheduler factory moves with every epoch: if its function counts steps, "
-            'have the factory give {"scheduler": …, "interval": "step"}; with "interval": "epoch" this is not asked'
-        )
+    unknown = (type(part) for part in parts if _is_of_unknown_length(part))
+    if (kind := next(unknown, None)) is not None:
+        rank_zero_warn(f"{kind.__name__} as a scheduler factory moves with every epoch: {_ASK}")
     return "epoch"
+
+
+def _is_of_unknown_length(part: Any) -> bool:
+    """Whether a scheduler goes by a function or a class that torch does not know, of steps or epochs."""
+    known = (*_LENGTHS, MultiStepLR, ExponentialLR, ReduceLROnPlateau)
+    return not isinstance(part, known)
 
 
 def _total_steps(part: LRScheduler) -> int | None:
@@ -105,25 +113,23 @@ def _total_steps(part: LRScheduler) -> int | None:
     return next((int(number) for number in given if number is not None), None)
 
 
-def _check(scheduler: Any, interval: str, steps: float, epochs: float) -> None:
+def _check(scheduler: Any, interval: str, steps: float, epochs: float, *, said: bool) -> None:
     moves = steps if interval == "step" else epochs
-    said = f"training has {_number(steps)} optimizer steps in {_number(epochs)} epochs"
+    training = f"training has {_number(steps)} optimizer steps in {_number(epochs)} epochs"
     parts = list(_parts(scheduler))
     sequence = isinstance(scheduler, SequentialLR)
     for part in parts:
         name, total, length = type(part).__name__, _total_steps(part), _length(part)
         if total is not None and math.isfinite(moves) and (not sequence or part is parts[-1]):
             wanted = int(moves) - (scheduler._milestones[-1] if sequence else 0)
-            text = f"{name} has {total} steps, but {said} and it moves with every {interval}"
+            text = f"{name} has {total} steps, but {training} and it moves with every {interval}"
             if total < wanted and isinstance(part, OneCycleLR):
                 raise ValueError(f"{text}, so that it would fail after its last one: give total_steps={wanted}")
             if total != wanted:
                 rank_zero_warn(f"{text}, so that it ends at another learning rate than its last: give it {wanted}")
-        if length is not None and interval == "epoch" and epochs < length <= steps and math.isfinite(steps):
-            rank_zero_warn(
-                f"{name} has a length of {length}, but {said} and it moves with every epoch: if it counts steps, have "
-                'the factory give {"scheduler": …, "interval": "step"}'
-            )
+        if length is not None and not said and interval == "epoch" and epochs < length <= steps < math.inf:
+            text = f"{name} has a length of {length}, but {training} and it moves with every epoch"
+            rank_zero_warn(f"{text}, so that it does not reach its end: {_ASK}")
         if length is not None and interval == "step" and length == epochs < steps:
             rank_zero_warn(
                 f"{name} has a length of {length}, as many as the epochs, but moves with every step, as a scheduler "

@@ -126,7 +126,8 @@ def sample_counts(result: ComposedLoss, size: int) -> int | Tensor:
     counts = [size if samples is None else samples for samples in result.samples]
     if not any(isinstance(count, Tensor) for count in counts):
         return torch.tensor([float(count) for count in counts])  # on the CPU
-    return torch.stack([torch.as_tensor(count, device=result.values.device).float() for count in counts])
+    like = result.values
+    return torch.stack([c.float() if isinstance(c, Tensor) else like.new_full((), c).float() for c in counts])
 
 
 def batch_size(target: Any, inputs: Any, outputs: Any = None) -> int:

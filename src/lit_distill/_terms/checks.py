@@ -1,15 +1,17 @@
-"""What a term's loss expects of its signals, and whether the term teaches anybody."""
+"""What a term's loss expects of its signals, and whether these have it."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_distill._terms.graph import SHAPES, activates
 from lit_distill.losses._numerics import ONE_CLASS
 from lit_distill.losses.base import Signal, tensors_of
 
@@ -28,7 +30,6 @@ _KINDS: dict[Expected, tuple[Any, ...]] = {
 _KL = (nn.KLDivLoss, F.kl_div)
 _SIGMOIDS = (nn.Sigmoid, nn.Hardsigmoid)
 _MANY = 8  # classes: all logits of several samples in [0, 1] are no accident then
-_SHAPES = ("View", "Reshape", "UnsafeView", "Squeeze", "Unsqueeze", "ToCopy", "Clone", "Permute", "Transpose", "TBack")
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
@@ -87,7 +88,7 @@ def wrong_values(
     """
     expected = expected_of(loss)
     if expected is None:
-        return []
+        return _activated_twice(loss, arguments, modules)
     if expected == "alike":
         kinds = [isinstance(each, Tensor) and each.ndim == 2 and _is_distribution(each) for each in arguments[:2]]
         fault = "its rows sum to 1 and lie in [0, 1], as after a softmax, and the other's do not"
@@ -100,6 +101,27 @@ def wrong_values(
             made_by = modules[side][place] if place < len(modules[side]) else None
             if (why := _fault(loss, expected, side, tensor, made_by)) is not None:
                 found.append((side, place, why))
+    return found
+
+
+def _activated_twice(
+    loss: Callable[..., Any], arguments: Sequence[Signal], modules: Sequence[Sequence[nn.Module]]
+) -> list[tuple[int, int, str]]:
+    """Probabilities of a model that a custom loss takes the softmax or sigmoid of, by its graph."""
+    found = []
+    for side, made_by in enumerate(modules[:2]):
+        tensors = tensors_of(arguments[side])
+        for place, (tensor, module) in enumerate(zip(tensors, made_by, strict=False)):
+            if (why := _fault(loss, "logits", side, tensor, module)) is None:
+                continue
+            leaf = tensor.detach().requires_grad_()
+            given = list(arguments)
+            given[side] = (
+                leaf if isinstance(arguments[side], Tensor) else [*tensors[:place], leaf, *tensors[place + 1 :]]
+            )
+            with suppress(Exception), torch.enable_grad():
+                if activates(loss(*given), leaf):
+                    found.append((side, place, why))
     return found
 
 
@@ -119,32 +141,6 @@ def _fault(
     if _is_squashed(tensor, made_by):
         return "it lies in [0, 1], as after a sigmoid, where the loss expects logits"
     return None
-
-
-def teaches(value: Tensor, first: Signal) -> bool:
-    """Whether the gradient of a term's value reaches the first of its signals, and through it a parameter.
-
-    The graph is read, not run: no synchronization, and nothing is accumulated.
-
-    Example:
-        >>> student = torch.ones(2, requires_grad=True) * 1.0
-        >>> teaches(student.square().sum(), student), teaches(student.detach().sum(), student)
-        (True, False)
-    """
-    leaves = {id(tensor) for tensor in tensors_of(first) if tensor.requires_grad and tensor.grad_fn is None}
-    nodes = {tensor.grad_fn for tensor in tensors_of(first) if tensor.grad_fn is not None}
-    if value.grad_fn is None:
-        return value.requires_grad and id(value) in leaves
-    left, seen = [value.grad_fn], {value.grad_fn}
-    while left:
-        node = left.pop()
-        if node in nodes or id(getattr(node, "variable", None)) in leaves:
-            return True
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                left.append(following)
-    return False
 
 
 def found_nothing(value: Tensor) -> bool:
@@ -191,7 +187,7 @@ def _is_squashed(tensor: Tensor, made_by: nn.Module | None) -> bool:
         return False
     node = tensor.grad_fn
     if node is not None:
-        while node is not None and node.name().startswith(_SHAPES):
+        while node is not None and node.name().startswith(SHAPES):
             node = next((following for following, _ in node.next_functions), None)
         return node is not None and node.name().startswith(("Sigmoid", "Hardsigmoid"))
     last = None if made_by is None else list(made_by.modules())[-1]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_distill._inputs import left_as_given
-from lit_distill._terms.checks import expected_of, found_nothing, require_classes, teaches
+from lit_distill._terms.checks import expected_of, found_nothing, require_classes
+from lit_distill._terms.graph import Mean, mean_of, teaches
 from lit_distill._terms.positions import are_tokens_of_classes, at_positions
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
@@ -36,6 +37,8 @@ class EvaluatedTerms(nn.Module):
         self.losses = nn.ModuleDict()
         self._clone: frozenset[str] = frozenset()
         self._checked: set[str] = set()
+        self.means: dict[str, Mean] = {}
+        """By term: what its loss is the mean of, where it is one over class indices, as a trial or first step saw."""
         for name, given in terms.items():
             term = given if isinstance(given, LossTerm) else term_from_mapping(name, given)
             self.terms[name] = term
@@ -125,7 +128,32 @@ class EvaluatedTerms(nn.Module):
         term = self.terms[name]
         if term.monitor or (term.has_fixed_weight and not term.weight) or found_nothing(value):
             return True
-        return teaches(value, [signals[ref.text] for ref in term.first if not ref.is_data])
+        first, others = self._of_models(term, signals)
+        return teaches(value, first, [others])
+
+    def _of_models(self, term: LossTerm, signals: SignalCapture) -> tuple[list[Tensor], list[Tensor]]:
+        """The first signals of a term, and the others, that models give."""
+        sides = (term.first, (*term.second, *term.target))
+        first, others = ([signals[ref.text] for ref in side if not ref.is_data] for side in sides)
+        return first, others
+
+    def _labels_of(self, term: LossTerm, signals: SignalCapture) -> Tensor | None:
+        """The class indices that a term is given, of the samples that have one."""
+        given = (signals[ref.text] for ref in (*term.second, *term.target) if ref.text in signals and ref.is_data)
+        labels = next((each for each in given if not each.is_floating_point() and each.ndim), None)
+        rows = None if labels is None else self._rows_of(term, signals)
+        return labels if labels is None or rows is None else labels[rows]
+
+    def _count(self, name: str, signals: SignalCapture) -> None:
+        """Note how many labels a term is the mean of, where they may be others than the samples."""
+        mean = self.means.get(name)
+        labels = None if mean is None or name in signals.counted else self._labels_of(self.terms[name], signals)
+        if mean is not None and labels is not None and (labels.ndim > 1 or not self.training or mean.is_selective):
+            signals.counted[name] = mean.of_labels(labels)
+
+    def _mean_of(self, name: str, value: Tensor, signals: SignalCapture) -> Mean | None:
+        labels = self._labels_of(self.terms[name], signals)
+        return None if labels is None else mean_of(value, labels, self._of_models(self.terms[name], signals))
 
     def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
         arguments, mask = self._given(name, term, signals)
@@ -152,6 +180,7 @@ class EvaluatedTerms(nn.Module):
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {got}")
+        self._count(name, signals)
         return value.reshape(())
 
     def _arguments(self, name: str, term: LossTerm, signals: SignalCapture) -> tuple[Signal, ...]:

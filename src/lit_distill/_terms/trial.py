@@ -22,12 +22,13 @@ _RANDOM = (random.Random, np.random.Generator, np.random.RandomState)
 
 @contextmanager
 def on_trial(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Run modules within it; buffers, attributes, training flags and random states are restored.
+    """Run modules within it; parameters that learn, buffers, attributes, flags and random states are restored.
 
     The trial works on copies of buffers, and of tensors and containers among the attributes, however deep, so that the
     originals are not touched: running statistics, observers of quantization, states that a network carries from batch
     to batch, counters. A part that makes parameters or submodules in its first forward pass (``nn.LazyLinear``) keeps
-    what it made. Parameters that a forward pass writes to are not restored, but for embeddings with ``max_norm``.
+    what it made. The copies of parameters take no more memory than their gradients will in training; those of frozen
+    models, which may be large, are restored in embeddings with ``max_norm`` alone.
 
     Args:
         modules: all that may run.
@@ -75,8 +76,7 @@ def _restored(part: nn.Module, copies: dict[int, Any]) -> Iterator[None]:
     attributes = {key: value for key, value in vars(part).items() if key not in _REGISTERED}
     contents = {key: value.copy() for key, value in attributes.items() if type(value) in (list, dict, set, deque)}
     buffers, built = dict(part._buffers), _built(part)
-    # An embedding with max_norm shortens the vectors that it looks up, in its parameter.
-    rewritten = [(p, p.detach().clone()) for p in part._parameters.values() if p is not None and _rewrites(part)]
+    rewritten = [(p, p.detach().clone()) for p in part._parameters.values() if p is not None and _may_write(part, p)]
     vars(part).update({key: copied(value) for key, value in attributes.items()})
     part._buffers.update({key: copied(value) for key, value in buffers.items()})
     try:
@@ -98,8 +98,14 @@ def _restored(part: nn.Module, copies: dict[int, Any]) -> Iterator[None]:
             vars(part).update(attributes)
 
 
-def _rewrites(part: nn.Module) -> bool:
+def shortens(part: nn.Module) -> bool:
+    """Whether a forward pass shortens the vectors that it looks up, in the parameter."""
     return isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
+
+
+def _may_write(part: nn.Module, parameter: nn.Parameter) -> bool:
+    plain = type(parameter) is nn.Parameter and not parameter.is_meta
+    return plain and (parameter.requires_grad or shortens(part))
 
 
 def _built(part: nn.Module) -> list[tuple[str, int]]:

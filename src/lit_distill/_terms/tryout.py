@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from lit_distill._terms.checks import wrong_values
 from lit_distill._terms.evaluated import EvaluatedTerms, reason
+from lit_distill._terms.graph import Mean
 from lit_distill._terms.trial import on_trial
+from lit_distill.losses._numerics import ONE_CLASS
 from lit_distill.losses.base import Example, SizedLoss, tensors_of
 from lit_distill.signals import SignalCapture
 from lit_distill.structures import MissingPart
@@ -62,22 +64,30 @@ def try_terms(
                 module.eval()
             captured = _each_captured(composers, models, run, modes)
         signals, taught, never = captured[0], composers[0], list[str]()
+        means, wrong = list[dict[str, Mean]](), list[dict[tuple[str, str], str]]()
         with on_trial(composers):
             for composer, each in zip(composers, captured, strict=True):
                 given = each if composer is taught else each.detached()
                 composer._put_data(given, target, index, batch)
                 with torch.set_grad_enabled(composer is taught):
                     values = {name: composer._evaluate(name, term, given, 0.0) for name, term in composer.terms.items()}
+                composer._put_data(each, target, index, batch)
+                means.append(_means(composer, each, values if composer is taught else {}))
                 if composer is taught:
                     idle = [name for name, value in values.items() if not composer._teaches(name, value, given)]
-                _warn_of_values(composer, given)
-        if idle and not torch.is_inference_mode_enabled():  # in training mode it may teach all the same
+                wrong.append(_wrong(composer, given))
+        for composer, found in zip(composers, means, strict=True):
+            composer.means.update(found)
+        kept: Mapping[tuple[str, str], str] | None = None
+        if (idle or wrong[0]) and not torch.is_inference_mode_enabled():  # in training mode all may be well
             _set_modes(modes)
             with suppress(RuntimeError, ValueError), on_trial(composers), torch.enable_grad():
                 trained = _captured([taught], models, run)
                 taught._put_data(trained, target, index, batch)
                 never = [name for name in idle if not _ever_teaches(taught, name, trained)]
-            _refuse(taught, never, signals)
+                kept = _wrong(taught, trained)
+        _warn(wrong, kept)
+        _refuse(taught, never, signals)
     finally:
         _set_modes(modes)
         for composer in composers:
@@ -95,12 +105,26 @@ def teaches_nobody(terms: EvaluatedTerms, name: str, signals: SignalCapture) -> 
     elif not any(signals[text].requires_grad for text in texts):
         why = f"{', '.join(texts)} comes without a graph: it is detached, or nothing before it learns"
     else:
-        why = "the loss detaches it, or does not depend on it"
+        one = [text for text in texts if 1 in (signals[text].shape[1:2] + signals[text].shape[-1:])]
+        why = "the loss detaches it, or does not depend on it" + (f" as it has one class ({ONE_CLASS})" if one else "")
+    own = isinstance(term.loss, nn.Module) and any(p.requires_grad for p in term.loss.parameters())
     return (
         f"term {name!r} ({repr(term)[9:-1]}) teaches nobody: expected a gradient for a parameter of "
-        f"{', '.join(learners)}, got none, since {why}; tap a signal that learns, give a term that begins later a "
-        "weight that is 0 until then, or say monitor=True for one that is only watched"
+        f"{', '.join(learners)}, got none, since {why}; tap a signal that learns, give a term that begins later, as "
+        "where a callback unfreezes what it taps, a weight that is 0 until then, or say monitor=True for one that is "
+        f"only watched{', whose own parameters learn all the same, as those of a probe' if own else ''}"
     )
+
+
+def _means(terms: EvaluatedTerms, signals: SignalCapture, values: Mapping[str, Tensor]) -> dict[str, Mean]:
+    """What terms on class indices are means of; those of validation, which may be no losses, are tried again."""
+    found = {}
+    for name, term in terms.terms.items():
+        with suppress(Exception), torch.enable_grad():
+            if name in values or terms._labels_of(term, signals) is not None:
+                value = values[name] if name in values else terms._evaluate(name, term, signals, 0.0)
+                found[name] = terms._mean_of(name, value, signals)
+    return {name: mean for name, mean in found.items() if mean is not None}
 
 
 def _ever_teaches(terms: EvaluatedTerms, name: str, signals: SignalCapture) -> bool:
@@ -119,8 +143,9 @@ def _refuse(terms: EvaluatedTerms, idle: Sequence[str], signals: SignalCapture) 
         rank_zero_warn(f"{message} (its weight is 0 at the start, and something may learn by then)")
 
 
-def _warn_of_values(terms: EvaluatedTerms, signals: SignalCapture) -> None:
-    """Warn of probabilities where a loss expects logits, and the other way round."""
+def _wrong(terms: EvaluatedTerms, signals: SignalCapture) -> dict[tuple[str, str], str]:
+    """Probabilities where a loss expects logits, and the other way round: what to say, by term and reference."""
+    found = {}
     for name, term in terms.terms.items():
         arguments = terms._arguments(name, term, signals)
         sides = (term.first, term.second)
@@ -128,7 +153,17 @@ def _warn_of_values(terms: EvaluatedTerms, signals: SignalCapture) -> None:
         for side, place, fault in wrong_values(term.loss, arguments, modules):
             text, shape = sides[side][place].text, tuple(tensors_of(arguments[side])[place].shape)
             message = f"term {name!r} ({repr(term)[9:-1]}): {text!r} {shape} does not fit: {fault}"
-            rank_zero_warn(f"{message}; leave the last activation of a network to its loss")
+            found[name, text] = f"{message}; leave the last activation of a network to its loss"
+    return found
+
+
+def _warn(wrong: Sequence[Mapping[tuple[str, str], str]], trained: Mapping[tuple[str, str], str] | None) -> None:
+    """Warn of what is wrong, and say where the terms of training are right in training mode."""
+    for number, found in enumerate(wrong):
+        for place, message in found.items():
+            alone = trained is not None and not number and place not in trained
+            said = " (so it is in eval mode alone, which validation and deployment see; training does not)"
+            rank_zero_warn(message + said * alone)
 
 
 def _build_term(
