@@ -38,6 +38,7 @@ class Mean(NamedTuple):
         """The sum of the weights of what counts.
 
         Example:
+            >>> import torch
             >>> Mean(-100, None).of_labels(torch.tensor([[2, -100], [0, 1]]))
             tensor(3.)
         """
@@ -74,6 +75,7 @@ def teaches(value: Tensor, first: Signal, others: Sequence[Signal] = ()) -> bool
         others: its other ones, behind which nothing is looked at.
 
     Example:
+        >>> import torch
         >>> student = torch.ones(2, requires_grad=True) * 1.0
         >>> teaches(student.square().sum(), student), teaches(student.detach().sum(), student)
         (True, False)
@@ -90,6 +92,7 @@ def activates(value: Tensor, leaf: Tensor) -> bool:
     """Whether a loss takes the softmax or sigmoid of a leaf, scaled or not, as of logits.
 
     Example:
+        >>> import torch
         >>> x = torch.ones(2, 3, requires_grad=True)
         >>> activates((x / 4).log_softmax(1).sum(), x), activates(x.log().sum(), x)
         (True, False)
@@ -104,6 +107,7 @@ def mean_of(value: Tensor, labels: Tensor, stops: Sequence[Signal] = ()) -> Mean
     """What a term's value is the mean of, where it is one over the class indices in ``labels``, whoever computed it.
 
     Example:
+        >>> import torch
         >>> labels = torch.tensor([[1, -1], [0, 0]])
         >>> logits = torch.zeros(2, 3, 2, requires_grad=True)
         >>> mean_of(torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1), labels)
