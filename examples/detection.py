@@ -1,4 +1,4 @@
-"""Distil a detector: its own losses on boxes as they are, and a trained backbone's pyramid, tapped level by level."""
+"""Distil a detector: its own losses on boxes as they are, a trained one's pyramid, and CrossKD through its head."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from lit_distill import DistillMixin, LossTerm
-from lit_distill.losses import FitNetLoss
+from lit_distill.losses import CrossKDLoss, FitNetLoss
 
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+LEVELS = range(3)  # of the five, those that are more than a few pixels in images as small as these
+HEAD = "head.classification_head"
 
 
 def detector(backbone: str) -> FCOS:
@@ -29,9 +30,9 @@ class Detection(LightningModule):
         super().__init__()
         self.net = detector("resnet18")
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        losses: dict[str, Tensor] = self.net(*batch)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch[0]))
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        losses: dict[str, Tensor] = self.net(batch["images"], batch["targets"])
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["images"]))
         return torch.stack(list(losses.values())).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -40,9 +41,18 @@ class Detection(LightningModule):
 
 
 class Distilled(DistillMixin, Detection):
-    def distill_unpack(self, batch: Batch) -> tuple[Tensor, None, None]:
-        """What the backbone is given, from which the losses take their shapes; in the step it is captured."""
-        return self.net.transform(batch[0])[0].tensors, None, None
+    """Terms join the losses of the step; the Teacher is given the same images and resizes them in the same way."""
+
+
+def cross_head(level: int) -> LossTerm:
+    """The Student's features of a level, read by the rest of the Teacher's head, against the Teacher's classes."""
+    rest = [f"Teacher.{HEAD}.conv.{part}" for part in range(6, 12)]  # two more blocks of convolution, norm, ReLU
+    feature = f"{HEAD}.conv.4@{level}"  # the head is called on each level: @ says which
+    return LossTerm(
+        CrossKDLoss(teacher_head=[*rest, f"Teacher.{HEAD}.cls_logits"]),
+        pair=(f"Student.{feature}", [f"Teacher.{feature}", f"Teacher.{HEAD}.cls_logits@{level}"]),
+        weight=0.4,
+    )
 
 
 def make_data(count: int = 4, side: int = 64) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -58,22 +68,22 @@ def make_data(count: int = 4, side: int = 64) -> list[tuple[Tensor, dict[str, Te
 
 
 def main(max_epochs: int = 1) -> Trainer:
-    teacher = detector("resnet50").backbone  # of your trained one
-    levels = [f"fpn.layer_blocks.{level}" for level in range(3)]
+    teacher = detector("resnet50")  # your trained one
+    pyramids = [[f"{name}.backbone.fpn.layer_blocks.{level}" for level in LEVELS] for name in ("Student", "Teacher")]
     module = Distilled().distill(
         teacher,
-        student="net.backbone",  # both are given the same images, resized and normalised by the student's detector
+        student="net",
+        batch={"inputs": ["images", "targets"]},
         losses={
-            "pyramid": LossTerm(
-                FitNetLoss(regressor="conv"),
-                pair=([f"Student.{level}" for level in levels], [f"Teacher.{level}" for level in levels]),
-                weight=1e-3,  # the features of this random Teacher are large, those of a trained one are not
-            )
+            # the features of this random Teacher are large, those of a trained one are not
+            "pyramid": LossTerm(FitNetLoss(regressor="conv"), pair=(pyramids[0], pyramids[1]), weight=1e-3),
+            **{f"cross_{level}": cross_head(level) for level in LEVELS},
         },
     )
 
-    def collate(samples: list[Any]) -> Any:
-        return tuple(map(list, zip(*samples, strict=True)))
+    def collate(samples: list[Any]) -> dict[str, Any]:
+        images, targets = zip(*samples, strict=True)
+        return {"images": list(images), "targets": list(targets)}
 
     trainer = Trainer(max_epochs=max_epochs, logger=False, enable_checkpointing=False, enable_model_summary=False)
     trainer.fit(module, DataLoader(make_data(), batch_size=2, shuffle=True, collate_fn=collate))  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 TERMS = {
     "data_free": {"adversarial", "kd"},
-    "detection": {"bbox_ctrness", "bbox_regression", "classification", "pyramid"},
+    "detection": {"bbox_ctrness", "bbox_regression", "classification", "pyramid", "cross_0", "cross_1", "cross_2"},
     "existing_module": {"kd", "similarity"},
     "image_classification": {"ce", "kd"},
     "own_format": {"ce", "kd"},

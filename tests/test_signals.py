@@ -91,6 +91,40 @@ def test_capture_that_fires_twice_is_an_error(net: TwoBranches) -> None:
         signals["S.twice"]
 
 
+def test_a_call_among_several_is_named() -> None:
+    """As a detector calls its head on each level of a pyramid."""
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+
+        def forward(self, levels: list[Tensor]) -> Tensor:
+            return torch.stack([self.head(level).sum() for level in levels]).sum()
+
+    net, levels = Levels(), list(torch.randn(3, 2, 4))
+    texts = ["S.head.0@0", "S.head.0@2", "S.head@1:input", "S.head@3", "S.head"]
+    with SignalCapture({"S": net}, parse_references(texts)) as signals:
+        net(levels)
+    assert torch.equal(signals["S.head.0@0"], net.head[0](levels[0]))
+    assert torch.equal(signals["S.head.0@2"], net.head[0](levels[2]))
+    assert signals["S.head@1:input"] is levels[1]
+    with pytest.raises(ValueError, match=r"'S.head@3' never fired: its module was called 3 times"):
+        signals["S.head@3"]
+    with pytest.raises(ValueError, match=r"fired 3 times.*or say which call, from 'S.head@0' to 'S.head@2'"):
+        signals["S.head"]
+    signals.forget("S")
+    with signals:
+        net(levels[1:])
+    assert torch.equal(signals["S.head.0@0"], net.head[0](levels[1]))
+
+
+@pytest.mark.parametrize("text", ["S@0", "S.head@", "S.head@-1", "S.head@x", "GroundTruth@0"])
+def test_what_is_no_call_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"behind @ stands which call of a submodule is meant"):
+        Reference.parse(text)
+
+
 def test_output_that_is_no_tensor_is_an_error(net: TwoBranches) -> None:
     with (
         pytest.raises(ValueError, match=r"'S.pair' gives a tuple, not a tensor"),

@@ -28,7 +28,7 @@ References: TypeAlias = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Reference:
-    """One parsed signal reference: ``Name[.module.path][:part.part]``.
+    """One parsed signal reference: ``Name[.module.path][@call][:part.part]``.
 
     ``Student`` is the model's output (its answer, where it gives a structure), ``Student.stages.2`` the output of that
     submodule, ``Student.stages.2.-1`` that of the last block in it, ``Student.fc:input`` its first input,
@@ -39,9 +39,12 @@ class Reference:
     ``GroundTruth:depth``. ``:input.1`` and ``:input.mask`` are arguments of a module by position and name, and
     ``:output.0`` is the first item of its output, or its only one.
 
+    A module that a forward calls several times, as a detector calls its head on each level of a pyramid, has a number
+    for each of its calls, from 0: ``Student.head.conv@2``.
+
     Example:
         >>> Reference.parse("Student.fc:input")
-        Reference(text='Student.fc:input', model='Student', path='fc', side='input', part=())
+        Reference(text='Student.fc:input', model='Student', path='fc', side='input', part=(), call=None)
         >>> Reference.parse("Student:hidden_states.-1").part
         ('hidden_states', '-1')
         >>> Reference.parse("GroundTruth").is_data
@@ -53,17 +56,19 @@ class Reference:
     path: str = ""
     side: Literal["input", "output"] = "output"
     part: tuple[str, ...] = ()
+    call: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Read a reference.
 
         Raises:
-            ValueError: the text is not of the form ``Model[.sub.module][:part.part]``.
+            ValueError: the text is not of the form ``Model[.sub.module][@call][:part.part]``.
         """
         if not isinstance(text, str):
             raise ValueError(f"a signal reference is a string such as 'Student.stages.2', got {text!r}")
-        name, colon, behind = text.partition(":")
+        called, colon, behind = text.partition(":")
+        name, at, number = called.partition("@")
         model, _, path = name.partition(".")
         part = tuple(behind.split(".")) if colon else ()
         if not all(name.split(".")) or not all(part) or ":" in behind:
@@ -71,6 +76,9 @@ class Reference:
                 f"{text!r} is no signal reference: expected 'Model', 'Model.sub.module', 'Model.sub.module:input' or "
                 "'Model:part'"
             )
+        if at and (not path or model in RESERVED or not (number.isascii() and number.isdigit())):
+            raise ValueError(f"{text!r}: behind @ stands which call of a submodule is meant, from 0: 'Model.head@2'")
+        call = int(number) if at else None
         if model == BATCH:
             if not path:
                 raise ValueError(f"{text!r} names no entry of a batch: expected 'Batch.<key>', or 'Batch.2' by number")
@@ -78,8 +86,8 @@ class Reference:
         if model in RESERVED and path:
             raise ValueError(f"{text!r}: {model} comes with the batch and has no submodules")
         if part[:1] == ("input",) and model not in RESERVED:
-            return cls(text, model, path, "input", part[1:])
-        return cls(text, model, path, "output", part[part[:1] == ("output",) :])
+            return cls(text, model, path, "input", part[1:], call)
+        return cls(text, model, path, "output", part[part[:1] == ("output",) :], call)
 
     @property
     def is_data(self) -> bool:
@@ -152,6 +160,7 @@ class SignalCapture:
         self._tensors: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._fired: dict[str, int] = {}
+        self._calls: dict[str, int] = {}
         self.labelled: dict[Any, Tensor | None] = {}
         """Positions of the samples that have a label, None where all have, by how it is decided."""
         self.counted: dict[str, int | Tensor] = {}
@@ -172,6 +181,8 @@ class SignalCapture:
 
     def _output_hook(self, ref: Reference) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if not self._is_meant(ref):
+                return
             answer = self._answers.get(ref.model, WHOLE) if self.is_answer(ref) else None
             itself = isinstance(output, Tensor) and (answer is not None or (bool(ref.path) and ref.part == ("0",)))
             if ref.part and not itself:
@@ -187,6 +198,8 @@ class SignalCapture:
 
     def _input_hook(self, ref: Reference) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self._is_meant(ref):
+                return
             values, part = [*args, *kwargs.values()], ref.part
             value = values[0] if values else None
             if part:
@@ -197,6 +210,12 @@ class SignalCapture:
             self._keep(ref.text, value)
 
         return hook
+
+    def _is_meant(self, ref: Reference) -> bool:
+        """Count a call of a reference's module; whether it is the one that the reference means."""
+        number = self._calls.get(ref.text, 0)
+        self._calls[ref.text] = number + 1
+        return ref.call is None or ref.call == number
 
     def _keep(self, text: str, value: Any) -> None:
         if not isinstance(value, Tensor):
@@ -263,8 +282,8 @@ class SignalCapture:
     def forget(self, model: str) -> None:
         """Take the captures of a model for not made."""
         for text in self.texts_of(model):
-            self._fired.pop(text, None)
-            self._tensors.pop(text, None)
+            for kept in (self._fired, self._calls, self._tensors):
+                kept.pop(text, None)
 
     def captured(self) -> dict[str, Tensor]:
         """What was captured or put so far, by the text of its reference, without its graph."""
@@ -298,13 +317,14 @@ class SignalCapture:
                     f"{text!r} is not in this batch: batches are (inputs, target) or (inputs, target, index)"
                 )
             raise ValueError(
-                f"{text!r} never fired: its module was not called in this step's forward "
+                f"{text!r} never fired: its module was {_times(self._calls.get(text, 0))} in this step's forward "
                 "(a model used through another method than forward, or a branch that was not taken)"
             )
         if fired > 1:
             raise ValueError(
                 f"{text!r} fired {fired} times in one step, so which tensor is meant is not clear: "
-                "its module is shared or the model ran twice; tap a module that is called once"
+                "its module is shared or the model ran twice; tap a module that is called once, or say which call, "
+                f"from {_of_call(text, 0)!r} to {_of_call(text, fired - 1)!r}"
             )
         tensor = self._tensors[text]
         if version_of(tensor) != self._versions[text]:
@@ -336,6 +356,16 @@ class SignalCache(Protocol):
             compute: runs the model.
             output: whether what it returns is wanted too.
         """
+
+
+def _times(calls: int) -> str:
+    return "not called" if not calls else "called once" if calls == 1 else f"called {calls} times"
+
+
+def _of_call(text: str, call: int) -> str:
+    """A reference to one of the calls of its module."""
+    name, colon, behind = text.partition(":")
+    return f"{name}@{call}{colon}{behind}"
 
 
 def _advice(text: str, value: Any) -> str:
