@@ -90,6 +90,26 @@ def test_a_damaged_entry_is_remade(tmp_path: Path, harm: Callable[[bytes], bytes
     assert decode.calls == 2
 
 
+@pytest.mark.parametrize(
+    "plant",
+    [
+        lambda entry: entry.symlink_to("nowhere"),
+        lambda entry: entry.symlink_to(entry.name),
+        lambda entry: entry.mkdir(),
+        lambda entry: os.mkfifo(entry),
+        lambda entry: (entry.parent.rmdir(), entry.parent.write_text("x")),
+    ],
+    ids=["a link to nothing", "a link to itself", "a folder", "a pipe", "a file in place of the folder"],
+)
+def test_what_others_put_into_an_open_folder_ends_no_run(tmp_path: Path, plant: Callable[[Path], Any]) -> None:
+    entry = ClipCache(tmp_path, limit=MB)._file("a", range(9))
+    entry.parent.mkdir()
+    plant(entry)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*takes no more")
+        read(ClipCache(tmp_path, limit=MB), Decoder(), [3, 8], range(9))
+
+
 def test_a_full_cache_takes_no_more_and_says_so_once(tmp_path: Path) -> None:
     cache = ClipCache(tmp_path, limit=1000)
     with pytest.warns(UserWarning, match=r"takes no more: its limit of 1e-06 GB .* Set data\.cache_gb=<more>") as told:
@@ -167,7 +187,17 @@ def test_processes_fill_one_cache(other: Any) -> None:
     assert cache.folder.is_dir()
 
 
-def test_memory_goes_with_its_owner_and_after_it() -> None:
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_memory_goes_with_its_owner_and_after_it(umask: int) -> None:
+    """Where files of a group are written by default, as most systems have it, leftovers stayed for ever."""
+    before = os.umask(umask)
+    try:
+        _check_memory_goes()
+    finally:
+        os.umask(before)
+
+
+def _check_memory_goes() -> None:
     cache = ClipCache.in_memory(MB)
     folder = cache.folder
     other = ClipCache.in_memory(MB)

@@ -77,6 +77,13 @@ def test_all_that_is_not_admitted_is_told_at_once_with_its_key_and_how_to_admit_
     assert "Teacher" not in message
 
 
+def test_a_message_is_short_however_much_is_wrong() -> None:
+    long = {"x" * 900: {"y" * 900: [{"_target_": f"os.system{number}" * 20} for number in range(99)]}}
+    with pytest.raises(ValueError, match=r"^99 things .*; and 94 more\. If") as caught:
+        check_targets(long)
+    assert len(str(caught.value)) < 1_500
+
+
 V2 = "torchvision.transforms.v2"
 
 

@@ -132,6 +132,8 @@ ATTACKS: dict[str, Callable[[Config], None]] = {
     "inputs is text": put("inputs", "evil"),
     "start is a list": put("start", ["evil"]),
     "a start is a number": put("start", {"Student": 5}),
+    "an input without end": put("inputs", {"Student": {"size": "9" * 9_999}}),
+    "frozen models without end": put("frozen", [f"a{number}" for number in range(9_999)]),
     "frozen weights are a list": put("frozen_weights", {"Student": ["evil"]}),
     "callbacks is text": put("callbacks", "evil"),
     "the data is a layer": put("data", {T: "torch.nn.Identity", **SIZES}),

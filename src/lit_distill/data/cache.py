@@ -22,7 +22,7 @@ import av
 import numpy as np
 import PIL
 
-from lit_distill._files import create_file, open_log
+from lit_distill._files import create_file
 from lit_distill.data.decoding.frames import Frames
 from lit_distill.data.decoding.layout import VideoError
 from lit_distill.untrusted.opening import (
@@ -105,7 +105,7 @@ class ClipCache:
         self.folder, self.limit, self.check = Path(folder), limit, check
         private_folder(self.folder)
         with self._ledger() as numbers:
-            numbers[_BYTES] = sum(file.stat().st_size for file in self.folder.glob(f"??/*{_ENDING}"))
+            numbers[_BYTES] = sum(map(_size_of, self.folder.glob(f"??/*{_ENDING}")))
             numbers[_FULL] = 0
             self._before = numbers[:3]
 
@@ -115,7 +115,7 @@ class ClipCache:
         parent = _SHARED if _SHARED.is_dir() and os.access(_SHARED, os.W_OK) else Path(tempfile.gettempdir())
         _remove_abandoned(parent)
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        lock = open_log(folder / _LOCK)
+        lock = create_file(folder / _LOCK, private=True)  # under another umask it would be taken for someone else's
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
         cache = cls(folder, limit=limit, check=False)
@@ -246,14 +246,15 @@ class ClipCache:
                 self._tell_full(error.strerror or str(error), "data.cache_gb=<less> or data.cache_dir=<a folder>")
             return False
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
         return True
 
     def _remove_damaged(self, file: Path) -> None:
         try:
             size = file.stat().st_size
             file.unlink()
-        except FileNotFoundError:  # another process was first
+        except OSError:  # another process was first, or somebody has put there what cannot be removed
             return
         with self._ledger() as numbers:
             numbers[_BYTES] -= size
@@ -320,8 +321,18 @@ def _read_entry(file: Path, rows: Sequence[int], *, check: bool) -> Frames:
 def _opened(file: Path) -> io.FileIO:
     try:
         return open_untrusted(file, what="an entry", own=True, buffering=0)
-    except UntrustedFileError as error:  # somebody else's, or a link: not what was written
+    except FileNotFoundError:
+        raise
+    except (OSError, UntrustedFileError) as error:  # somebody else's, or a link: not what was written
         raise _DamagedError from error
+
+
+def _size_of(file: Path) -> int:
+    """Of an entry; 0 where another process has just removed it."""
+    try:
+        return file.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _decode_in_parts(decode: Decode, numbers: Sequence[int], height: int, width: int) -> Frames:

@@ -10,6 +10,7 @@ from lit_distill.runs.opened import Run
 from lit_distill.training.fit import build_module
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import held_to
+from lit_distill.untrusted.showing import short_errors
 
 _NAMED = (
     "models", "losses", "val_losses", "optimizer", "scheduler", "balance",
@@ -38,7 +39,7 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
         return build(node, allow=run.allow, run_dir=folder, weights_bytes=size)
 
     size = run.weights_bytes
-    with held_to(size, str(folder)):
+    with held_to(size, str(folder)), short_errors():
         module = build_module(tree, build=built)
     for name, network in module.models.items():
         run.within_memory(name, network)

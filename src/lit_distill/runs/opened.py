@@ -43,6 +43,7 @@ from lit_distill.untrusted.check import check_allow
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.networks import check_forward
 from lit_distill.untrusted.plain import dotted, read_plain
+from lit_distill.untrusted.showing import short_errors
 
 _Built = TypeVar("_Built")
 _OF_BATCHES = ("batch_size", "eval_batch_size", "num_workers", "prefetch", "shuffle_window")
@@ -212,7 +213,8 @@ class Run:
         given = (self.config.get("inputs") or {}).get(self._name(model))
         if given is None:
             return None
-        data, view = self.config["data"], InputView.of(given)
+        with short_errors():
+            data, view = self.config["data"], InputView.of(given)
         mean, std = data.get("mean"), data.get("std")
         return view if mean is None or std is None else view.of_data(mean, std)
 

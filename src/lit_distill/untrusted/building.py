@@ -15,10 +15,9 @@ from torch import Tensor
 from lit_distill.untrusted.check import check_targets, located
 from lit_distill.untrusted.networks import held_to
 from lit_distill.untrusted.plain import KeyPath, dotted
-from lit_distill.untrusted.showing import printable
+from lit_distill.untrusted.showing import short_errors
 
 _TARGET = "_target_"
-_LONGEST = 1_000  # characters of an error that may repeat a text of the config
 _OWN_KEYS = (_TARGET, "_args_", "_partial_", "_convert_", "_recursive_")
 
 
@@ -74,12 +73,10 @@ def _built(node: Any, path: KeyPath) -> Any:
     if node.get("_partial_"):
         return function
     try:
-        return function()
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        said = str(error)
-        if not isinstance(error, ValueError) or (said.isprintable() and len(said) <= _LONGEST):
-            raise
-        raise ValueError(f"{dotted(path)}: {printable(said[:_LONGEST])}") from error
+        with short_errors(dotted(path)):
+            return function()
+    except (ValueError, OSError, ModuleNotFoundError):
+        raise
     except Exception as error:  # what a call raises for arguments that are none of its own is of no common class
         said = " ".join(str(error).split())[:300]
         raise ValueError(

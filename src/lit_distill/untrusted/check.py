@@ -23,6 +23,7 @@ __all__ = ["check_allow", "check_targets", "read_config"]
 
 _TARGET = "_target_"
 _MAX_TARGETS = 2_000
+_SHOWN = 5  # things that a message names
 _KINDS = {"_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
 _OWN_KEYS = {_TARGET, "_partial_", "_convert_", "_recursive_"}
 _NEVER = sys.stdlib_module_names | {"builtins", "hydra", "omegaconf", "pip", "pkg_resources", "setuptools"}
@@ -90,7 +91,7 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
         checked.
 
     Raises:
-        ValueError: something is not admitted; all of it is listed, by key and target.
+        ValueError: something is not admitted; the first five things are listed, by key and target.
 
     Example:
         >>> check_targets({"loss": {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.1}})
@@ -116,8 +117,10 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
         things = (
             "1 thing in a received config is" if len(faults) == 1 else f"{len(faults)} things in a received config are"
         )
+        named = "; ".join(fault[:200] for fault in faults[:_SHOWN])
+        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ValueError(
-            f"{things} not admitted: {'; '.join(faults)}. If you trust a package with your machine, admit it: "
+            f"{things} not admitted: {named}{more}. If you trust a package with your machine, admit it: "
             '--allow my_package on the command line, allow=("my_package",) in Python'
         )
     return plain

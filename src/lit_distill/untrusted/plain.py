@@ -21,6 +21,7 @@ MAX_JSON_VALUES = 200_000
 MAX_DEPTH = 32
 MAX_TEXT = 100_000
 _MAX_NAME = 1_000
+_MAX_PATH = 300
 _MAX_NUMBER = 64
 _MAX_CHAIN = 4 * MAX_DEPTH
 _MAX_ALL_TEXT = 4_000_000
@@ -239,7 +240,8 @@ def walk(tree: Any) -> Iterator[tuple[KeyPath, Any]]:
 
 def dotted(path: KeyPath) -> str:
     """A path as it is written on a command line; ``the config`` for the empty one."""
-    return ".".join(_short(part) if isinstance(part, str) else str(part) for part in path) or "the config"
+    text = ".".join(map(_short, path))
+    return (text if len(text) <= _MAX_PATH else f"{text[:_MAX_PATH]}…") or "the config"
 
 
 def _short(text: object) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
+_LONGEST: Final = 999  # characters of an error that may repeat a text of others
 # Spreadsheets of some languages take full-width signs too, and of others a semicolon for the end of a cell.
 _FORMULA = re.compile(r"(^|;)([\s?]*?)(?=[=+\-@＝＋－＠])")
 
@@ -16,6 +20,32 @@ def printable(text: str) -> str:
         'a?[2Jb?'
     """
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+@contextmanager
+def short_errors(where: str = "") -> Iterator[None]:
+    """Shorten the ``ValueError`` of a block that names texts of others: one line of less than 1,000 characters.
+
+    Args:
+        where: what the message begins with where it is shortened.
+
+    Raises:
+        ValueError: with another text where the block's has several lines, more characters or control characters.
+
+    Example:
+        >>> with short_errors("data"):
+        ...     raise ValueError("a\\n" + "b" * 9_999)
+        Traceback (most recent call last):
+        ...
+        ValueError: data: a?bbb...
+    """
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if said.isprintable() and len(said) <= _LONGEST:
+            raise
+        raise ValueError(printable(f"{where}: {said}".removeprefix(": ")[:_LONGEST])) from error
 
 
 def printable_lines(text: str) -> str:
