@@ -93,12 +93,16 @@ URLS = [
     "s3://me:p@{}@bucket/x", "s3://me:a/{}@bucket", "https://h/x?token={}", "https://h/x?a=1&api_key={}&b=2",
     "https://h/x?sv=2&sig={}%3D&x=1", "https://h/k?X-Amz-Signature={}", "https://h/k?X-Amz-Security-Token={}",
     "memory://x;password={}", "https://hooks.slack.com/services/T00/B00/{}", "postgresql://u:{}@db:5432/x",
+    "https://h/x?key={}", "https://h/x?a=1&code={}", "https://h/x?pass={}", "https://h/x%3Ftoken%3D{}",
+    "https://discord.com/api/webhooks/1/{}", "https://api.telegram.org/bot123456:{}AAAAAAAAAA/send",
 ]  # fmt: skip
 TYPED = [
     "+x.headers.Authorization='Bearer {}'", "+x.authToken={}", "+x.pwd={}", "PGPASSWORD={} train", "train --token {} a",
     "+x.auth={}", "+x.clientSecret={}", "+x.secretAccessKey={}", "+x.cookie={}", "+x.api_key_wandb={}",
     "'+x.password=a {}'", '+x.password="a {}"', "+x={{password:{}}}", "+x.aws_access_key_id={}",
-    "+x.connection_string='AccountKey={};'",
+    "+x.connection_string='AccountKey={};'", "+x.connection_string={}", "+x.db.pass={}", "+x.pw={}", "+x.otp={}",
+    "+x.gh_pat={}", "+x.subscription-key={}", "+x.license_key={}", "+x.ssh_key={}", "+x.sentry.dsn={}",
+    "+x.webhook_url={}", 'note={{\\"api_key\\": \\"{}\\"}}', "curl -H 'Bearer {}'",
 ]  # fmt: skip
 
 
@@ -137,6 +141,15 @@ def test_a_value_of_the_environment_needs_no_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SHORT_TOKEN", "run")
     assert redacted({"a": f"x/{SECRET}/y", "runs": "run"}) == {"a": "x/<redacted>/y", "runs": "run"}
     assert redacted_text(f"train +note={SECRET} run") == "train +note=<redacted> run"
+
+
+@pytest.mark.parametrize("name", ["COMET_KEY", "GH_PAT", "DB_PASS", "SENTRY_DSN"])
+def test_a_value_of_the_environment_is_known_as_it_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, 'a b/c"d1')
+    assert redacted({"x": 'a b/c"d1', "y": "a%20b%2Fc%22d1", 'a b/c"d1': 1}) == {
+        "x": "<redacted>", "y": "<redacted>", "<redacted>": 1
+    }  # fmt: skip
+    assert redacted_text(json.dumps({"x": 'a b/c"d1'})) == '{"x": "<redacted>"}'
 
 
 def begun(folder: Path, config: DictConfig) -> Path:

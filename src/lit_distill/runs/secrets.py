@@ -5,20 +5,24 @@ Values of the environment's secrets are left out wherever they stand, so that a 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any
+from urllib.parse import quote
 
 REDACTED = "<redacted>"
 _ANYWHERE = (
-    r"passw(?:or)?d|passphrase|secret(?!ar)|credential|(?:api|access|account|private|signing|encryption)[_-]?key|"
-    r"authorization"
+    r"passw(?:or)?d|passphrase|secret(?!ar)|credential|authorization|webhook|connection[_-]?string|"
+    r"(?:api|access|account|private|signing|encryption|subscription|licen[cs]e|ssh)[_-]?key"
 )
-_AT_THE_END = r"tokens?|(?:^|(?<=[\W_])|o)auth|cookies?|signature|bearer|jwt|pwd|(?:^|(?<=[\W_]))sig"
+_AT_THE_END = (
+    r"tokens?|(?:^|(?<=[\W_])|o)auth|cookies?|signature|bearer|jwt|pwd|(?:^|(?<=[\W_]))(?:sig|pass|pw|pat|dsn|otp)"
+)
 _NAMES = rf"(?:[\w.+~-]*(?:{_ANYWHERE})[\w-]*|[\w.+~-]*(?:{_AT_THE_END}))"
 _NAME = re.compile(_NAMES, re.IGNORECASE)
-_HIDDEN = r"""'[^']*'|"[^"]*"|\$\{[^{}]*\}|(?:(?:bearer|basic)\s+)?[^\s,;&}\]'"]+"""
-_TYPED = re.compile(rf"""(?<![\w.+~-])({_NAMES}['"]?\s*[=:]\s*|--{_NAMES}\s+)({_HIDDEN})""", re.IGNORECASE)
+_HIDDEN = r"""\\+"[^"]*"|\\+'[^']*'|'[^']*'|"[^"]*"|\$\{[^{}]*\}|(?:(?:bearer|basic)\s+)?[^\s,;&}\]'"]+"""
+_TYPED = re.compile(rf"""(?<![\w.+~-])({_NAMES}\\*['"]?\s*(?:[=:]|%3D)\s*|--{_NAMES}\s+)({_HIDDEN})""", re.IGNORECASE)
 _QUOTED = re.compile(rf"""(?P<quote>['"])({_NAMES}[=:])(?!\$\{{)((?:(?!(?P=quote)).)+)""", re.IGNORECASE)
 # Up to the last @ where a password may hold some; host:8080/a@b is a port.
 _LOGIN = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s'\",]*@|[^/@\s]+@)")
@@ -26,12 +30,16 @@ _LOGIN = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s'\",]*@|[^/@\s]+@)")
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|"
     r"sk-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|wandb_v\d_\w{20,})|"
-    r"(?<=hooks\.slack\.com/services/)[\w/]+|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"
+    r"(?<=hooks\.slack\.com/services/)[\w/]+|(?<=/api/webhooks/)[\w/-]+|(?<=/bot)\d+:[\w-]{20,}|"
+    r"(?<=\bBearer )[\w.~+/-]{8,}|(?<=[?&]key=)[^&\s'\",]+|(?<=[?&]code=)[^&\s'\",]+|"
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"
 )
 _NO_SECRET = re.compile(
     r"""['"]?(?:[-+]?\d{1,5}(?:\.\d+)?|true|false|null|none|\?\?\?|\$\{[^{}]*\})?['"]?""", re.IGNORECASE
 )
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^},]*)")
+# A key of a config may be that of a mapping; a variable of the environment is none.
+_VARIABLE = re.compile(rf"{_NAMES}|\w*KEY", re.IGNORECASE)
 _SHORTEST = 8  # characters of a value of the environment that is looked for
 
 
@@ -73,14 +81,20 @@ def redacted_text(text: str) -> str:
 
 
 def _values() -> list[str]:
-    """Of the environment's secrets, the longest first: one may hold another."""
-    found = {value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name)}
-    return sorted(found, key=len, reverse=True)
+    """Of the environment's secrets, also as URLs and JSON write them, the longest first: one may hold another."""
+    found = [value for name, value in os.environ.items() if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name)]
+    written = {
+        form
+        for value in found
+        for form in (value, quote(value, safe="", errors="surrogateescape"), json.dumps(value)[1:-1])
+    }
+    return sorted(written, key=len, reverse=True)
 
 
 def _redacted(tree: Any, name: str, values: list[str]) -> Any:
     if isinstance(tree, dict):
-        return {key: _redacted(value, str(key), values) for key, value in tree.items()}
+        return {_without(key, values) if isinstance(key, str) else key: _redacted(value, str(key), values)
+                for key, value in tree.items()}  # fmt: skip
     if isinstance(tree, (list, tuple)):
         return [_redacted(value, name, values) for value in tree]
     if not isinstance(tree, str):
