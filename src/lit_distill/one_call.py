@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from lit_distill import losses as every_loss
 from lit_distill._module.batches import unpack_batch
 from lit_distill.checkpoints import read_checkpoint
+from lit_distill.models.identity import fill
 from lit_distill.module import DistillModule
 from lit_distill.runs.artifacts import write_student
 from lit_distill.runs.names import STUDENT_FILE
@@ -227,7 +228,7 @@ def _measured(trainer: Trainer, module: DistillModule, val: DataLoader[Any]) -> 
 def _fill(student: nn.Module, checkpoint: str) -> None:
     state = read_checkpoint(checkpoint)["state_dict"]
     start = "models.Student."
-    student.load_state_dict({name[len(start) :]: value for name, value in state.items() if name.startswith(start)})
+    fill(student, {name[len(start) :]: value for name, value in state.items() if name.startswith(start)})
 
 
 # ---------------------------------------------------------------- layers

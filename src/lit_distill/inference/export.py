@@ -21,6 +21,7 @@ from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.exported import compare, fused, load_program, top1
 from lit_distill.inference.onnx_files import OnnxNetwork, quantize_onnx, write_onnx
 from lit_distill.inference.sample_batches import batches_of, labelled_batches
+from lit_distill.models.identity import fill
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import EXPORT, STUDENT_FILE, card_of
@@ -149,7 +150,7 @@ def _write(format: Format, network: nn.Module, example: Tensor, file: Path) -> C
     again = copy.deepcopy(network)
     for tensor in again.state_dict().values():
         tensor.zero_()  # what the file does not bring is not there
-    again.load_state_dict(load_file(file))
+    fill(again, load_file(file))
     return again
 
 

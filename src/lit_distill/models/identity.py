@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,26 @@ def state_of(checkpoint: Mapping[str, Any], model: str) -> dict[str, Tensor]:
         raise ValueError(f"the checkpoint holds no model {model!r}; it holds {names}")
     require_plain(state, "the checkpoint")
     return state
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load all tensors of a network of this version, from a file that keeps nothing but tensors.
+
+    The versions that modules note beside their tensors are those of the network: without any, MNASNet refuses them.
+
+    Raises:
+        RuntimeError: a tensor is missing, is one too many, or has another shape.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> fill(network, {"weight": torch.zeros(1, 2), "bias": torch.ones(1)})
+        >>> network(torch.ones(2)).tolist()
+        [1.0]
+    """
+    versions = network.state_dict()._metadata  # type: ignore[attr-defined]
+    complete = OrderedDict(state)
+    complete._metadata = versions  # type: ignore[attr-defined]
+    network.load_state_dict(complete, strict=True)
 
 
 def loaded_from(model: nn.Module) -> dict[str, Any]:

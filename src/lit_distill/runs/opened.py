@@ -18,7 +18,7 @@ from lit_distill._files import expand_home
 from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
 from lit_distill.data.preprocess import Preprocess, Views
-from lit_distill.models.identity import state_of, state_sha256
+from lit_distill.models.identity import fill, state_of, state_sha256
 from lit_distill.models.state_files import SUFFIXES, file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import load_weights, weights_files
 from lit_distill.runs.artifacts import stage_folders
@@ -472,7 +472,7 @@ def _without_weights(node: Any) -> Any:
 
 def _fill(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     try:
-        network.load_state_dict(dict(state), strict=True)
+        fill(network, state)
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise ValueError(f"{source} does not fit {type(network).__name__}: {said[:300]}") from error

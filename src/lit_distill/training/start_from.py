@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_distill._module.frozen import check_keys
 from lit_distill._module.patterns import names
 from lit_distill.checkpoints import read_checkpoint
-from lit_distill.models.identity import state_of
+from lit_distill.models.identity import fill, state_of
 from lit_distill.models.simkd import SimKDStudent
 from lit_distill.models.state_files import file_sha256, read_safetensors, split_name
 from lit_distill.models.weights import LoadReport, is_counter
@@ -71,7 +71,7 @@ def start_from(
         ) from error
     if expected is not None:
         return None
-    model.load_state_dict({**{key: own[key] for key in begun}, **kept}, strict=True)
+    fill(model, {**{key: own[key] for key in begun}, **kept})
     reset = {key: "is reinitialized in this stage" for key in begun if not is_counter(key)}
     matched = [key for key in kept if not is_counter(key)]
     return LoadReport(file, file_sha256(file), len(matched), len(matched) + len(reset), reset=reset, name=there)
