@@ -15,7 +15,7 @@ import pytest
 
 from comparison.fakes import config, leave
 from lit_distill.comparison.plan import PlannedRun, make_plan
-from lit_distill.comparison.record import run_record
+from lit_distill.comparison.record import is_done, run_record
 from lit_distill.reporting.charts import Chart, Interval, Line, bar_chart, dot_chart, interval_chart, line_chart
 from lit_distill.reporting.history import read_history, thinned
 from lit_distill.runs.artifacts import read_json
@@ -119,6 +119,17 @@ def test_a_comparison_takes_finite_numbers_alone(file: str, name: str, value: st
         with pytest.raises(ValueError, match=f"{file}: expected a finite number as .*, got") as caught:
             run_record(compared, compared.folder.parents[1])
         assert str(caught.value).isprintable()
+    finally:
+        place.write_text(kept)
+
+
+@pytest.mark.parametrize("text", ["{}", '{"sha256": null}', '{"top1": 1}'])
+def test_a_comparison_takes_no_test_without_a_hash(text: str, compared: PlannedRun) -> None:
+    place = compared.folder / "test.json"
+    kept = place.read_text()
+    try:
+        place.write_text(text)
+        assert not is_done(compared)
     finally:
         place.write_text(kept)
 

@@ -50,7 +50,7 @@ def is_done(run: PlannedRun, *, tested: bool = True) -> bool:
 
 def _tests_these_weights(folder: Path) -> bool:
     report, card = read_json(folder / TEST_FILE), read_json(folder / CARD_FILE)
-    return bool(report) and report["sha256"] == card.get("sha256")
+    return report.get("sha256") is not None and report["sha256"] == card.get("sha256")
 
 
 def collect(plan: Plan, folder: Path, faults: Mapping[Path, str], about: Mapping[str, Any]) -> dict[str, Any]:

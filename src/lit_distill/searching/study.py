@@ -115,9 +115,10 @@ def train_trial(
         _report(trial, place, config.metric)
     if job.returncode:
         return "FAIL", None, fault_of(log, start, job.returncode)
-    value = read_results(place)["best"].get(config.metric)
-    if value is None:
-        return "FAIL", None, f"{config.metric} is not in its {RESULTS_FILE}"
+    best = read_results(place).get("best")
+    value = best.get(config.metric) if isinstance(best, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "FAIL", None, f"{config.metric} is no number in its {RESULTS_FILE}"
     return "COMPLETE", float(value), ""
 
 

@@ -223,6 +223,13 @@ def test_another_specification_is_another_folder(tmp_path: Path) -> None:
     assert len({set_folder(spec, tmp_path) for spec in (SPEC, *others)}) == 4
 
 
+@pytest.mark.parametrize("files", [[1], "x", {"a.mp4": 1}, None])
+def test_a_manifest_of_other_content_is_unreadable(files: object, bare: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bare / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+    assert find_fault(tmp_path, BARE) in ("manifest.json is unreadable", "manifest.json lists another number of clips")
+
+
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [

@@ -99,7 +99,7 @@ def find_fault(folder: Path, spec: DigitsSpec) -> str | None:
         return f"{Path(error.filename).name} is missing"
     except NotADirectoryError:
         return "it is no folder"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is unreadable"
     return None
 
@@ -228,7 +228,7 @@ def _discard(folder: Path) -> None:
 def _discard_abandoned(root: Path) -> None:
     """Remove the temporary folders of makings that were killed long ago."""
     for folder in root.glob(".moving_digits-*"):
-        if time.time() - folder.stat().st_mtime > _ABANDONED_AFTER:
+        if time.time() - folder.lstat().st_mtime > _ABANDONED_AFTER:
             shutil.rmtree(folder, ignore_errors=True)
 
 
