@@ -21,6 +21,7 @@ TERMS = {
     "data_free": {"adversarial", "kd"},
     "detection": {"bbox_ctrness", "bbox_regression", "classification", "pyramid", "cross_0", "cross_1", "cross_2"},
     "existing_module": {"kd", "similarity"},
+    "foundation_features": {"features", "queue"},
     "image_classification": {"ce", "kd"},
     "own_format": {"ce", "kd"},
     "own_lightning_module": {"ce", "kd"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -193,6 +194,30 @@ def test_the_entries_that_models_take_may_be_said(inputs: Any) -> None:
 def test_a_batch_of_another_form_says_what_to_write(batch: Any, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         DistillModule({"Student": Plain()}, {"ce": CE}, **given).build(batch)
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (x,), lambda x: [x]], ids=["tensor", "tuple", "list"])
+def test_inputs_alone_are_a_batch_without_labels(form: Callable[[Tensor], Any]) -> None:
+    images = torch.randn(4, 5)
+    unpacked = unpack_batch(form(images))
+    assert unpacked.inputs is images
+    assert (unpacked.target, unpacked.indices) == (None, None)
+    module = DistillModule(
+        {"Student": nn.Linear(5, 3), "Teacher": nn.Linear(5, 3)},
+        {"mse": LossTerm(nn.MSELoss(), ("Student", "Teacher"))}, frozen=["Teacher"], metrics=None,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )  # fmt: skip
+    fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    loader = DataLoader(list(images), batch_size=2, collate_fn=lambda rows: form(torch.stack(rows)))  # type: ignore[arg-type]
+    fit.fit(module, loader, loader)
+    assert fit.callback_metrics["val/mse"] > 0
+    with pytest.raises(ValueError, match=r"'GroundTruth' is not in this batch"):
+        DistillModule({"Student": nn.Linear(5, 3)}, {"ce": CE}).build(form(images))
+
+
+def test_metrics_are_made_by_a_function() -> None:
+    with pytest.raises(ValueError, match=r"metrics is a function that makes the metrics of a model, .* got a dict"):
+        DistillModule({"Student": Plain()}, {"ce": CE}, metrics={})  # type: ignore[arg-type]
 
 
 def test_an_entry_that_is_not_there_is_named() -> None:

@@ -120,8 +120,8 @@ def unpack_batch(
     """The parts of a batch of a usual form.
 
     Args:
-        batch: ``(inputs, target)``, ``(inputs, target, index)``, each with a mapping of entries behind it, or a
-            mapping.
+        batch: ``(inputs, target)``, ``(inputs, target, index)``, each with a mapping of entries behind it, a mapping,
+            or the inputs alone where nothing has a label: a tensor, or ``(inputs,)``.
         hook: what to override for others, for the message.
         keys: which entries of a mapping are what.
         models: that take it: where one is of Hugging Face, mappings need no ``keys``; a decoder that makes its own
@@ -145,6 +145,10 @@ def unpack_batch(
             f"the batch is a mapping of {names}: say what models take, as batch={{'inputs': '<key>', 'target': "
             f"'<key>'}} for model(batch[<key>]), or a list of keys for model(<key>=…), or override {hook}()"
         )
+    if isinstance(batch, Tensor):
+        return Unpacked(batch, None, None, (batch,))
+    if isinstance(batch, (tuple, list)) and len(batch) == 1 and isinstance(batch[0], Tensor):
+        return Unpacked(batch[0], None, None, batch)
     if isinstance(batch, (tuple, list)) and len(batch) in (2, 3, 4):
         entries = batch[-1] if len(batch) > 2 and isinstance(batch[-1], Mapping) else None
         rest = tuple(batch[: len(batch) - (entries is not None)])
@@ -153,8 +157,8 @@ def unpack_batch(
             return Unpacked(rest[0], rest[1], index, batch if entries is None else entries)
     got = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise ValueError(
-        f"a batch is (inputs, target) or (inputs, target, index), each with a mapping of further entries behind it or "
-        f"none, or a mapping, got {got}; override {hook}()"
+        "a batch is (inputs, target) or (inputs, target, index), each with a mapping of further entries behind it or "
+        f"none, a mapping, or a tensor of inputs without labels, got {got}; override {hook}()"
     )
 
 

@@ -44,7 +44,16 @@ class EvaluatedModule(CheckpointedModule):
         *,
         chooses_student: bool,
     ) -> None:
-        """Set what evaluation needs: the terms of training, those of validation where they are others, the metrics."""
+        """Set what evaluation needs: the terms of training, those of validation where they are others, the metrics.
+
+        Raises:
+            ValueError: metrics are no function, or none that can choose the best of the candidates.
+        """
+        if metrics is not None and not callable(metrics):
+            raise ValueError(
+                "metrics is a function that makes the metrics of a model, as in metrics=lambda: MetricCollection({…}), "
+                f"or None for none, got a {type(metrics).__name__}"
+            )
         self.composer = composer
         # Registered only if it is another one: a loss with parameters would stand in the checkpoint twice.
         self._own_val_composer = val_composer
