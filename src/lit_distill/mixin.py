@@ -17,7 +17,15 @@ from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
 from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors, warned_of_calls
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
-from lit_distill._module.preflight import Classes, Part, answers_of, as_modules, check_names, try_example
+from lit_distill._module.preflight import (
+    Classes,
+    Part,
+    answers_of,
+    as_modules,
+    check_names,
+    explained_batch_norm,
+    try_example,
+)
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
 from lit_distill.composer import LossComposer, zero_gradients
@@ -259,7 +267,8 @@ class DistillMixin(LightningModule):
             teach = partial(self._distill_teach, [name for name in self._distill_teachers if signals.texts_of(name)])
             hook = self._distill_networks[STUDENT].register_forward_pre_hook(teach, with_kwargs=True)
             try:
-                output = step(*arguments)
+                with explained_batch_norm():
+                    output = step(*arguments)
             finally:
                 hook.remove()
         if output is None:
@@ -267,7 +276,8 @@ class DistillMixin(LightningModule):
         target = index = entries = None
         if any(reference.is_data for reference in self.distillation.references):
             _, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
-        result = self.distillation(signals, target, index=index, batch=entries, epoch=epoch)
+        with explained_batch_norm():
+            result = self.distillation(signals, target, index=index, batch=entries, epoch=epoch)
         self.log_dict({f"distill/{name}": value for name, value in result.unweighted.items()})
         for name, weight in zip(result.names, result.weights, strict=True):
             if not self.distillation.terms[name].has_fixed_weight:

@@ -162,6 +162,12 @@ class DistillModule(EvaluatedModule):
         unused = set(models) - self.composer.taught_names - set(self.frozen)
         if unused:
             raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
+        for name, given, such in (
+            ("optimizer", optimizer, "partial(torch.optim.SGD, lr=0.05)"),
+            ("scheduler", scheduler, "partial(torch.optim.lr_scheduler.StepLR, step_size=10)"),
+        ):
+            if given is not None and not callable(given):
+                raise ValueError(f"{name} is a function that makes one, such as {such}, got {type(given).__name__}")
         self._optimizer_factory = optimizer
         self._scheduler_factory = scheduler
         self._preflight = preflight
@@ -243,10 +249,11 @@ class DistillModule(EvaluatedModule):
         inputs, target, index, entries = self.unpacked(batch)
         composer, sums = self._terms_of_step()
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
-        with composer.capture(self.named, epoch=epoch, watched=watched) as signals, explained_batch_norm():
-            self.run_models(inputs, signals, cached=True, thorough=not self._stepped)
-        self._stepped = True
-        result: ComposedLoss = composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
+        with explained_batch_norm():
+            with composer.capture(self.named, epoch=epoch, watched=watched) as signals:
+                self.run_models(inputs, signals, cached=True, thorough=not self._stepped)
+            self._stepped = True
+            result: ComposedLoss = composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
         sums.add(result, batch_size(target, inputs))
         if not batch_idx:
             self._warn_of_ignored([composer], signals, target, inputs, entries)
@@ -376,7 +383,10 @@ class DistillModule(EvaluatedModule):
             schedule, steps = self._scheduler_factory, self._steps_per_epoch()
             scheduler: LRScheduler = LambdaLR(optimizer, lambda step: schedule(step / steps))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        made = self._scheduler_factory(optimizer)
+        try:
+            made = self._scheduler_factory(optimizer)
+        except TypeError as error:
+            raise ValueError(f"scheduler: the factory is called with the optimizer alone: {error}") from error
         length, epochs = self._training_length()
         config = scheduler_config(made, steps=length, epochs=epochs, student=self.student)
         if not (isinstance(made, Mapping) and "monitor" in made):

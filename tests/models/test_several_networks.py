@@ -64,6 +64,9 @@ def test_several_networks_must_be_named(content: dict[str, Any], keys: tuple[str
         {"state_dict": behind("models.Student.", RAW), "callbacks": {"x": {"best": torch.tensor(1.0)}}, "loops": {}},
         {"state_dict": RAW, "ema": None, "ema_state_dict": {}},
         {"state_dict": RAW, "momentum": {"0.weight": torch.zeros(8, 4)}},
+        {"model": RAW, "model_ema": {name: tensor.clone() for name, tensor in RAW.items()}},
+        {"model": RAW, "optimizer": {"exp_avgs": list(AVERAGED.values())}},
+        {"model": RAW, "shapes": [(8, 4), (8,)], "history": [torch.zeros(()), torch.zeros(())]},
         RAW,
     ],
 )
@@ -72,6 +75,13 @@ def test_a_single_network_is_taken(content: dict[str, Any], tmp_path: Path) -> N
     made = network()
     assert load_weights(made, tmp_path / "last.pth").complete
     assert torch.equal(made.state_dict()["2.bias"], RAW["2.bias"])
+
+
+@pytest.mark.parametrize("name", ["model", "state_dict"])
+def test_averages_without_names_are_said(name: str, tmp_path: Path) -> None:
+    torch.save({name: RAW, "ema": {"decay": 0.9, "shadow_params": list(AVERAGED.values())}}, tmp_path / "last.pth")
+    with pytest.warns(UserWarning, match=r"as ema.shadow_params, a list of tensors of its shapes without names"):
+        load_weights(network(), tmp_path / "last.pth")
 
 
 def test_a_checkpoint_of_lightnings_averaging_gives_the_averages(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from lit_distill import DistillModule, LossTerm
+from lit_distill import DistillMixin, DistillModule, LossComposer, LossTerm
 from lit_distill._module.evaluated import by_class
 from lit_distill.losses import KDLoss
 
@@ -145,6 +145,12 @@ def test_dicts_tuples_and_nested_values() -> None:
     }  # fmt: skip
 
 
+def test_a_curve_is_left_out_and_not_logged_point_by_point() -> None:
+    with pytest.warns(UserWarning, match=r"val/S/ROC/0 is not logged: .* a tensor \(65,\)"):
+        assert not by_class("val/S", "ROC", ([torch.zeros(65)],)[0], classes=4)
+    assert len(by_class("val/S", "Recall", torch.zeros(400), classes=400)) == 400
+
+
 # ---------------------------------------------------------------- schedulers
 
 
@@ -208,6 +214,34 @@ def test_a_trained_teacher_of_other_classes_is_not_to_be_rebuilt() -> None:
         quiet().fit(module(student=nn.Linear(4, 7)), datamodule=WithClasses())
 
 
+def test_classes_are_named_where_nobody_says_how_many_the_data_has() -> None:
+    other = nn.Linear(4, 7)
+    with pytest.raises(ValueError, match=r"same shape.*classes={'Teacher': \[<index>, …\]}"):
+        module(teacher=other).build((X, Y))
+    with pytest.raises(ValueError, match=r"same shape.*classes={'Teacher'"):
+        LossComposer({"kd": LossTerm(KDLoss(), pair=("Student", "Teacher"))}).build(
+            {"Student": nn.Linear(4, 3), "Teacher": other}, X
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scheduler": 5}, "scheduler is a function that makes one, such as .*, got int"),
+        ({"optimizer": SGD(nn.Linear(1, 1).parameters(), 0.1)}, "optimizer is a function that makes one.*, got SGD"),
+    ],
+)
+def test_what_makes_nothing_is_refused_where_it_is_given(given: dict[str, Any], said: str) -> None:
+    ce = {"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))}
+    with pytest.raises(ValueError, match=said):
+        DistillModule({"Student": nn.Linear(4, 3)}, ce, **given)
+
+
+def test_a_factory_that_lacks_an_argument_says_so() -> None:
+    with pytest.raises(ValueError, match=r"scheduler: the factory is called with the optimizer alone: .*'step_size'"):
+        quiet().fit(module(scheduler=StepLR), loader())
+
+
 class WithClasses(Named):
     num_classes = 3
 
@@ -216,3 +250,36 @@ def test_a_last_batch_of_one_under_batch_norm_names_drop_last() -> None:
     student = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="drop_last=True"):
         quiet().fit(module(student=student), loader(batch_size=9))
+
+
+def test_so_does_one_under_the_batch_norm_of_a_loss_or_of_the_own_step() -> None:
+    class Normalized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+            return (self.norm(student) - teacher).square().mean()  # type: ignore[no-any-return]
+
+    class Yours(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return SGD(self.parameters(), 0.1)
+
+    class Distilled(DistillMixin, Yours):
+        pass
+
+    kd = {"kd": LossTerm(KDLoss(), pair=("Student", "Teacher"))}
+    made = Distilled().distill(nn.Linear(4, 3), student="net", losses=kd)
+    with pytest.raises(ValueError, match="drop_last=True"):
+        quiet().fit(made, loader(batch_size=9))
+    own = {"own": LossTerm(Normalized(), pair=("Student", "Teacher"))}
+    networks = {"Student": nn.Linear(4, 3), "Teacher": nn.Linear(4, 3)}
+    with pytest.raises(ValueError, match=r"drop_last=True.*term 'own'"):
+        quiet().fit(DistillModule(networks, own, frozen=["Teacher"], optimizer=partial(SGD, lr=0.1)), loader(9))

@@ -25,6 +25,7 @@ from lit_distill.composer import LossComposer
 from lit_distill.signals import SignalCapture
 
 _ENOUGH = 64  # samples of a validation to judge a frozen model by
+_FEW = 16  # numbers of one metric that are logged each, whatever the classes
 
 
 def default_metrics() -> MetricCollection:
@@ -61,6 +62,7 @@ class EvaluatedModule(CheckpointedModule):
         self._metrics_are_default = metrics is default_metrics
         self._left_out: set[str] = set()
         self._classes: dict[str, int] = {}
+        self._widths: dict[str, int] = {}
         self._trusted: set[str] = set()
         self.non_finite: frozenset[str] = frozenset()
         """Names of the terms and metrics that were NaN or infinite in the last evaluation, which was warned of."""
@@ -172,6 +174,8 @@ class EvaluatedModule(CheckpointedModule):
         return [(name, cast("Metric | MetricCollection", metric)) for name, metric in self.val_metrics.items()]
 
     def _is_judged(self, name: str, output: Any, target: Any) -> bool:
+        if isinstance(output, Tensor) and output.ndim > 1:
+            self._widths[name] = output.shape[1]
         if target is None or not self._metrics_are_default:
             return target is not None
         if (why := why_no_classes(output, target)) is not None:
@@ -287,7 +291,8 @@ class EvaluatedModule(CheckpointedModule):
             # A rank may have met no label: what is computed is summed over ranks, so they must agree on it.
             if self.trainer.strategy.reduce_boolean_decision(metric_was_updated(metric), all=False):
                 names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None) or ()
-                found = by_class(model, type(metric).__name__, metric.compute(), names)
+                classes = self._widths.get(model)
+                found = by_class(model, type(metric).__name__, metric.compute(), names, classes=classes)
                 if self._metrics_are_default and any(map(math.isnan, found.values())):
                     self._leave_out(
                         model, "no sample has a label of one class (multi-hot, below 0, or beyond the outputs)"
@@ -332,29 +337,33 @@ def _reads_outputs(kind: type, base: type) -> bool:
     return any(getattr(kind, hook, None) is not getattr(base, hook, None) for hook in hooks)
 
 
-def by_class(place: str, metric: str, computed: Any, class_names: Sequence[str] = ()) -> dict[str, float]:
+def by_class(
+    place: str, metric: str, computed: Any, class_names: Sequence[str] = (), *, classes: int | None = None
+) -> dict[str, float]:
     """What a metric computed as numbers by name: of one number a class, ``<metric>/<class>``; of a dict, its keys.
 
-    A matrix, such as confusions, is left out with a warning: it is no number to log.
+    A matrix, such as confusions, is left out with a warning, and so is a curve of more points than classes.
 
     Args:
         place: before each name.
         metric: its name, where it computed one value.
         computed: a number, a tensor (), (1,) or (C,), a sequence of such, or a dict of them.
         class_names: the names of C classes; others go by their index.
+        classes: how many there are, where it is known.
 
     Example:
         >>> by_class("Student", "Recall", torch.tensor([0.5, 1.0]), ["cat", "dog"])
         {'Student/Recall/cat': 0.5, 'Student/Recall/dog': 1.0}
     """
     if isinstance(computed, Mapping):
-        parts = [by_class(place, str(name), value, class_names) for name, value in computed.items()]
+        parts = [by_class(place, str(name), value, class_names, classes=classes) for name, value in computed.items()]
         return {name: value for part in parts for name, value in part.items()}
     if isinstance(computed, (tuple, list)):
-        return by_class(place, metric, {f"{metric}/{number}": value for number, value in enumerate(computed)})
+        named = {f"{metric}/{number}": value for number, value in enumerate(computed)}
+        return by_class(place, metric, named, classes=classes)
     if not isinstance(computed, Tensor) or computed.numel() == 1:
         return {f"{place}/{metric}": float(computed)}
-    if computed.ndim > 1:
+    if computed.ndim > 1 or (classes is not None and len(computed) > max(classes, _FEW)):
         rank_zero_warn(
             f"{place}/{metric} is not logged: expected a number or one a class, got a tensor {tuple(computed.shape)}"
         )

@@ -176,7 +176,8 @@ class EvaluatedTerms(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except (ValueError, IndexError, RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"{describe(name, term, arguments)}: {reason(error, arguments)}") from error
+            hint = _of_other_classes(term, arguments)
+            raise ValueError(f"{describe(name, term, arguments)}: {reason(error, arguments)}{hint}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"{describe(name, term, arguments)}: the loss must give one number, got {got}")
@@ -237,6 +238,20 @@ def reason(error: Exception, arguments: tuple[Signal, ...]) -> str:
     if isinstance(error, AttributeError):
         raise error
     return str(error)
+
+
+def _of_other_classes(term: LossTerm, arguments: tuple[Signal, ...]) -> str:
+    """What to do where a loss on logits refuses a teacher of other classes than the learner has."""
+    first, second = arguments[:2]
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor) or expected_of(term.loss) is None:
+        return ""
+    if first.ndim != second.ndim or first.shape == second.shape or term.second[0].is_data:
+        return ""
+    teacher = term.second[0].model
+    return (
+        f"; a trained {teacher} of other classes teaches by those that the data has, in its order, "
+        f"classes={{{teacher!r}: [<index>, …]}}"
+    )
 
 
 def _zero(term: LossTerm, arguments: tuple[Signal, ...]) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import safe_open
 from torch import Tensor
 
@@ -136,6 +137,11 @@ def _read_torch(file: Path) -> dict[str, Tensor]:
             f"{file} is refused: only tensors in plain containers are read (weights_only), so save the state_dict of "
             f"the network ({type(error).__name__}: {_line(error)})"
         ) from error
+    if isinstance(root, Mapping) and (place := unnamed_copy(root)):
+        rank_zero_warn(
+            f"{file} holds a network and, as {place}, a list of tensors of its shapes without names, such as averages "
+            "of its weights, which is not read: if that is meant, save it as a state_dict"
+        )
     if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping) and not other_networks(root):
         root = root["state_dict"]
     tensors: dict[str, Tensor] = {}
@@ -168,6 +174,32 @@ def other_networks(root: Mapping[Any, Any]) -> list[str]:
         for place, part in _mappings(entry, str(name), _MAX_PREFIX, seen)
         if own and 2 * len(own & _ends(part)) >= len(own)
     ]
+
+
+def unnamed_copy(root: Mapping[Any, Any]) -> str | None:
+    """The place of a list of tensors that has the shapes of at least half of a network's tensors beside it.
+
+    Example:
+        >>> weights = {"fc.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(2)}
+        >>> unnamed_copy({"model": weights, "ema": {"decay": 0.9, "shadow_params": [*weights.values()]}})
+        'ema.shadow_params'
+    """
+    parts = list(_mappings(root, "", _MAX_PREFIX, set()))
+    network: Counter[torch.Size] = max((_shapes(part.values()) for _, part in parts), key=Counter.total)
+    seen = set[int]()
+    for place, part in parts:
+        for name, entry in part.items():
+            path = f"{place}.{name}".lstrip(".")
+            if not isinstance(entry, (list, tuple)) or id(entry) in seen or "optim" in path.lower():
+                continue
+            seen.add(id(entry))
+            if 2 * (_shapes(entry) & network).total() >= network.total() > 1:
+                return path
+    return None
+
+
+def _shapes(entries: Iterable[object]) -> Counter[torch.Size]:
+    return Counter(entry.shape for entry in entries if isinstance(entry, Tensor))
 
 
 def _mappings(entry: object, place: str, depth: int, seen: set[int]) -> Iterator[tuple[str, Mapping[Any, Any]]]:

@@ -261,11 +261,25 @@ def _find(model: nn.Module, targets: Mapping[str, Tensor], contents: Contents, f
         for prefix, group in groups.items()
     }
     fitting = {prefix: len(group) - len(differences[prefix]) for prefix, group in groups.items()}
+    if not wanted:  # an average that has not begun holds the same values: either of two equal ones will do
+        distinct = [prefix for prefix in groups if not _repeats(prefix, groups)]
+        fitting = {prefix: fitting[prefix] for prefix in distinct}
     prefix = choose_prefix(fitting, wanted, len(targets), file)
     others = [f"{other}." for other in groups if other and wanted == "." and fitting[other] >= fitting[prefix]]
     keys = [key for key in contents.tensors if not any(map(key.startswith, others))]  # the network beside them is meant
     unexpected, ignored = leftovers(keys, rules, groups[prefix], prefix)
     return _Found(display(prefix), groups[prefix], differences[prefix], unexpected, ignored)
+
+
+def _repeats(prefix: str, groups: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether a network before this one in a file holds the same values."""
+    for other, tensors in groups.items():
+        if other == prefix:
+            return False
+        mine = groups[prefix]
+        if tensors.keys() == mine.keys() and all(torch.equal(tensors[name], mine[name]) for name in mine):
+            return True
+    return False
 
 
 def _difference(source: Tensor, target: Tensor) -> str:
