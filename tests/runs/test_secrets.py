@@ -173,14 +173,14 @@ def test_a_planted_run_is_not_resumed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("part", [".", "config.yaml", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("part", [".", "config.yaml", "checkpoints", "checkpoints/last.ckpt"])
 def test_a_run_of_another_user_is_not_resumed(part: str, tmp_path: Path) -> None:
     config = composed()
     os.chown(begun(tmp_path / "2026-12-01", config) / part, 12345, 12345)
     assert "no unfinished run" in found(tmp_path, config)
 
 
-@pytest.mark.parametrize("part", [".", "config.yaml", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("part", [".", "config.yaml", "checkpoints", "checkpoints/last.ckpt"])
 def test_a_run_that_is_a_link_is_not_resumed(part: str, tmp_path: Path) -> None:
     config = composed()
     run = begun(tmp_path / "2026-12-01", config)

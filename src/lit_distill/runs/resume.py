@@ -229,7 +229,8 @@ def _unfinished(folder: Path) -> Iterator[Path]:
     for run in sorted(runs, reverse=True):
         checkpoints = [place / LAST_CHECKPOINT for place in (run, *stage_folders(run))]
         found = [file for file in checkpoints if file.is_file()]
-        if not found or not all(_is_ours(path, folder) for path in (run, run / CONFIG_FILE, *found)):
+        within = {path for file in found for path in (file, *file.parents) if path.is_relative_to(run)}
+        if not found or not all(_is_ours(path, folder) for path in (run / CONFIG_FILE, *within)):
             continue
         with suppress(ValueError):
             if not is_finished(run):
