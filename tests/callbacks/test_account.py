@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,13 +36,19 @@ def loader(*, seed: int = 0, scale: float = 1.0, index: bool = True) -> DataLoad
 
 
 def account(
-    folder: Path, data: DataLoader[Any], *, width: int = 1, epochs: int = 2, ckpt: Path | None = None
+    folder: Path,
+    data: DataLoader[Any],
+    *,
+    width: int = 1,
+    epochs: int = 2,
+    ckpt: Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = Trainer(
             max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-            enable_model_summary=False, callbacks=[Account(folder=folder)],
+            enable_model_summary=False, callbacks=[Account(folder=folder), *callbacks],
         )  # fmt: skip
         trainer.fit(Line(width), data, ckpt_path=ckpt, weights_only=True)
     trainer.save_checkpoint(folder / "last.ckpt")
@@ -91,6 +98,7 @@ def test_every_batch_counts_and_its_place(tmp_path: Path) -> None:
         for number, place in enumerate(places):
             batch = (torch.zeros(1), torch.zeros(1), torch.tensor([place]))
             callback.on_train_batch_start(Trainer(logger=False, accelerator="cpu"), LightningModule(), batch, number)
+            callback.on_train_batch_end()
         return str(callback.state_dict()["order"])
 
     assert digest(1, 2, 3) == digest(1, 2, 3)
@@ -102,4 +110,26 @@ def test_inputs_of_any_form_are_taken_in(batch: Any, tmp_path: Path) -> None:
     callback = Account(folder=tmp_path)
     module = LightningModule()
     callback.on_train_batch_start(Trainer(logger=False, accelerator="cpu"), module, (batch, torch.ones(2)), 0)
+    callback.on_train_batch_end()
     assert len(callback.state_dict()["pixels"]) == 64
+
+
+def test_a_run_that_ends_before_a_batch_is_stepped_counts_it_once(tmp_path: Path) -> None:
+    """As Preemption ends one: at the start of a batch, with a checkpoint; the resumed run begins with that batch."""
+
+    class Ends(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            if trainer.global_step == 3:
+                trainer.save_checkpoint(tmp_path / "ended.ckpt")
+                raise KeyboardInterrupt
+
+    data: DataLoader[Any] = DataLoader(loader().dataset, batch_size=4)
+    whole = account(tmp_path / "whole", data)
+    with pytest.raises(SystemExit):
+        account(tmp_path / "parts", data, callbacks=[Ends()])
+    resumed = account(tmp_path / "parts", data, ckpt=tmp_path / "ended.ckpt")
+    assert [resumed[key] for key in ("order", "pixels", "batches")] == [
+        whole[key] for key in ("order", "pixels", "batches")
+    ]

@@ -44,6 +44,7 @@ class Account(Callback):
             "order": "", "pixels": "", "batches": 0, "seconds": 0.0, "cpu_seconds": 0.0, "peak_mib": 0.0,
             "peak_cuda_mib": None,
         }  # fmt: skip
+        self._pending: dict[str, Any] = {}
         self._began = (0.0, 0.0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,14 +52,25 @@ class Account(Callback):
         self._began = (time.perf_counter(), cpu_seconds())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take in which samples these are."""
+        """Look at which samples these are. A run may yet end before their step, and take them again when it resumes."""
         unpack = getattr(pl_module, "unpack", None)
         inputs, target, index = (*(unpack(batch) if callable(unpack) else batch), None, None)[:3]
         named = target if index is None else index
-        self._state["order"] = _chain(self._state["order"], named)
+        self._pending = {"order": _chain(self._state["order"], named), "batches": self._state["batches"] + 1}
         if batch_idx == 0:
-            self._state["pixels"] = _chain(self._state["pixels"], inputs)
-        self._state["batches"] += 1
+            self._pending["pixels"] = _chain(self._state["pixels"], inputs)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Count the batch: checkpoints of its end are to have it, whichever callback writes them."""
+        self._count()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count a batch without a backward pass, too."""
+        self._count()
+
+    def _count(self) -> None:
+        self._state |= self._pending
+        self._pending = {}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the file."""
@@ -71,8 +83,8 @@ class Account(Callback):
         return self._now()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._state = dict(state_dict)
+        """Continue from there."""
+        self._state, self._pending = dict(state_dict), {}
 
     def _now(self) -> dict[str, Any]:
         cuda = torch.cuda.max_memory_allocated() / _MIB if torch.cuda.is_available() else None
