@@ -63,6 +63,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "profile that unfolds": lambda: png(8, 8, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 27), 9))),
     "pixels that are missing": lambda: png(7_000, 7_000, pixels=zlib.compress(b"")),
     "JPEG of a thousand passes": many_passes,
+    "PNG of empty parts": lambda: png(8, 8, *[chunk(b"abCd", b"")] * 60_000, pixels=zlib.compress(bytes(8 * 25))),
+    "JPEG of empty parts": lambda: of_format("JPEG")[:2] + b"\xff\xfe\0\2" * 60_000 + of_format("JPEG")[2:],
+    "PPM of comments": lambda: b"P6 " + b"#\n" * 60_000 + b"8 8 255 " + bytes(3 * 64),
     "empty": lambda: b"",
     "cut": lambda: of_format("PNG")[:60],
 }

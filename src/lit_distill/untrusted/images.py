@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from PIL import Image, UnidentifiedImageError
 
@@ -15,6 +15,8 @@ SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".t
 """Endings of their files."""
 MAX_PIXELS: Final = 64_000_000
 """Of an image, 8,000 x 8,000: 256 MB in Pillow."""
+_MAX_READS: Final = 100_000
+"""Of a file: a PNG of 64 million pixels has some 30,000 parts, three reads each; a file of empty parts has millions."""
 _MAX_SCANS: Final = 200  # of a progressive JPEG, which has some ten; each is a pass over all pixels
 
 
@@ -39,7 +41,7 @@ def open_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     file.seek(0)
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(_Counted(file), formats=FORMATS)  # type: ignore[arg-type]
     except UnidentifiedImageError:
         raise ValueError(f"expected an image in {', '.join(FORMATS)}, got another: convert it") from None
     width, height = image.size
@@ -55,3 +57,19 @@ def open_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if scans > _MAX_SCANS:
             raise ValueError(f"it is a JPEG of {scans} passes, the limit is {_MAX_SCANS}: encode it again")
     return image
+
+
+class _Counted:
+    """A file that is read so many times at most: decoders look at headers a part, or a byte, at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, _MAX_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"it has more than {_MAX_READS:,} parts, the limit: encode it again")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
