@@ -4,7 +4,7 @@
 one frozen teacher, on data=digits_images. First, on validation and with a seed of its own, it chooses a weight for each
 (where the term pulls as hard as cross-entropy, and around it); then it trains all of them with five paired seeds, at
 the published weight and at the chosen one, and looks at the test split once. It writes
-benchmarks/methods.json, docs/methods.svg and the table of docs/chooser.md. What is done is kept in runs/methods/, so
+benchmarks/methods.json, docs/methods.svg and the tables of docs/chooser.md. What is done is kept in runs/methods/, so
 that the same command resumes; `--table` writes picture and table alone.
 """
 
@@ -293,6 +293,8 @@ def work(task: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         one = PLAIN if name == "plain" else method(name)
         if kind == "choose":
             return key, choose(one)
+        if kind == "validate":
+            return key, run(one, int(more[0]), None, "val")
         return key, run(one, int(more[0]), float(more[1]) if kind == "chosen" else None, "val", "test")
     except Exception as error:  # the others go on, and the table says which failed
         return key, {"fault": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
@@ -301,7 +303,7 @@ def work(task: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 def tasks(done: Mapping[str, Any], only: Iterable[str]) -> Iterator[list[tuple[str, ...]]]:
     """What is left, in groups of which each needs the one before."""
     yield [("teacher", kind) for kind in WIDTHS]
-    yield [("choose", name) for name in only]
+    yield [("validate", "plain", str(CHOOSING)), *(("choose", name) for name in only)]
     runs: list[tuple[str, ...]] = [("published", "plain", str(seed)) for seed in SEEDS]
     for seed in SEEDS:
         for name in only:
@@ -316,33 +318,19 @@ def tasks(done: Mapping[str, Any], only: Iterable[str]) -> Iterator[list[tuple[s
 # What is shown of it -------------------------------------------------------------------------------------------------
 
 
-def record_of(done: Mapping[str, Any], only: Iterable[str]) -> dict[str, Any]:
-    """All that table and pictures are made of: percent, points, seconds of CPU time."""
-    plain = [_of_seed(done, "published/plain", seed) for seed in SEEDS]
-    methods: dict[str, dict[str, Any]] = {}
-    for name in only:
-        one, choice = method(name), done[f"choose/{name}"]
-        found = {
-            "loss": one.terms[one.own]["loss"]["_target_"].rpartition(".")[2],
-            "family": one.family,
-            "weight": one.terms[one.own].get("weight", 1.0),
-            "labels_weight": one.terms["ce"].get("weight", 1.0) if "ce" in one.terms else 0.0,
-            "pair": one.terms[one.own]["pair"],
-            "models": dict(one.models),
-            "frozen": one.frozen,
-            **choice,
+def choices_of(done: Mapping[str, Any], only: Iterable[str]) -> dict[str, Any]:
+    """What validation showed with the seed of choosing: percent."""
+    methods = {
+        name: {
+            "loss": method(name).terms[method(name).own]["loss"]["_target_"].rpartition(".")[2],
+            "family": method(name).family,
+            "terms": method(name).terms,
+            "models": method(name).models,
+            "frozen": method(name).frozen,
+            **done[f"choose/{name}"],
         }
-        for kind in ("published", "chosen"):
-            best = "" if kind == "published" else f"/{choice.get('best')}"
-            if "fault" in choice or best == "/published":
-                continue
-            runs = [_of_seed(done, f"{kind}/{name}", seed, best) for seed in SEEDS]
-            found[kind] = {"runs": runs, **_gain(runs, plain)}
-        methods[name] = found
-    tested = [one[kind] for one in methods.values() for kind in ("published", "chosen") if one.get(kind, {}).get("p")]
-    for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
-        one |= {"p_adjusted": p, "verdict": verdict(one["gain"], p)}
-    tops = [run["test_top1"] for run in plain]
+        for name in only
+    }
     return {
         "format": 1,
         "command": "python benchmarks/methods.py",
@@ -360,9 +348,33 @@ def record_of(done: Mapping[str, Any], only: Iterable[str]) -> dict[str, Any]:
         "student": {"widths": list(WIDTHS["Student"]), "parameters": done["teacher/Student"]["parameters"]},
         "teachers": {kind: done[f"teacher/{kind}"] for kind in WIDTHS},
         "training": {"epochs": EPOCHS, "updates": EPOCHS * (_labels() // 16), "lr": LR, "weight_decay": DECAY},
-        "seeds": list(SEEDS),
         "choosing_seed": CHOOSING,
         "ladder": list(LADDER),
+        "plain_val_top1": done[f"validate/plain/{CHOOSING}"]["val_top1"],
+        "methods": methods,
+        "not_tried": NOT_TRIED,
+    }
+
+
+def record_of(done: Mapping[str, Any], only: Iterable[str]) -> dict[str, Any]:
+    """All that tables and picture are made of: percent, points, seconds of CPU time."""
+    record = choices_of(done, only)
+    plain = [_of_seed(done, "published/plain", seed) for seed in SEEDS]
+    methods = record["methods"]
+    for name, found in methods.items():
+        for kind in ("published", "chosen"):
+            best = "" if kind == "published" else f"/{found.get('best')}"
+            if "fault" in found or best == "/published":
+                continue
+            runs = [_of_seed(done, f"{kind}/{name}", seed, best) for seed in SEEDS]
+            found[kind] = {"runs": runs, **_gain(runs, plain)}
+    tested = [one[kind] for one in methods.values() for kind in ("published", "chosen") if one.get(kind, {}).get("p")]
+    for one, p in zip(tested, holm([one["p"] for one in tested]), strict=True):
+        one |= {"p_adjusted": p, "verdict": verdict(one["gain"], p)}
+    tops = [run["test_top1"] for run in plain]
+    return {
+        **record,
+        "seeds": list(SEEDS),
         "statistics": {
             "figure": "top-1 in percent on the test split, after the last update",
             "gain": "test top-1 less the plain student's of the same seed, in points",
@@ -371,8 +383,6 @@ def record_of(done: Mapping[str, Any], only: Iterable[str]) -> dict[str, Any]:
             "p_adjusted": f"Holm's, over the {len(tested)} comparisons of this table",
         },
         "plain": {"runs": plain, "mean": statistics.fmean(tops), "std": statistics.stdev(tops)},
-        "methods": methods,
-        "not_tried": NOT_TRIED,
     }
 
 
@@ -429,7 +439,7 @@ def picture(record: Mapping[str, Any]) -> str:
             for _, one in by_gain(record, family)
         ]  # fmt: skip
         charts.append(interval_chart(rows, title=f"{title}: points over the plain student (ring: published weight)"))
-    return svg_file(charts, scale=1.0, dark=True)
+    return svg_file(charts, scale=1.5, dark=True, below=True)
 
 
 def table(record: Mapping[str, Any]) -> list[str]:
@@ -454,10 +464,7 @@ def table(record: Mapping[str, Any]) -> list[str]:
             *(_row(name, one) for name, one in by_gain(record, family)),
             "",
         ]
-    faults = [f"{one['loss']} ({_fault(one)})" for one in record["methods"].values() if not _is_measured(one)]
-    left = [f"`{name}` ({why})" for name, why in record["not_tried"].items()]
-    lines.append(f"Not tried: {'; '.join([*faults, *left])}.")
-    return lines
+    return [*lines, _left_out(record)]
 
 
 def _fault(one: Mapping[str, Any]) -> str:
@@ -467,7 +474,7 @@ def _fault(one: Mapping[str, Any]) -> str:
 
 
 def _row(name: str, one: Mapping[str, Any]) -> str:
-    factor = "published" if "chosen" not in one else f"{float(one['best']) / one['equal_pull']:.0f} x ({one['best']})"
+    factor = "published" if "chosen" not in one else f"{float(one['best']) / one['equal_pull']:.0f} × ({one['best']})"
     chosen = _cell(one["chosen"]) if "chosen" in one else "the same"
     anchor = one["loss"].lower()
     return f"| [`{name}`](methods.md#{anchor}) | {_cell(one['published'])} | {chosen} | {factor} |"
@@ -479,10 +486,39 @@ def _cell(found: Mapping[str, Any]) -> str:
     return text if found["verdict"] == "not shown" else f"**{text}**"
 
 
+def choices_table(record: Mapping[str, Any]) -> list[str]:
+    """The lines of docs/chooser.md about validation."""
+    factors = [f"{factor:.0f} ×" for factor in record["ladder"]]
+    lines = []
+    for family, title in FAMILIES.items():
+        found = [(name, one) for name, one in record["methods"].items() if one["family"] == family and "tried" in one]
+        lines += [
+            f"| {title} | published | {' | '.join(factors)} | 1 × is |",
+            f"|---|{'---:|' * (len(factors) + 2)}",
+            *(_choice(name, one) for name, one in sorted(found, key=lambda pair: -max(pair[1]["tried"].values()))),
+            "",
+        ]
+    return [*lines, _left_out(record)]
+
+
+def _choice(name: str, one: Mapping[str, Any]) -> str:
+    best = max(one["tried"].values())
+    cells = [f"**{top1:.1f}**" if top1 == best else f"{top1:.1f}" for top1 in one["tried"].values()]
+    return f"| [`{name}`](methods.md#{one['loss'].lower()}) | {' | '.join(cells)} | {one['equal_pull']:.3g} |"
+
+
+def _left_out(record: Mapping[str, Any]) -> str:
+    faults = [f"`{name}` ({_fault(one)})" for name, one in record["methods"].items() if not _is_measured(one)]
+    left = [f"`{name}` ({why})" for name, why in record["not_tried"].items()]
+    return f"Not tried: {'; '.join([*faults, *left])}."
+
+
 def write(record: Mapping[str, Any]) -> None:
-    """Picture and table, from the record."""
-    write_text(ROOT / "docs" / "methods.svg", picture(record))
-    write_table(ROOT / "docs" / "chooser.md", "methods", table(record))
+    """Tables and picture, from the record."""
+    write_table(ROOT / "docs" / "chooser.md", "choices", choices_table(record))
+    if "seeds" in record:
+        write_text(ROOT / "docs" / "methods.svg", picture(record))
+        write_table(ROOT / "docs" / "chooser.md", "methods", table(record))
 
 
 def main() -> None:
@@ -490,7 +526,11 @@ def main() -> None:
     options.add_argument("--table", action="store_true", help="write table and pictures alone, train nothing")
     options.add_argument("--jobs", type=int, default=2, help="processes of one thread each")
     options.add_argument("--only", nargs="+", help="these methods alone, nothing is written but their runs")
-    options.add_argument("--choices", action="store_true", help="stop before the test split is looked at")
+    options.add_argument(
+        "--choices",
+        action="store_true",
+        help="write what validation shows, and stop before the test split is looked at",
+    )
     asked = options.parse_args()
     only = asked.only or [name for name in names() if name not in NOT_TRIED]
     file = WORK / "runs.json"
@@ -507,11 +547,12 @@ def main() -> None:
                     done[key] = found
                     write_json(file, done)
                     print(key, json.dumps(found), flush=True)
-        if asked.only or asked.choices:
+        if asked.only:
             return
         for kind in WIDTHS:  # now that all is chosen
-            done[f"teacher/{kind}"]["test_top1"] = accuracy(teacher(kind), "test")
-        write_json(OUTPUT, record_of(done, only))
+            if not asked.choices:
+                done[f"teacher/{kind}"]["test_top1"] = accuracy(teacher(kind), "test")
+        write_json(OUTPUT, choices_of(done, only) if asked.choices else record_of(done, only))
     write(json.loads(OUTPUT.read_text()))
 
 

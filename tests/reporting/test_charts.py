@@ -114,6 +114,15 @@ def test_a_file_may_have_the_dark_colours_too() -> None:
     ElementTree.fromstring(both)
 
 
+def test_a_file_may_have_its_charts_one_below_the_other() -> None:
+    rows = [[Interval(name, [1.0], 1.0, None)] for name in ("a", "b")]
+    one, two = (svg_file([interval_chart(row, title="t") for row in rows], below=below) for below in (False, True))
+    sizes = [[int(side) for side in re.findall(r'viewBox="0 0 (\d+) (\d+)"', file)[0]] for file in (one, two)]
+    assert sizes[0][0] == 2 * sizes[1][0] - 16
+    assert sizes[1][1] == 2 * sizes[0][1]
+    assert len(set(re.findall(r"translate\((\d+),", two))) == 1
+
+
 def test_a_file_has_all_charts_with_their_legends_and_needs_no_page() -> None:
     lines = [Line("a & b", [(0, 1.0), (1, 2.0)], heavy=True), Line("c", [(0, 2.0), (1, 1.0)], 1)]
     charts = [line_chart(lines, title="first"), bar_chart([("x", 1.0, "1")], title="second")]

@@ -208,17 +208,17 @@ def interval_chart(rows: Sequence[Interval], *, title: str) -> Chart:
     return Chart(title, width, bottom + 20, "".join(parts))
 
 
-def svg_file(charts: Sequence[Chart], *, scale: float = 2.0, dark: bool = False) -> str:
+def svg_file(charts: Sequence[Chart], *, scale: float = 2.0, dark: bool = False, below: bool = False) -> str:
     """Charts side by side as a file of its own, with their titles and legends, in the light colours.
 
-    With ``dark`` also in the dark ones, where the reader's system asks for them.
+    With ``dark`` also in the dark ones, where the reader's system asks for them; with ``below`` one below the other.
     """
     gap, title, row = 16, 22, 16
-    parts, left, height = [], gap, 0
+    parts, left, above, width, height = [], gap, 0, 0, 0
     for chart in charts:
-        top = gap + title
+        top = above + gap + title
         parts.append(
-            f'<text class="label" x="{left}" y="{gap + 10}">{shown(chart.title)}</text>'
+            f'<text class="label" x="{left}" y="{above + gap + 10}">{shown(chart.title)}</text>'
             f'<g transform="translate({left},{top})">{chart.marks}</g>'
         )
         column = 44 + 6 * max((len(_cut(line.name)) for line in chart.legend), default=0)
@@ -230,15 +230,16 @@ def svg_file(charts: Sequence[Chart], *, scale: float = 2.0, dark: bool = False)
                 f'<text x="{x + 28}" y="{y}">{shown(_cut(line.name))}</text>'
             )
         height = max(height, top + chart.height + row * math.ceil(len(chart.legend) / columns) + gap)
-        left += chart.width + gap
-    style = _style(LIGHT)
+        width = max(width, left + chart.width + gap)
+        left, above = (left, height) if below else (width, 0)
+    style, page = _style(LIGHT), ""
     if dark:
         style += f"@media(prefers-color-scheme:dark){{{_style(DARK)}.page{{fill:{DARK['page']}}}}}"
-    page = ' class="page"' if dark else ""
+        page = ' class="page"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{scale * left:.0f}" height="{scale * height:.0f}" '
-        f'viewBox="0 0 {left} {height}" font-family="system-ui, sans-serif"><style>{style}</style>'
-        f'<rect{page} width="{left}" height="{height}" fill="{LIGHT["page"]}"/>{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{scale * width:.0f}" height="{scale * height:.0f}" '
+        f'viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif"><style>{style}</style>'
+        f'<rect{page} width="{width}" height="{height}" fill="{LIGHT["page"]}"/>{"".join(parts)}</svg>\n'
     )
 
 
