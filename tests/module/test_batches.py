@@ -208,7 +208,9 @@ def test_inputs_alone_are_a_batch_without_labels(form: Callable[[Tensor], Any]) 
         optimizer=partial(torch.optim.SGD, lr=0.1),
     )  # fmt: skip
     fit = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    loader = DataLoader(list(images), batch_size=2, collate_fn=lambda rows: form(torch.stack(rows)))  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        TensorDataset(images), batch_size=2, collate_fn=lambda rows: form(torch.stack([row for (row,) in rows]))
+    )
     fit.fit(module, loader, loader)
     assert fit.callback_metrics["val/mse"] > 0
     with pytest.raises(ValueError, match=r"'GroundTruth' is not in this batch"):
