@@ -65,6 +65,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "JPEG of a thousand passes": many_passes,
     "PNG of empty parts": lambda: png(8, 8, *[chunk(b"abCd", b"")] * 60_000, pixels=zlib.compress(bytes(8 * 25))),
     "JPEG of empty parts": lambda: of_format("JPEG")[:2] + b"\xff\xfe\0\2" * 60_000 + of_format("JPEG")[2:],
+    "JPEG of profiles": lambda: (
+        of_format("JPEG")[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)) * 300 + of_format("JPEG")[2:]
+    ),
     "PPM of comments": lambda: b"P6 " + b"#\n" * 60_000 + b"8 8 255 " + bytes(3 * 64),
     "empty": lambda: b"",
     "cut": lambda: of_format("PNG")[:60],

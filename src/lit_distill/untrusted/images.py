@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, BinaryIO, Final
 
 from PIL import Image, UnidentifiedImageError
@@ -17,6 +18,8 @@ MAX_PIXELS: Final = 64_000_000
 """Of an image, 8,000 x 8,000: 256 MB in Pillow."""
 _MAX_READS: Final = 100_000
 """Of a file: a PNG of 64 million pixels has some 30,000 parts, three reads each; a file of empty parts has millions."""
+_HEADER_BYTES: Final = 16 << 20
+"""Before the pixels: some megabytes of a profile; Pillow joins the parts of a profile, each time all before it."""
 _MAX_SCANS: Final = 200  # of a progressive JPEG, which has some ten; each is a pass over all pixels
 
 
@@ -41,7 +44,9 @@ def open_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     file.seek(0)
     try:
-        image = Image.open(_Counted(file), formats=FORMATS)  # type: ignore[arg-type]
+        counted = _Counted(file)
+        image = Image.open(counted, formats=FORMATS)
+        counted.header_left = sys.maxsize  # what comes are pixels
     except UnidentifiedImageError:
         raise ValueError(f"expected an image in {', '.join(FORMATS)}, got another: convert it") from None
     width, height = image.size
@@ -60,16 +65,24 @@ def open_image(file: BinaryIO, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 class _Counted:
-    """A file that is read so many times at most: decoders look at headers a part, or a byte, at a time."""
+    """A file that is read so many times at most: decoders look at headers a part, or a byte, at a time.
+
+    Attributes:
+        header_left: bytes of parts that may still be read; a read of the whole file does not count.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._left = file, _MAX_READS
+        self._file, self._left, self.header_left = file, _MAX_READS, _HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size)
         self._left -= 1
+        self.header_left -= len(content) if size >= 0 else 0
         if self._left < 0:
             raise ValueError(f"it has more than {_MAX_READS:,} parts, the limit: encode it again")
-        return self._file.read(size)
+        if self.header_left < 0:
+            raise ValueError(f"its header has more than {_HEADER_BYTES:,} bytes, the limit: encode it again")
+        return content
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
