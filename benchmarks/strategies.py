@@ -24,8 +24,8 @@ from lit_distill.training.plain import plain_of
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "compare"
 ARGUMENTS = [
-    "experiments=[baseline,kd,dml,self,rkd,overhaul,dkd,dist]", "seeds=5", "data=moving_digits_small", "trainer=cpu",
-    "teacher.epochs=40", "jobs=2", "output=benchmarks/compare",
+    "experiments=[baseline,dml,kd,self,rkd,dist,overhaul,dkd,ssld,semi]", "seeds=10", "trainer=cpu", "jobs=2",
+    "teacher.overrides=['data.labelled_share=1','data.unlabelled_share=null']", "output=benchmarks/compare",
 ]  # fmt: skip
 
 
