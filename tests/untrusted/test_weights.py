@@ -151,6 +151,10 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
         "a.safetensors",
         lambda: safetensors({f"t{n}": one(shape=[0], data_offsets=[0, 0]) for n in range(100_000)}),
     ),
+    "tensors of no bytes": (
+        "a.safetensors",
+        lambda: safetensors({f"t{n}": one(shape=[0], data_offsets=[0, 0]) for n in range(20_001)}),
+    ),
     "tensors that overlap": ("a.safetensors", lambda: safetensors({"a": one(), "b": one()}, bytes(4))),
     "a tensor beyond the end": ("a.safetensors", lambda: safetensors({"a": one(data_offsets=[0, 1 << 40])}, bytes(4))),
     "a tensor of another size": ("a.safetensors", lambda: safetensors({"a": one(shape=[1 << 40])}, bytes(4))),

@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_distill._files import archive_damage, expand_home, is_archive, pickle_fault
 from lit_distill.models.paddle import WeightsError, read_pdparams
 from lit_distill.models.shipped import is_shipped, shipped_file
-from lit_distill.untrusted.budgets import HEADER_BYTES, UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
+from lit_distill.untrusted.budgets import HEADER_BYTES, TENSORS, UNFOLDED, UNFOLDED_FREE, WEIGHTS_BYTES
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 PADDLE_SUFFIXES = (".pdparams",)
@@ -103,7 +103,10 @@ def read_safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise WeightsError(f"{file} is refused: its header has {length:,} bytes, the limit is {HEADER_BYTES:,}")
         try:
             with safe_open(file, framework="pt") as stored:
-                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+                names = stored.keys()
+                if len(names) > TENSORS:
+                    raise ValueError(f"it has {len(names):,} tensors, the limit is {TENSORS:,}")
+                tensors = {key: stored.get_tensor(key) for key in names}
                 return tensors, stored.metadata() or {}
         except Exception as error:  # of its header, or of a type that torch does not have
             raise WeightsError(f"{file} is no readable .safetensors file: {_line(error)}") from error

@@ -35,6 +35,8 @@ ONNX_SECONDS: Final = 300.0
 
 HEADER_BYTES: Final = 4 << 20
 """Of the header of a safetensors file: some hundred for a tensor."""
+TENSORS: Final = 20_000
+"""In a safetensors file: the largest networks have some 5,000."""
 UNFOLDED: Final = 4
 """Bytes of tensors for a byte of their file: networks share tensors, or hold them under several names."""
 UNFOLDED_FREE: Final = 1 << 20
