@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lit_distill._command.arguments import path_argument
 from lit_distill._screen import numeric
-from lit_distill.data import ImageFolderDataModule
+from lit_distill.data import DigitsImages, ImageFolderDataModule
 from lit_distill.models import PPTSMv2
 from lit_distill.module import DistillModule
 from lit_distill.runs.names import BEST_CHECKPOINT
@@ -41,7 +41,9 @@ def show_summary(
 
 def next_command(module: DistillModule, folder: str) -> str:
     """A command that builds on this run: distil from its best teacher, or go mutual with a student alone."""
-    kind = "image" if isinstance(module.trainer.datamodule, ImageFolderDataModule) else "pptsmv2"  # type: ignore[attr-defined]
+    data = module.trainer.datamodule  # type: ignore[attr-defined]
+    kind = "image" if isinstance(data, ImageFolderDataModule) else "pptsmv2"
+    kind = "digits_images" if isinstance(data, DigitsImages) else kind
     peers = [name for name in module.models if name != module.student and name not in module.frozen]
     if peers:
         peer = "Teacher" if "Teacher" in peers else peers[0]
