@@ -430,7 +430,7 @@ def picture(record: Mapping[str, Any]) -> str:
     """A chart a family: a line a method, its gain at the chosen weight with its interval, a ring at the published."""
     colours = {"better": GAIN, "worse": LOSS, "not shown": "soft"}
     charts = []
-    for family, title in FAMILIES.items():
+    for family in FAMILIES:
         rows = [
             Interval(
                 one["loss"], shown(one)["gains"], shown(one)["gain"], shown(one)["interval"],
@@ -438,7 +438,7 @@ def picture(record: Mapping[str, Any]) -> str:
             )
             for _, one in by_gain(record, family)
         ]  # fmt: skip
-        charts.append(interval_chart(rows, title=f"{title}: points over the plain student (ring: published weight)"))
+        charts.append(interval_chart(rows, title=f"{family}: points over the plain student (ring: published weight)"))
     return svg_file(charts, scale=1.5, dark=True, below=True)
 
 
