@@ -12,10 +12,21 @@ project = "lit_distill"
 author = "The lit_distill developers"
 release = version = lit_distill.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
 exclude_patterns = ["build"]
 html_theme = "furo"
 html_title = "lit_distill"
+
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_fence_as_directive = ["math"]
