@@ -60,6 +60,8 @@ docs: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/prose.py
+	$(BIN)/codespell src conf docs benchmarks examples *.md
 
 types: $(VENV)/.installed
 	$(BIN)/mypy
@@ -72,7 +74,7 @@ format: $(VENV)/.installed
 $(VENV)/.benchmarks: $(VENV)/.installed
 	$(BIN)/python -m pip install -e '.[dev,benchmarks]' && touch $@ || echo "going on without what can't be installed"
 
-# Every section of benchmarks/RESULTS.md anew; BENCHMARKS=--list tells the minutes of each.
+# Every section of benchmarks/RESULTS.md again; BENCHMARKS=--list prints the minutes of each.
 benchmarks: $(VENV)/.benchmarks
 	$(BIN)/python benchmarks/run.py $(BENCHMARKS)
 

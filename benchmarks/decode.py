@@ -235,7 +235,7 @@ def main() -> None:
     lines = [
         f"{' '.join((CONTENTS[asked.content].__doc__ or '').split())} Beside each file: frames no other refers to.",
         "16 frames of H.264, 10 s at 30 frames/s: CPU ms a clip, and how many times longer others take; medians",
-        f"(min-max) of {rounds} interleaved rounds a worker, one thread a reader, the file opened anew for each clip.",
+        f"(min-max) of {rounds} interleaved rounds a worker, one thread a reader, the file opened again for each clip.",
         "`with layout` is what a data set with an index pays. torchcodec in its exact mode.",
         "",
         f"Frames equal to those of decode-everything, every byte: {equal}/{compared}. Largest difference of:",

@@ -5,7 +5,7 @@
 
 Engines take turns in one run. On a shared machine wall times are disturbed by others, and so CPU times of all threads
 stand beside them; ratios are those of the same round. Spinning is off in ONNX Runtime, as `predict` has it; OpenMP's
-threads (torch, Paddle) are told to sleep where they wait, so that CPU time is work and not waiting.
+threads (torch, Paddle) are set to sleep where they wait, so that CPU time is work and not waiting.
 """
 
 from __future__ import annotations

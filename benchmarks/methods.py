@@ -113,7 +113,7 @@ def method(name: str) -> Method:
     own = next(key for key, term in terms.items() if term["loss"]["_target_"] == loss)
     dropped = () if name in PEERS else ("ce_teacher", *OTHERS.get(name, ()))
     terms = {key: _adapted(term) for key, term in terms.items() if key not in dropped}
-    if name == "cross_kd":  # PP-TSM's head is another: here the teacher's last stage goes on from the student's map
+    if name == "cross_kd":  # PP-TSM's head is another: here the teacher's last stage continues from the student's map
         terms[own]["loss"]["teacher_head"] = ["Teacher.stages.2"]
         terms[own]["pair"] = ["Student.stages.1", ["Teacher.stages.1", "Teacher.stages.2"]]
     return Method(name, family, terms, models, own)

@@ -248,7 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write or check the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="run and compare; write nothing")
-    parser.add_argument("--folder", type=Path, help="work here and keep the answers, to go on from them")
+    parser.add_argument("--folder", type=Path, help="work here and keep the answers, to resume from them")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = asked.folder.absolute() if asked.folder else Path(temporary)

@@ -1,4 +1,4 @@
-"""Distillation inside a LightningModule of your own: only the LossComposer is taken from lit_distill."""
+"""Distillation inside your own LightningModule: only the LossComposer is taken from lit_distill."""
 
 from __future__ import annotations
 

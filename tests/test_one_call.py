@@ -166,5 +166,5 @@ def test_outputs_that_are_no_logits_are_refused(tmp_path: Path) -> None:
     maps = nn.Conv2d(1, 4, 3, padding=1)
     pixels = TensorDataset(torch.randn(8, 1, 8, 8), torch.randint(4, (8, 8, 8)))
     loader: DataLoader[Any] = DataLoader(pixels, batch_size=4)
-    with pytest.raises(ValueError, match=r"needs logits .* build a DistillModule with metrics of your own"):
+    with pytest.raises(ValueError, match=r"needs logits .* build a DistillModule with your own metrics"):
         distill(maps, nn.Conv2d(1, 4, 1), loader, loader, trainer=one_step(tmp_path), folder=tmp_path, verbose=False)

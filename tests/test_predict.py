@@ -145,7 +145,7 @@ def test_exit_codes_and_screen(
         (["run={run}", "input={root}", "output=a.txt"], "output is a file .jsonl or .csv, got a.txt"),
         (["run={run}", "input={root}", "topk=0"], "topk must be at least 1"),
         (["run={run}", "input={root}", "batch_size=0"], "batch_size must be at least 1"),
-        (["run={run}", "input={root}", "device=abacus"], "device=abacus is not to be had"),
+        (["run={run}", "input={root}", "device=abacus"], "device=abacus is not available"),
         (["run={run}", "input={root}", "resume=true"], "resume=true goes on with an output="),
         (["run={run}", "input={root}", "--allow"], "--allow expects a package"),
     ],

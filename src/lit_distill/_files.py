@@ -298,7 +298,7 @@ class _DryRun:
         Raises:
             _ExcessError: that is too much.
             IndexError: it takes more values than there are.
-            KeyError: it names a value that there is not.
+            KeyError: it names an unknown value.
         """
         if taken := self._steps.get(name):
             taken(argument)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class InputView:
-    r"""Every so-manieth frame of clips, and those resized: a batch as a model of smaller inputs takes it.
+    r"""Every n-th frame of clips, and those resized: a batch as a model of smaller inputs takes it.
 
     Of T frames it keeps t, the middle one of each of t equal parts of the clip, :math:`\lfloor (j + 1/2) T / t \rfloor`
     for j = 0..t-1, so that the frame j of a model that sees t of them stands for the same time as the frames

@@ -99,7 +99,7 @@ class DistillMixin(LightningModule):
             losses: the terms by name, as :class:`LossTerm` or a mapping of its arguments.
             student: the submodule that your step calls, by its qualified name, such as ``"net"``; it is ``Student`` in
                 the terms. ``""`` is the module itself, where your step calls ``self(…)``.
-            own_weight: of the loss of your own step: a number, or a function of the fractional epoch.
+            own_weight: of the loss of your step: a number, or a function of the fractional epoch.
             answer: where the answer of a network, its logits, stands in a structure that it gives, such as ``"out"``;
                 of all, or of each by its name; by default it is the one tensor that is named ``logits``.
             classes: of a teacher those of its classes that the data has, in the data's order, by its name.

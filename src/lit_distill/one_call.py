@@ -124,7 +124,7 @@ def distill(
 
     For classifiers of any inputs, whose loaders give ``(inputs, class indices)``. Layers are found by themselves: the
     embedding is the input of the layer that gives the logits, a stage ends at the last module of each resolution. What
-    was chosen is printed as the :class:`DistillModule` that does the same, to go on from.
+    was chosen is printed as the :class:`DistillModule` that does the same, to build on.
 
     Args:
         student: the network that learns; trained in place.
@@ -220,7 +220,7 @@ def _measured(trainer: Trainer, module: DistillModule, val: DataLoader[Any]) -> 
     if _WATCHED not in values:
         raise ValueError(
             f"distill judges by {_WATCHED}, which needs logits (B, C) and class indices (B,); "
-            f"validation gave {', '.join(values)}: build a DistillModule with metrics of your own"
+            f"validation gave {', '.join(values)}: build a DistillModule with your own metrics"
         )
     return values[_WATCHED]
 

@@ -344,7 +344,7 @@ def test_a_flipped_bit_is_told_and_never_loaded_as_something_else(tmp_path: Path
             outcomes["same" if equal(read_checkpoint(path), content()) else "other"] += 1
         except CheckpointError as error:
             outcomes["told"] += "damaged" in str(error) or "refused" in str(error)
-    report("checkpoints: a flipped bit is told, or harmless padding", tried=600, survived=outcomes.total(), lost=0)
+    report("checkpoints: a flipped bit is reported, or harmless padding", tried=600, survived=outcomes.total(), lost=0)
     assert outcomes["other"] == 0
     assert outcomes["told"] + outcomes["same"] == 600
     assert outcomes["told"] > 300
@@ -375,7 +375,7 @@ def test_a_cut_file_is_told_at_every_length(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged: (it is empty|its end|it is no checkpoint)"):
             read_checkpoint(path)
         told += 1
-    report("checkpoints: a cut file is told", tried=len(lengths), survived=told)
+    report("checkpoints: a cut file is reported", tried=len(lengths), survived=told)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_teacher_that_something_writes_to_ends_the_run(tmp_path: Path, past_th
     fit = tiny.trainer(tmp_path, max_epochs=2, callbacks=[Writer(at=3, past_the_count=past_the_count)])
     with pytest.raises(RuntimeError, match="Teacher: frozen, but its values have changed since training began"):
         fit.fit(tiny.module(), tiny.loader())
-    report("frozen: a teacher that something writes to is told", tried=1, survived=1)
+    report("frozen: a teacher that something writes to is reported", tried=1, survived=1)
 
 
 def test_a_checkpoint_of_a_changed_teacher_is_not_written(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_resumed_run_must_have_the_same_teacher(tmp_path: Path) -> None:
     again.save_checkpoint(tmp_path / "b.ckpt")
     now = read_checkpoint(tmp_path / "b.ckpt")["lit_distill"]["frozen_records"]["Teacher"]
     assert now["loaded_from"] == str(other)
-    report("frozen: another teacher on resuming is told", tried=1, survived=1)
+    report("frozen: another teacher on resuming is reported", tried=1, survived=1)
 
 
 def test_replaced_frozen_names_frozen_models() -> None:

@@ -69,7 +69,7 @@ def test_all_that_is_not_admitted_is_told_at_once_with_its_key_and_how_to_admit_
         "models": {"Student": {"_target_": "my_package.Net"}, "Teacher": {"_target_": "torch.nn.Identity"}},
         "losses": [{"loss": {"_target_": "os.system"}}, {"_target_": "torch.nn.MSELoss"}],
     }
-    with pytest.raises(ValueError, match=r"^2 things in a received config are not admitted: ") as caught:
+    with pytest.raises(ValueError, match=r"^2 things in an untrusted config are not admitted: ") as caught:
         check_targets(tree)
     message = str(caught.value)
     for part in ("models.Student: 'my_package.Net'", "losses.0.loss: 'os.system'", "--allow my_package", "allow=("):

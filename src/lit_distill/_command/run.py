@@ -109,7 +109,7 @@ def unknown_key(typed: Sequence[str], config_name: str) -> str:
 
 
 def closest_key(text: str, config_name: str) -> str:
-    """Hydra's message of a key that there is not, with the closest ones of the command's own config.
+    """Hydra's message of an unknown key, with the closest ones of the command's own config.
 
     Example:
         >>> closest_key("Could not override 'view'. To append to your config use +view=dense", "predict")

@@ -193,7 +193,7 @@ def check_record(checkpoint: Mapping[str, Any], frozen: Collection[str]) -> Mapp
     record = checkpoint.get("lit_distill")
     if not isinstance(record, Mapping):
         raise CheckpointError(
-            "the checkpoint was not written by DistillModule: training cannot go on from it; "
+            "the checkpoint was not written by DistillModule: training cannot resume from it; "
             "its weights can be loaded by models.<Name>.pretrained=<file>#<Name>"
         )
     if record.get("format", 0) > FORMAT:

@@ -231,7 +231,7 @@ class EvaluatedModule(CheckpointedModule):
         return names
 
     def on_validation_start(self) -> None:
-        """Begin the figures anew; let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
+        """Reset the metrics; let DDP ranks evaluate different numbers of batches, all on rank 0's buffers."""
         self._reset_figures()
         ddp = self.trainer.strategy.model
         if isinstance(ddp, DistributedDataParallel):

@@ -100,7 +100,7 @@ class Account(Callback):
 
 def cpu_seconds() -> float:
     """CPU time of this process and of its children that have ended, in seconds."""
-    spent = os.times()  # in hundredths of a second; this process's own is told finer
+    spent = os.times()  # in hundredths of a second; this process's own is measured finer
     return time.process_time() + spent.children_user + spent.children_system
 
 

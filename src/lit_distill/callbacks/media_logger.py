@@ -40,7 +40,7 @@ class MediaLogger(Callback):
     Clips move (GIF), images stand still (PNG). Beside ``metrics.csv`` (:class:`lit_distill.loggers.MetricsCSV`, and
     Lightning's CSVLogger) they are files, ``media/step_00000120/confusion.png``; TensorBoard has them under Images,
     W&B and MLflow among their media and artifacts. Where no logger takes pictures, or there is nothing to draw, one
-    line says so. A logger that fails at it is told of as well, a data module that they cannot be drawn with too, and
+    line says so. A logger that fails at it is reported as well, a data module that they cannot be drawn with too, and
     training goes on.
 
     It looks at what validation computes anyway, runs no model, draws no random number and changes no figure: training
@@ -118,7 +118,7 @@ class MediaLogger(Callback):
                 self._tell(trainer, f"no {what}: {reason}")
         for name, reason in findings.left_out.items():
             self._tell(trainer, f"nothing of {name}: {reason}")
-        # Only the first process comes here, the others wait for it at their next exchange: what fails is told.
+        # Only the first process comes here, the others wait for it at their next exchange: what fails is reported.
         trains, takers = trainer.state.fn == "fit", []
         for logger in trainer.loggers:
             name = type(logger).__name__

@@ -49,7 +49,7 @@ class NonFinite(Callback):
     do not look (see :mod:`lit_distill.losses`), so a CPU and an accelerator behave alike. A validation figure that is
     not finite is a warning.
 
-    **On an accelerator** whose optimizer can be told there to leave a step out (``fused=True`` of SGD, Adam, AdamW and
+    **On an accelerator** whose optimizer can be asked there to leave a step out (``fused=True`` of SGD, Adam, AdamW and
     Adagrad), nothing waits for the device: such a step is left out by the optimizer, the buffers and the log on the
     device, and reported one optimizer step later, by its terms and samples alone, as its signals are gone by then.
     Under fp16's scaler, and beside a callback that averages weights, it is looked at at once.

@@ -27,7 +27,7 @@ class Interrupted(SystemExit):
 
     Attributes:
         signal: what ended the run.
-        checkpoint: the file to go on from.
+        checkpoint: the file to resume from.
     """
 
     def __init__(self, number: int, checkpoint: Path) -> None:
@@ -39,7 +39,7 @@ class Interrupted(SystemExit):
 class Preemption(Callback):
     """On a signal saves :class:`LastCheckpoint`'s file at the end of the optimizer step, raises :class:`Interrupted`.
 
-    In validation it does so before the next batch; the resumed run does that validation anew. A signal to one rank ends
+    In validation it does so before the next batch; the resumed run repeats that validation. A signal to one rank ends
     all of them at the same step: each step they exchange one number, asynchronously, so that the ranks act on it one
     step later. A second signal ends the process at once. Where SLURM's automatic requeueing is on in Lightning, the job
     is put back into the queue after the checkpoint.
@@ -61,7 +61,7 @@ class Preemption(Callback):
         self._received = 0
         self._agreed = 0
         self.left = 0
-        """The signal that came when no step was left to end at, the same on all ranks; 0 for none."""
+        """The signal that arrived when no step was left to end at, the same on all ranks; 0 for none."""
         self._installed = False
         self._trainer: Trainer | None = None
         self._before: dict[signal.Signals, Any] = {}
@@ -186,7 +186,7 @@ def end_behind(trainer: Trainer, checkpoint: Path) -> None:
     """End here, after a training that left ``checkpoint``, if a signal arrived when it had no step left to end at.
 
     Raises:
-        Interrupted: one came.
+        Interrupted: one arrived.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     left = max((each.left for each in callbacks if isinstance(each, Preemption)), default=0)

@@ -28,7 +28,7 @@ class Quarantine(Callback):
 
     Args:
         folder: where ``quarantine.json`` is written (path, reason, split, epoch first seen); none for nowhere.
-        console: where new entries are told; the progress bar's, or standard output, by default.
+        console: where new entries are printed; the progress bar's, or standard output, by default.
 
     Raises:
         QuarantineError: (while running) more videos are unreadable than ``max_bad``, in all processes together.

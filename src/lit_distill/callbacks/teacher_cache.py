@@ -86,7 +86,7 @@ class TeacherCache(Callback):
         top_k: the largest k logits of a model's output alone; the others become one value with their true share of the
             softmax (see :class:`lit_distill.teacher_cache.codec.SignalCodec`); none for all.
         models: names of the frozen models; none for all but those that a callback moves.
-        console: where the figures are told; standard output by default.
+        console: where the statistics are printed; standard output by default.
 
     Raises:
         ValueError: a value is out of its range; when training begins, a named model that is not frozen or that a

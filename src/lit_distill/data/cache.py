@@ -73,7 +73,7 @@ class ClipCache:
     """Decoded frames by video, one file an entry, the same bytes that decoding gives.
 
     Entries are written whole or not at all and never replaced while valid. Each has the CRC-32 of every frame; one that
-    is truncated or damaged is decoded and written anew. When the limit is reached nothing is added any more, which is
+    is truncated or damaged is decoded and written again. When the limit is reached nothing is added any more, which is
     said once; nothing is evicted. A video of more than 1 GiB of frames is left out.
 
     All processes that were given this object, by fork or by pickle, share its entries: pages of files, which the system

@@ -230,7 +230,7 @@ class VideoDataset(Dataset[Item | BadVideo]):
 
 
 def require_known(resize: str, on_bad: str) -> None:
-    """Raise ValueError for a resize or a policy that there is not."""
+    """Raise ValueError for an unknown resize or policy."""
     if resize not in ("decoder", "exact"):
         raise ValueError(f"data.resize is 'decoder' or 'exact', got {resize!r}")
     if on_bad not in ("raise", "quarantine"):

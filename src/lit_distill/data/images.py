@@ -82,7 +82,7 @@ class ImageDataset(Dataset[Item]):
     """Images with their labels, each view a function of (seed, epoch, index).
 
     An item is (image (3, H, W) uint8, label, index). torchvision's transforms draw from torch's global generator: for
-    each item it is seeded anew and given back as it was, so the same key gives the same view in any process, after any
+    each item it is seeded again and given back as it was, so the same key gives the same view in any process, after any
     history, and nothing else notices.
 
     Args:

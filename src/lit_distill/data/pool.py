@@ -93,7 +93,7 @@ class PoolSampler(EpochSampler):
         rank: of this process, from 0.
         seed: of the order.
         excluded: the positions that an epoch leaves out; none for none.
-        views: after so many epochs order and pool begin anew, see :class:`EpochSampler`; none for never.
+        views: after so many epochs order and pool start again, see :class:`EpochSampler`; none for never.
 
     Raises:
         ValueError: the pool, or what is left of it, is smaller than its part of a batch of all processes.

@@ -50,6 +50,6 @@ class ResumableLoader(DataLoader[T_co]):
         elif done:
             raise ValueError(
                 f"training goes on behind batch {done} of its epoch, but a {type(self.sampler).__name__} cannot begin "
-                "there: sample by lit_distill.data.EpochSampler, or go on from a checkpoint of an epoch's end"
+                "there: sample by lit_distill.data.EpochSampler, or resume from a checkpoint of an epoch's end"
             )
         yield from super().__iter__()

@@ -89,7 +89,7 @@ class EpochSampler(_KeySampler):
         order: gives all positions in the order of an epoch, such as
             :class:`lit_distill.data.sources.shards.ShardOrder`; none
             shuffles them.
-        views: after so many epochs their order, and the epoch of their keys, begins anew; none for never.
+        views: after so many epochs their order, and the epoch of their keys, starts again; none for never.
 
     Example:
         >>> sampler = EpochSampler(range(5), num_replicas=2, rank=0)

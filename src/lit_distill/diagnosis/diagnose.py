@@ -34,7 +34,7 @@ from lit_distill.runs.names import CONFIG_FILE, card_of
 from lit_distill.runs.opened import load_run
 
 _LOUD = 1e3
-"""Gradient norms of two terms that differ by more are told."""
+"""Two terms' gradient norms that differ by more than this factor are reported."""
 _ALIKE = 1e-4
 """Means and deviations of two preprocessings that differ by less are the same."""
 _STRETCHED = 0.05

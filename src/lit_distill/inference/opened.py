@@ -44,5 +44,5 @@ def open_classifier(
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={device} is not to be had: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device={device} is not available: {str(error).splitlines()[0]}") from error
     return NetworkClassifier(opened.model(model, checkpoint=checkpoint), preprocess, device=place)

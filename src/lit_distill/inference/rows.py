@@ -1,4 +1,4 @@
-"""Predictions as lines of JSON or CSV, in a file that is whole, or beside it as a part to go on from."""
+"""Predictions as lines of JSON or CSV, in a file that is whole, or beside it as a part to resume from."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def without_twins(pool: Sequence[str], against: Iterable[str] = ()) -> tuple[lis
     """Leave out files whose contents another one has: a file of ``against``, or one further ahead in the pool.
 
     Contents are equal where the bytes are, by SHA-256; only files of equal sizes are read. A folder of frames is all
-    files in it, by their names. A video that was cut, scaled or encoded anew is another one.
+    files in it, by their names. A video that was cut, scaled or encoded again is another one.
 
     Args:
         pool: paths of files, or of folders of frames.

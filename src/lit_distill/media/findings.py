@@ -110,7 +110,7 @@ class Findings:
         predicted, confidence = said[self.student]
         wrong = torch.where((predicted != target) & confidence.isfinite(), confidence, -1.0)
         order = wrong.argsort(descending=True, stable=True)[: self.most]
-        # one way to the host a batch: what is there to be told of the worst
+        # one way to the host a batch: what is there to be said of the worst
         numbers = torch.stack([target, places, *(p for p, _ in said.values())])[:, order].tolist()
         shares = torch.stack([wrong, *(c.to(wrong.dtype) for _, c in said.values())])[:, order].tolist()
         for at, row in enumerate(order.tolist()):

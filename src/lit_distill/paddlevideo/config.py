@@ -250,7 +250,7 @@ def _loss_term(made: Draft, key: Key, section: str) -> None:
     source = made.source
     kind, pair = source.text(*key, "name"), source.take(*key, "model_name_pairs")
     if kind not in ("DistillationCELoss", "DistillationDMLLoss"):
-        source.remark(key, f"no counterpart for {kind or 'a loss without a name'}; add a term of your own to {section}")
+        source.remark(key, f"no counterpart for {kind or 'a loss without a name'}; add your own term to {section}")
         return
     mutual = kind == "DistillationDMLLoss"
     seconds = made.models if mutual else [GROUND_TRUTH]

@@ -116,7 +116,7 @@ def stage_features(network: nn.Module, inputs: Tensor, layers: Sequence[str]) ->
         batch dimension stay side by side.
 
     Raises:
-        ValueError: a layer that there is not, that gives no tensor, or one that is of other samples.
+        ValueError: an unknown layer, that gives no tensor, or one that is of other samples.
 
     Example:
         >>> features = stage_features(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten()), torch.zeros(2, 3, 4, 4), ["0"])

@@ -38,7 +38,7 @@ class SignalStore:
     """Rows of signals by key, read from shards that are mapped, added to in shards of its own.
 
     Any number of processes may read and write one folder: a shard has a name that nobody else has, appears whole, and
-    never changes. A folder that cannot be made or written makes no error: it is told once, and nothing is kept then.
+    never changes. A folder that cannot be made or written makes no error: it is reported once and nothing is kept then.
 
     Args:
         root: the folder of all stores.

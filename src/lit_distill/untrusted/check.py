@@ -1,7 +1,7 @@
-"""What a received config may build: an allow-list over the whole tree, checked before anything is imported or built.
+"""What an untrusted config may build: an allow-list over the whole tree, checked before anything is imported or built.
 
-A received config is one that came with files of others: a run folder's ``config.yaml``, the card ``student.json``. What
-you compose from config folders and overrides of your own is your code, and is not checked.
+An untrusted config belongs to files of others: a run folder's ``config.yaml``, the card ``student.json``. What you
+compose from config folders and overrides yourself is your code, and is not checked.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BY_FULL_NAME = {
 def read_config(
     path: str | os.PathLike[str], *, allow: Collection[str] = (), run_dir: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Read a received YAML or JSON config, and check it.
+    """Read an untrusted YAML or JSON config, and check it.
 
     Args:
         path: the file; tags, anchors, aliases and anything past 1 MB are refused.
@@ -72,7 +72,7 @@ def read_config(
 
 
 def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os.PathLike[str] | None = None) -> Any:
-    """Check every ``_target_`` of a received config, and its arguments, against the allow-list.
+    """Check every ``_target_`` of an untrusted config, and its arguments, against the allow-list.
 
     The whole tree is checked after interpolation: nested, in lists, in ``_args_``, under ``_partial_``. Admitted are
     the classes and factories that this library's configs need: its own losses, models, data, schedules, callbacks and
@@ -99,7 +99,7 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
         >>> check_targets({"loss": {"_target_": "os.system", "command": "true"}})
         Traceback (most recent call last):
         ...
-        ValueError: 1 thing in a received config is not admitted: loss: 'os.system'. ...
+        ValueError: 1 thing in an untrusted config is not admitted: loss: 'os.system'. ...
     """
     check_allow(allow)
     tree = config
@@ -114,9 +114,8 @@ def check_targets(config: Any, *, allow: Collection[str] = (), run_dir: str | os
     if not faults:  # only what the caller admits is imported, and only when nothing else is wrong
         faults = [fault for path, value in walk(plain) for fault in _foreign(path, value, allow)]
     if faults:
-        things = (
-            "1 thing in a received config is" if len(faults) == 1 else f"{len(faults)} things in a received config are"
-        )
+        things = "1 thing" if len(faults) == 1 else f"{len(faults)} things"
+        things += f" in an untrusted config {'is' if len(faults) == 1 else 'are'}"
         named = "; ".join(fault[:200] for fault in faults[:_SHOWN])
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ValueError(
@@ -133,7 +132,7 @@ def check_count(plain: Any) -> None:
         ValueError: it names more than 2,000 targets.
     """
     if sum(isinstance(value, Mapping) and _TARGET in value for _, value in walk(plain)) > _MAX_TARGETS:
-        raise ValueError(f"it names more than {_MAX_TARGETS:,} targets, the limit on a received config")
+        raise ValueError(f"it names more than {_MAX_TARGETS:,} targets, the limit on an untrusted config")
 
 
 def check_allow(allow: Collection[str]) -> None:

@@ -158,16 +158,16 @@ def _check_directives(text: str) -> None:
 
 def _value(event: Any, scalars: Any, where: str) -> Any:
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        raise ValueError(f"{where}: anchors and aliases are not for received configs")
+        raise ValueError(f"{where}: anchors and aliases are not for untrusted configs")
     if event.tag is not None:
-        raise ValueError(f"{where}: the tag {str(event.tag)[:80]!r} is not for received configs")
+        raise ValueError(f"{where}: the tag {str(event.tag)[:80]!r} is not for untrusted configs")
     if isinstance(event, yaml.MappingStartEvent):
         return {}
     if isinstance(event, yaml.SequenceStartEvent):
         return []
     text: str = event.value
     if text == "<<":
-        raise ValueError(f"{where}: merge keys are not for received configs")
+        raise ValueError(f"{where}: merge keys are not for untrusted configs")
     if len(text) > MAX_TEXT:
         raise ValueError(f"{where}: a text has at most {MAX_TEXT:,} characters")
     tag = scalars.resolve(yaml.ScalarNode, text, event.implicit)
@@ -182,7 +182,7 @@ def _check_interpolation(text: str, where: str) -> None:
     if "${" in _POINTER.sub("", text):
         shown = text[:80] + ("…" if len(text) > 80 else "")
         raise ValueError(
-            f"{where}: {shown!r}: a received config may only point to its own values (${{data.size}}); resolvers, "
+            f"{where}: {shown!r}: an untrusted config may only point to its own values (${{data.size}}); resolvers, "
             "which read the environment or make values, are refused: write the value itself"
         )
 

@@ -1,4 +1,4 @@
-"""The allow-list itself: which names a received config may build from, and with which arguments."""
+"""The allow-list itself: which names an untrusted config may build from, and with which arguments."""
 
 from __future__ import annotations
 

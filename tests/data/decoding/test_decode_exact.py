@@ -243,7 +243,7 @@ def test_a_layout_that_lies_gives_no_wrong_frame(video: Path, change: dict[str, 
     "record", [{}, {"info": 3, "size": 1}, {"info": {}, "size": 1, "starts": [], "ticks": [], "seeks": []}]
 )
 def test_records_are_checked(record: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="scan the video anew"):
+    with pytest.raises(ValueError, match="scan the video again"):
         VideoLayout.from_json(record)
 
 

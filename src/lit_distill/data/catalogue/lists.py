@@ -294,7 +294,7 @@ def _linked_outside(samples: Sequence[Sample], roots: Sequence[str | os.PathLike
             with os.scandir(folder) as entries:
                 links = {entry.name for entry in entries if entry.is_symlink()}
         except (FileNotFoundError, NotADirectoryError):
-            continue  # what is missing is told elsewhere
+            continue  # what is missing is reported elsewhere
         for position in positions if links else ():
             if os.path.basename(samples[position].path) in links:
                 target = os.path.realpath(samples[position].path)

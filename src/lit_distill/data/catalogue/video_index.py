@@ -39,7 +39,7 @@ class VideoIndex:
     a hash of the root, the format and FFmpeg's versions; its first line says what it is. Each other line is one video:
     path, size, time of the last change, layout. A line counts if it is whole and of that form, the last one of a video
     if there are several, and only for a file of that size and time: what is stale, torn or foreign is passed over, and
-    the video scanned anew.
+    the video scanned again.
 
     Args:
         root: folder that paths are relative to.

@@ -40,7 +40,7 @@ _KINDS = {
 }  # fmt: skip
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
 
-# Decoders that drop or conceal damaged frames without a word, unless they are told to fail.
+# Decoders that drop or conceal damaged frames without a word, unless they are set to fail.
 _SILENT = ("h264", "hevc", "mpeg4")
 
 

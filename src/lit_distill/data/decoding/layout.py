@@ -154,7 +154,7 @@ class VideoLayout:
             stream = record.get("stream")
             return cls(info, int(record["size"]), starts, ticks, seeks, None if stream is None else int(stream))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"not the record of a video's layout: {error!r}; scan the video anew") from error
+            raise ValueError(f"not the record of a video's layout: {error!r}; scan the video again") from error
 
 
 def name_of(source: VideoSource) -> str:

@@ -13,7 +13,7 @@ from lit_distill.data.decoding.bitstream import ENTRY, LEADS
 from lit_distill.data.decoding.container import Opened, Packet
 from lit_distill.data.decoding.groups import Distrust, Group, Picture, divided, facts_reader, numbered, picture
 
-# Decoders that leave a frame undecoded when they are told to, exactly if nothing refers to it.
+# Decoders that leave a frame undecoded when they are asked to, exactly if nothing refers to it.
 _SKIPPING = ("h264", "hevc", "mpeg4")
 _SEEKABLE = ("mov", "matroska")
 

@@ -100,7 +100,7 @@ class DAFLLoss(Loss):
     the authors' for CIFAR, as in mmrazor, with its decimal logarithm. ``activation_form="norm"`` is mmrazor's other
     form, the norm of the whole batch.
 
-    Use when: the teacher's data are not to be had and a generator stands in for them; batches must hold more samples
+    Use when: the teacher's data are not available and a generator stands in for them; batches must hold more samples
     than there are classes.
 
     Args:
