@@ -340,9 +340,14 @@ def test_a_shape_mismatch_shows_before_training_by_name() -> None:
 
 
 def test_a_batch_of_another_form_says_what_to_override() -> None:
-    x = torch.randn(8, 4)
-    with pytest.raises(ValueError, match=r"a batch is \(inputs, target\).*override unpack"):
-        trainer().fit(module(), DataLoader(TensorDataset(x), batch_size=4))
+    data = TensorDataset(*torch.randn(5, 8, 4))
+    with pytest.raises(ValueError, match=r"a batch is \(inputs, target\).*got 5 items; override unpack"):
+        trainer().fit(module(), DataLoader(data, batch_size=4))
+
+
+def test_a_batch_without_the_labels_that_a_term_wants_says_so() -> None:
+    with pytest.raises(ValueError, match=r"term 'ce': 'GroundTruth' is not in this batch"):
+        trainer().fit(module(), DataLoader(TensorDataset(torch.randn(8, 4)), batch_size=4))
 
 
 def views_batch(samples: list[tuple[Tensor, Tensor]]) -> ViewsBatch:
