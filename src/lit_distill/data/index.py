@@ -62,7 +62,7 @@ def run(config: DictConfig, *, console: Console | None = None) -> Findings:
     source, jobs = data.source.bare(), []
     for sample in {sample.name: sample for samples in findings.splits.values() for sample in samples}.values():
         stamp = data.source.stamp(sample)
-        entry = None if stamp is None else index.find(sample.name, stamp=stamp)
+        entry = None if stamp is None else index.find(sample.name, stamp=stamp, stream=data.video_stream)
         if entry is not None and config.check in ("headers", entry.check):
             findings.layouts[sample.name] = entry.layout
         else:

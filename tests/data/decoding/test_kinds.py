@@ -166,6 +166,8 @@ def test_the_index_and_the_cache_follow_the_choice(tmp_path: Path) -> None:
     for _ in range(2):
         assert first.open(sample).size == (64, 48)
         assert second.open(sample).size == (96, 64)
+        assert index.find(sample.path) is None, "what is known is of a stream, not of the best one"
+        assert index.find(sample.path, stream=1) is not None
     assert first.identity(sample, 12) != second.identity(sample, 12)
 
 

@@ -86,10 +86,14 @@ class VideoIndex:
                 self._lines[path] = line
         return len(self._lines)
 
-    def find(self, path: str, *, stamp: Stamp | None = None) -> Entry | None:
-        """What is known of a video as it is now, by default as the file at ``path`` is; None where nothing is."""
+    def find(self, path: str, *, stamp: Stamp | None = None, stream: int | None = None) -> Entry | None:
+        """What is known of a video as it is now, by default as the file at ``path`` is; None where nothing is.
+
+        What is known of another of its video streams than ``stream`` (none for the best) is not it.
+        """
         stamp = stamp or stamp_of(path)
-        return None if stamp is None else self._entry(self._lines.get(self._name(path)), stamp)
+        entry = None if stamp is None else self._entry(self._lines.get(self._name(path)), stamp)
+        return None if entry is None or entry.layout.stream != stream else entry
 
     def put(self, path: str, layout: VideoLayout, *, check: Check = "headers", stamp: Stamp | None = None) -> None:
         """Add what was found of a video; ``stamp`` is what it had *before* it was scanned.
@@ -126,12 +130,10 @@ class VideoIndex:
             VideoError: it can't be read within the limits.
         """
         stamp = stamp or stamp_of(path)
-        entry = None if stamp is None else self.find(path, stamp=stamp)
+        entry = None if stamp is None else self.find(path, stamp=stamp, stream=stream)
         if entry is None and stamp is not None and self._has_grown():
             self.load()
-            entry = self.find(path, stamp=stamp)
-        if entry is not None and entry.layout.stream != stream:
-            entry = None
+            entry = self.find(path, stamp=stamp, stream=stream)
         if entry is not None and entry.layout.info.frames <= limits.frames:
             return entry.layout
         layout = scan(path if source is None else source, limits=limits, stream=stream)
