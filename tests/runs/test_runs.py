@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,9 @@ def test_a_network_that_gives_a_structure_gives_its_answer_to_the_commands(answe
     assert torch.equal(network(x), x * 2)
     assert torch.equal(torch.export.export(network, (x,)).module()(x), x * 2)
     assert isinstance(_answering(Structured(), "Teacher", {"Student": "out"})(x), dict)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, "3", [3]])
+def test_what_is_no_number_of_classes_is_refused(number: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_classes: expected a number, got "):
+        _ = Run(folder=tmp_path, config={"data": {"num_classes": number}}).num_classes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -456,8 +457,9 @@ def _check_classes(run: Run) -> None:
 
 
 def _count(number: Any) -> int | None:
-    if number is not None and not isinstance(number, (int, float)):
-        raise ValueError(f"num_classes: expected a number, got {type(number).__name__}")
+    if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
+        got = number if isinstance(number, float) else type(number).__name__
+        raise ValueError(f"num_classes: expected a number, got {got}")
     return None if number is None else int(number)
 
 
