@@ -251,6 +251,7 @@ def test_folders_among_the_members_are_passed_over(tmp_path: Path) -> None:
     [
         ([*GOOD, ("../b.mp4", b"")], {}, r"member '\.\./b\.mp4' leads out of the archive"),
         ([*GOOD, ("x/../../b.txt", b"")], {}, "leads out of the archive"),
+        ([*GOOD, (f"../{'a' * 90}/{'b' * 90}", b"")], {}, r"member '\.\./a{90}/b{6} …' leads out of the archive"),
         ([*GOOD, ("/etc/passwd", b"")], {}, "member '/etc/passwd' leads out"),
         ([*GOOD, ("b.mp4", b"")], {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}, "'b.mp4' is a symbolic link"),
         ([*GOOD, ("b.mp4", b"")], {"type": tarfile.LNKTYPE, "linkname": "a.mp4"}, "'b.mp4' is a hard link"),

@@ -9,6 +9,7 @@ from lit_distill.data.catalogue.samples import Member
 
 _BLOCK: Final = 512
 _LONGEST_HEADER: Final = 1 << 16  # bytes of a long name or of extended headers
+_SHOWN: Final = 100  # characters of a name in an error
 _REGULAR: Final = (b"0", b"\0", b"7")
 _DIRECTORY: Final = b"5"
 _GLOBAL, _EXTENDED, _LONG_NAME = b"g", b"x", b"L"
@@ -41,7 +42,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
         name, content = extended.get("path", long_name or name), int(extended.get("size", content))
         start = position + _BLOCK
         if content < 0 or start + content > size:
-            raise TarError(f"member {name!r} has {content} bytes, beyond its end")
+            raise TarError(f"member {shown(name)} has {content} bytes, beyond its end")
         if kind in (_GLOBAL, _EXTENDED, _LONG_NAME):
             if content > _LONGEST_HEADER:
                 raise TarError(f"a header of {content} bytes at byte {position}")
@@ -55,7 +56,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Member]:
             if kind in _REGULAR and not name.endswith("/"):
                 yield Member(name, start, content)
             elif kind != _DIRECTORY and kind not in _REGULAR:
-                raise TarError(f"member {name!r} is {_REFUSED.get(kind, _REFUSED_REST)}")
+                raise TarError(f"member {shown(name)} is {_REFUSED.get(kind, _REFUSED_REST)}")
             long_name, extended = "", {}
         position = start + -(-content // _BLOCK) * _BLOCK
 
@@ -94,11 +95,21 @@ def _records(text: bytes, position: int) -> dict[str, str]:
         found[_text(key)] = _text(value)
         start += int(length)
     if any(key.startswith("GNU.sparse") for key in found):
-        raise TarError(f"member {found.get('path', '')!r} is a sparse file")
+        raise TarError(f"member {shown(found.get('path', ''))} is a sparse file")
     size = found.get("size", "0")
     if not size.isdecimal() or len(size) > 20:
         raise TarError(f"malformed extended header at byte {position}")
     return found
+
+
+def shown(name: str) -> str:
+    """The name of a member as errors have it: quoted, and short however long it is.
+
+    Example:
+        >>> shown("a/0.mp4"), len(shown("a" * 5000))
+        ("'a/0.mp4'", 104)
+    """
+    return repr(name if len(name) <= _SHOWN else f"{name[:_SHOWN]} …")
 
 
 def _text(content: bytes) -> str:
@@ -107,9 +118,9 @@ def _text(content: bytes) -> str:
 
 def _check_name(name: str) -> None:
     if not name or "\0" in name or "\\" in name or name.startswith("/") or ".." in name.split("/"):
-        raise TarError(f"member {name!r} leads out of the archive")
+        raise TarError(f"member {shown(name)} leads out of the archive")
     if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
-        raise TarError(f"member {name!r} has a name that is not UTF-8")
+        raise TarError(f"member {shown(name)} has a name that is not UTF-8")
 
 
 def _read(file: BinaryIO, position: int, size: int, otherwise: str) -> bytes:

@@ -22,7 +22,7 @@ from lit_distill._files import cache_folder, write_text
 from lit_distill.data.catalogue.archives import Archives, MemberFile, Stamp
 from lit_distill.data.catalogue.lists import ListFile, is_inside
 from lit_distill.data.catalogue.samples import Member, Sample
-from lit_distill.data.catalogue.tar import TarError, members
+from lit_distill.data.catalogue.tar import TarError, members, shown
 from lit_distill.data.samplers import seeded
 from lit_distill.data.sources.base import named
 from lit_distill.data.sources.videos import VideoFiles
@@ -315,7 +315,7 @@ def _label(file: Any, key: str, parts: dict[str, Member]) -> int | str:
     if member is None:
         raise TarError(f"the sample {key!r} has no label: expected {key}.cls or {key}.json")
     if member.size > _LABEL_BYTES:
-        raise TarError(f"member {member.name!r} has {member.size} bytes, too many for a label")
+        raise TarError(f"member {shown(member.name)} has {member.size} bytes, too many for a label")
     file.seek(member.offset)
     text = file.read(member.size).decode("utf-8", "replace").strip()
     label: Any = text
@@ -328,7 +328,7 @@ def _label(file: Any, key: str, parts: dict[str, Member]) -> int | str:
     if isinstance(label, str) and _NUMBER.fullmatch(label):
         label = int(label)
     if isinstance(label, bool) or not isinstance(label, (int, str)) or label == "":
-        raise TarError(f"member {member.name!r} holds no label: expected a number{' in .cls' if member else ''}")
+        raise TarError(f"member {shown(member.name)} holds no label: expected a number{' in .cls' if member else ''}")
     return label
 
 
