@@ -143,6 +143,14 @@ def test_a_value_of_the_environment_needs_no_name(monkeypatch: pytest.MonkeyPatc
     assert redacted_text(f"train +note={SECRET} run") == "train +note=<redacted> run"
 
 
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "SIGNING_KEY", "APP_SECRET"])
+def test_a_place_of_the_environment_is_no_secret(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, str(tmp_path))
+    tree = {"pretrained": f"{tmp_path}/student.safetensors"}
+    assert redacted(tree) == tree
+    assert redacted_text(f"run={tmp_path}/x") == f"run={tmp_path}/x"
+
+
 @pytest.mark.parametrize("name", ["COMET_KEY", "GH_PAT", "DB_PASS", "SENTRY_DSN"])
 def test_a_value_of_the_environment_is_known_as_it_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, 'a b/c"d1')

@@ -40,6 +40,7 @@ _NO_SECRET = re.compile(
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^},]*)")
 # A key of a config may be that of a mapping; a variable of the environment is none.
 _VARIABLE = re.compile(rf"{_NAMES}|\w*KEY", re.IGNORECASE)
+_FOLDERS = ("PWD", "OLDPWD")  # the shell's, not passwords
 _SHORTEST = 8  # characters of a value of the environment that is looked for
 
 
@@ -82,7 +83,14 @@ def redacted_text(text: str) -> str:
 
 def _values() -> list[str]:
     """Of the environment's secrets, also as URLs and JSON write them, the longest first: one may hold another."""
-    found = [value for name, value in os.environ.items() if len(value) >= _SHORTEST and _VARIABLE.fullmatch(name)]
+    found = [
+        value
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST
+        and _VARIABLE.fullmatch(name)
+        and name not in _FOLDERS
+        and not (os.path.isabs(value) and os.path.exists(value))  # a file with a key: its place is none
+    ]
     written = {
         form
         for value in found
