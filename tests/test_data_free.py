@@ -18,7 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_distill import DataFreeModule, LossTerm, SafeCheckpointIO
 from lit_distill.callbacks import ExactResume, LastCheckpoint, NonFinite, StepSeed, TeacherCache
 from lit_distill.data import NoiseData
+from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.losses import DAFLLoss, KDLoss
+from lit_distill.reporting.training_cost import training_cost
+from lit_distill.runs.opened import load_run
+from lit_distill.training.fit import build_data, build_module
+from lit_distill.training.train import run
+from run_folders import composed
 
 PHASES = {"Generator": 1, "Student": 2}
 
@@ -234,3 +240,30 @@ def test_a_teacher_cache_is_refused_as_noise_has_no_samples(tmp_path: Path) -> N
     cache = TeacherCache(folder=tmp_path)
     with pytest.raises(ValueError, match="images of a generator are new ones in each step"):
         trainer(max_epochs=1, callbacks=[cache]).fit(module_of(), NoiseData(real(), size=4, batches=3, batch_size=4))
+
+
+@pytest.mark.filterwarnings("ignore:the frozen Teacher is no better than chance")
+def test_the_experiment_by_the_command_line(tmp_path: Path) -> None:
+    config = composed("train",
+        "experiment=data_free_digits_images", "allow_random_teacher=true", "data_free.noise.batches=4",
+        "data_free.noise.batch_size=8", "models.Generator.width=4", "trainer=cpu", "trainer.max_epochs=1",
+        "+trainer.limit_val_batches=1", "callbacks.progress=null", f"run_dir={tmp_path}",
+    )  # fmt: skip
+    results = run(config)
+    assert {"train/dafl", "train/adversarial", "train/kd", "val/Student/top1"} <= set(results["final"])
+    finished = load_run(tmp_path)
+    assert finished.classifiers == ("Student", "Teacher")
+    assert finished.model("Generator")(torch.randn(2, 32)).shape == (2, 3, 8, 8)
+    cost = training_cost(finished, steps=1)
+    assert {"forward Student", "forward Teacher"} <= set(cost.seconds)
+    module = build_module(config)
+    diagnosis = diagnose(module, build_data(config), validation_samples=0)
+    assert set(diagnosis.terms) == {"kd", "dafl", "adversarial"}
+    assert not [finding for finding in diagnosis.findings if "gradient reaches" in finding]
+
+
+@pytest.mark.parametrize("noise", [None, {"size": 4}, {"size": 4, "batches": 2, "batch_size": 0}])
+def test_noise_of_a_config_has_all_its_numbers(noise: Any) -> None:
+    config = {"data": {}, "data_free": {"noise": noise}, "seed": 0}
+    with pytest.raises(ValueError, match=r"data_free\.noise expects size, batches and|batch_size to be"):
+        build_data(config, real())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from lit_distill._module.preflight import check_names
 from lit_distill._module.step import RunningTerms
 from lit_distill._terms.tryout import try_terms
 from lit_distill.composer import LossComposer, zero_gradients
-from lit_distill.data.noise import is_noise
+from lit_distill.data.noise import GENERATOR, is_noise
 from lit_distill.module import DistillModule, Terms
 from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm, term_from_mapping
@@ -82,7 +83,7 @@ class DataFreeModule(DistillModule):
         losses: Terms,
         *,
         generator_losses: Terms,
-        generator: str = "Generator",
+        generator: str = GENERATOR,
         phases: Mapping[str, int] | None = None,
         **arguments: Any,
     ) -> None:
@@ -124,6 +125,21 @@ class DataFreeModule(DistillModule):
                 return name
             position -= steps
         raise AssertionError("unreachable")
+
+    @property
+    def turn(self) -> int:
+        """The steps of both phases."""
+        return sum(self.phases.values())
+
+    @contextmanager
+    def phase(self, step: int) -> Iterator[tuple[LossComposer, list[str]]]:
+        """As :meth:`DistillModule.phase`, of the phase that the step belongs to."""
+        self._generates = self.phase_at(step) == self.generator
+        try:
+            moved = [self.generator] if self._generates else [n for n in self.named if n not in self.frozen]
+            yield self._terms_of_step()[0], [name for name in moved if self._generates or name != self.generator]
+        finally:
+            self._generates = False
 
     # ---------------------------------------------------------------- the forward pass
 

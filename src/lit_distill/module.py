@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -260,6 +261,16 @@ class DistillModule(EvaluatedModule):
         self.composed = result
         self._record = StepRecord(composer, result.values, index, inputs, signals, self.frozen)
         return result.total
+
+    @property
+    def turn(self) -> int:
+        """Optimizer steps after which what :meth:`phase` gives repeats."""
+        return 1
+
+    @contextmanager
+    def phase(self, step: int) -> Iterator[tuple[LossComposer, list[str]]]:
+        """To look at an optimizer step outside of training: what it descends, and the names of the models it moves."""
+        yield self.composer, [name for name in self.models if name not in self.frozen]
 
     def _terms_of_step(self) -> tuple[LossComposer, RunningTerms]:
         """What this training step descends, and where it is counted."""

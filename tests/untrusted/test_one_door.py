@@ -93,7 +93,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("data.sources.shards", "_label"): "at most a megabyte, and only a number or text is taken of it",
     ("data.sources.shards", "scan_shard"): "by Archives",
     ("data.sources.shards", "shard_names"): "by Archives",
-    ("training.doctor", "run"): OWN_CONFIG,
     ("training.fit", "_terms"): OWN_CONFIG,
     ("inference.export", "_write"): OWN_OUTPUT,
     ("inference.export", "run"): OWN_OUTPUT,
@@ -118,8 +117,8 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("searching.space", "axes_of"): OWN_CONFIG,
     ("teacher_cache.shards", "Shard.__init__"): OWN_CACHE,
     ("training.fit", "build_module"): OWN_CONFIG,
+    ("training.fit", "build_data"): OWN_CONFIG,
     ("training.fit", "fit"): OWN_CONFIG,
-    ("training.run_stages", "check_stages"): OWN_CONFIG,
     ("training.stages", "stages_of"): OWN_CONFIG,
 }
 

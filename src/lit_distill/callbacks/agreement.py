@@ -24,7 +24,8 @@ class Agreement(Callback):
     the mean Kullback-Leibler divergence of the student's probabilities s from the teacher's t, at temperature 1, in
     nats. Both are over all samples of all processes. It looks at what validation computes anyway. With several
     candidates (``student="best"``) every pair with one of them is logged, the earlier one taken for the student. Models
-    whose output is not (B, C) with equal C above 1, and runs of one model, have none. Test is the same under ``test/``.
+    whose output is not (B, C) with equal C above 1, or that validation does not run, and runs of one model, have none.
+    Test is the same under ``test/``.
 
     Raises:
         ValueError: at the start of a validation, another module than a DistillModule.
@@ -53,7 +54,7 @@ class Agreement(Callback):
     ) -> None:
         """Count one batch."""
         for (student, teacher), means in self._means.items():
-            s, t = outputs[student], outputs[teacher]
+            s, t = outputs.get(student), outputs.get(teacher)  # a generator does not run in validation
             if (
                 isinstance(s, Tensor)
                 and isinstance(t, Tensor)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from lit_distill._module.step import batch_size
 from lit_distill._screen import Screen
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -77,8 +78,8 @@ class Progress(ProgressBar):
         """The step is done: move the bar or print a line."""
         now = time.perf_counter()
         self._worked, self._mark = self._worked + now - self._mark, now
-        if isinstance(batch, (tuple, list)) and hasattr(batch[0], "shape"):
-            self._samples += batch[0].shape[0]
+        inputs, target = batch[:2] if isinstance(batch, (tuple, list)) and len(batch) > 1 else (batch, None)
+        self._samples += batch_size(target, inputs)
         self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", batch_idx + 1, self.total_train_batches,
                    self._status(pl_module))  # fmt: skip
 

@@ -14,6 +14,8 @@ from lit_distill.data.resumable import ResumableLoader
 from lit_distill.data.samplers import EpochSampler, SampleKey, seeded
 
 NOISE = "noise"
+GENERATOR = "Generator"
+"""The name of a model that makes samples of noise, unless it has another."""
 
 
 def is_noise(batch: Any) -> bool:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lit_distill._views import ViewsBatch
+from lit_distill.composer import LossComposer
 from lit_distill.module import DistillModule
 
 
@@ -29,8 +30,9 @@ class Cost:
     """Where the time and memory of a training go, on one device.
 
     Attributes:
-        seconds: medians of a batch's parts: ``data wait`` (with the configured workers, once what they had made
-            beforehand is used up), ``forward <Model>`` of each, ``losses``, ``backward``, ``optimizer``.
+        seconds: medians of a batch's parts, means where steps are of several phases: ``data wait`` (with the configured
+            workers, once what they had made beforehand is used up), ``forward <Model>`` of each, ``losses``,
+            ``backward``, ``optimizer``.
         step_seconds: of an optimizer step, all its batches together.
         steps: of the whole training.
         hours: of all steps, without validation.
@@ -77,7 +79,8 @@ def measure(module: DistillModule, data: LightningDataModule, *, steps: int, epo
         optimizer: Optimizer | None = None
         batches = iter(itertools.chain.from_iterable(itertools.repeat(loader)))
         try:
-            for turn in range(steps + 1):
+            steps = math.ceil(steps / module.turn) * module.turn  # a generator's steps cost other than a student's
+            for number in range(module.turn + steps):
                 if optimizer is None:
                     batch = data.on_after_batch_transfer(next(batches), 0)
                     tried.build(batch, dataset_size=len(loader.dataset))  # type: ignore[arg-type]
@@ -85,8 +88,9 @@ def measure(module: DistillModule, data: LightningDataModule, *, steps: int, epo
                     tried.train()
                     for _ in range(loader.num_workers * (loader.prefetch_factor or 0)):
                         next(batches)  # made while the model was built: a training has no such store
-                _step(tried, data, batches, optimizer, parts)
-                if not turn:
+                with tried.phase(number) as (composer, _):
+                    _step(tried, composer, data, batches, optimizer, parts)
+                if number < module.turn:
                     parts.seconds.clear()
         finally:
             del batches  # ends the workers
@@ -98,7 +102,8 @@ def measure(module: DistillModule, data: LightningDataModule, *, steps: int, epo
             if isinstance(value, Tensor)
         )
         validation = _validation_seconds(tried, data)
-    seconds = {part: statistics.median(values) for part, values in parts.seconds.items()}
+    average = statistics.median if module.turn == 1 else statistics.fmean
+    seconds = {part: average(values) for part, values in parts.seconds.items()}
     step = sum(seconds.values()) * accumulate
     count = math.ceil(len(loader) / accumulate) * epochs
     size: dict[bool, int] = {True: 0, False: 0}
@@ -159,15 +164,20 @@ class _Parts:
 
 
 def _step(
-    module: DistillModule, data: LightningDataModule, batches: Iterator[Any], optimizer: Optimizer, parts: _Parts
+    module: DistillModule,
+    composer: LossComposer,
+    data: LightningDataModule,
+    batches: Iterator[Any],
+    optimizer: Optimizer,
+    parts: _Parts,
 ) -> None:
     parts.begin()
     with parts.part("data wait"):
         inputs, target, index, entries = module.unpacked(data.on_after_batch_transfer(next(batches), 0))
-    with module.composer.capture(module.named) as signals:
+    with composer.capture(module.named) as signals:
         module.run_models(inputs, signals, around=lambda name: parts.part(f"forward {name}", keeps=True))
     with parts.part("losses", keeps=True):
-        total = module.composer(signals, target, index=index, batch=entries).total
+        total = composer(signals, target, index=index, batch=entries).total
     with parts.part("backward"):
         torch.autograd.backward(total)
     with parts.part("optimizer"):

@@ -15,13 +15,14 @@ from typing import Any, cast
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_distill._module.metrics import at_chance, why_no_classes
 from lit_distill._module.preflight import example_batch, size_of
 from lit_distill._screen import few
 from lit_distill._views import ViewsBatch
+from lit_distill.composer import LossComposer
 from lit_distill.data.datasets import VideoDataset
 from lit_distill.data.decoding.layout import VideoError
 from lit_distill.data.preprocess import Preprocess
@@ -32,6 +33,7 @@ from lit_distill.models.shipped import is_shipped
 from lit_distill.module import DistillModule
 from lit_distill.runs.names import CONFIG_FILE, card_of
 from lit_distill.runs.opened import load_run
+from lit_distill.signals import SignalCapture
 
 _LOUD = 1e3
 """Two terms' gradient norms that differ by more than this factor are reported."""
@@ -185,16 +187,48 @@ def _one_step(
     module: DistillModule, inputs: Any, target: Any, index: Tensor | None, entries: Any
 ) -> tuple[dict[str, ModelFacts], dict[str, TermFacts]]:
     module.train()
-    composer, seconds = module.composer, dict[str, float]()
-    with composer.capture(module.named) as signals:
-        outputs = module.run_models(inputs, signals, around=partial(_timed, seconds))
-    values = composer.values(signals, target, index=index, batch=entries)
-    learning = {
-        name: {key: p for key, p in model.named_parameters() if p.requires_grad}
-        for name, model in module.models.items()
-        if name not in module.frozen
-    }
+    seconds, outputs, terms = dict[str, float](), dict[str, Any](), dict[str, TermFacts]()
     reached: set[int] = set()
+    seen: list[LossComposer] = []
+    for step in range(module.turn):
+        with module.phase(step) as (composer, moved):
+            if composer in seen:
+                continue
+            seen.append(composer)
+            learning = {
+                name: {key: p for key, p in module.models[name].named_parameters() if p.requires_grad} for name in moved
+            }
+            with composer.capture(module.named) as signals:
+                outputs |= module.run_models(inputs, signals, around=partial(_timed, seconds))
+            values = composer.values(signals, target, index=index, batch=entries)
+            terms |= _terms_of(composer, values, signals, learning, reached)
+    models = {}
+    for name, network in module.models.items():
+        output = outputs.get(name)
+        trainable = (
+            {} if name in module.frozen else {key: p for key, p in network.named_parameters() if p.requires_grad}
+        )
+        models[name] = ModelFacts(
+            kind=type(network).__name__,
+            frozen=name in module.frozen,
+            parameters=sum(p.numel() for p in network.parameters()),
+            trainable=sum(p.numel() for p in trainable.values()),
+            input_shape=tuple(inputs.shape) if isinstance(inputs, Tensor) else (),
+            output_shape=tuple(output.shape) if isinstance(output, Tensor) else (),
+            forward_seconds=seconds.get(name, 0.0),
+            unreached=tuple(key for key, p in trainable.items() if id(p) not in reached),
+        )
+    return models, terms
+
+
+def _terms_of(
+    composer: LossComposer,
+    values: Mapping[str, Tensor],
+    signals: SignalCapture,
+    learning: Mapping[str, Mapping[str, nn.Parameter]],
+    reached: set[int],
+) -> dict[str, TermFacts]:
+    """Facts of each term; the parameters that a gradient gets to join ``reached``."""
     terms = {}
     for name, term in composer.terms.items():
         weight = term.weight_at(0.0)
@@ -217,20 +251,7 @@ def _one_step(
                 text for text, tensor in captured.items() if text not in teachers and _is_zero(gradients[id(tensor)])
             ) if weight else (),
         )  # fmt: skip
-    models = {}
-    for name, network in module.models.items():
-        output = outputs.get(name)
-        models[name] = ModelFacts(
-            kind=type(network).__name__,
-            frozen=name in module.frozen,
-            parameters=sum(p.numel() for p in network.parameters()),
-            trainable=sum(p.numel() for p in learning.get(name, {}).values()),
-            input_shape=tuple(inputs.shape) if isinstance(inputs, Tensor) else (),
-            output_shape=tuple(output.shape) if isinstance(output, Tensor) else (),
-            forward_seconds=seconds.get(name, 0.0),
-            unreached=tuple(key for key, p in learning.get(name, {}).items() if id(p) not in reached),
-        )
-    return models, terms
+    return terms
 
 
 def _of_terms(terms: Mapping[str, TermFacts]) -> Iterator[str]:

@@ -207,11 +207,11 @@ def gather(
     if trainer.world_size > 1:
         raise ValueError(f"a report is made by one process, got {trainer.world_size}: give trainer.devices=1")
     chosen = dict(layers or {})
-    if unknown := set(chosen) - set(run.models):
-        raise ValueError(f"layers of {sorted(unknown)}: {run.folder} has the models {', '.join(run.models)}")
+    if unknown := set(chosen) - set(run.classifiers):
+        raise ValueError(f"layers of {sorted(unknown)}: {run.folder} has the models {', '.join(run.classifiers)}")
     networks: dict[str, nn.Module] = {}
     left_out: dict[str, str] = {}
-    for name in (run.student, *(name for name in run.models if name != run.student)):
+    for name in (run.student, *(name for name in run.classifiers if name != run.student)):
         try:
             networks[name] = run.model(name, checkpoint=checkpoint)
         except (ValueError, OSError) as error:

@@ -7,13 +7,13 @@ from typing import Any
 
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.runs.opened import Run
-from lit_distill.training.fit import build_module
+from lit_distill.training.fit import build_data, build_module
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import held_to
 from lit_distill.untrusted.showing import short_errors
 
 _NAMED = (
-    "models", "losses", "val_losses", "optimizer", "scheduler", "balance",
+    "models", "losses", "val_losses", "data_free", "optimizer", "scheduler", "balance",
     "frozen", "student", "inputs", "candidates", "replaced_frozen", "train_only", "start", "fresh",
     "frozen_weights",
 )  # fmt: skip
@@ -43,7 +43,8 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
         module = build_module(tree, build=built)
     for name, network in module.models.items():
         run.within_memory(name, network)
+    held = run.data(**{str(key): value for key, value in (data or {}).items()})
     return measure(
-        module, run.data(**{str(key): value for key, value in (data or {}).items()}), steps=steps,
+        module, build_data({"data_free": config.get("data_free"), "seed": config.get("seed", 0)}, held), steps=steps,
         epochs=max(1, int(trainer.get("max_epochs") or 1)), accumulate=int(trainer.get("accumulate_grad_batches") or 1),
     )  # fmt: skip

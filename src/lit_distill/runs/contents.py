@@ -13,7 +13,7 @@ from lit_distill.untrusted.plain import dotted, read_plain, resolved
 IN_CONFIG = {
     "models": dict, "data": dict, "losses": dict, "val_losses": dict, "callbacks": dict, "inputs": dict, "start": dict,
     "trainer": dict, "optimizer": dict, "student": str, "frozen": list, "candidates": list, "train_only": list,
-    "replaced_frozen": list, "frozen_weights": dict,
+    "replaced_frozen": list, "frozen_weights": dict, "data_free": dict,
 }  # fmt: skip
 _OF_TEXTS = ("start", "frozen_weights")  # mappings of names to files
 IN_CARD = {"model": dict, "data": dict, "input": dict, "teachers": dict, "class_names": list, "sha256": str}

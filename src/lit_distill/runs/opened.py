@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lit_distill._files import expand_home
 from lit_distill._views import InputView
 from lit_distill.checkpoints import read_checkpoint
+from lit_distill.data.noise import GENERATOR
 from lit_distill.data.preprocess import Preprocess, Views
 from lit_distill.models.identity import fill, state_of, state_sha256
 from lit_distill.models.state_files import SUFFIXES, file_sha256, read_safetensors, split_name
@@ -76,6 +77,14 @@ class Run:
     def models(self) -> tuple[str, ...]:
         """Names of its models."""
         return tuple(self.config["models"])
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Names of those that see samples: all but a generator, which makes them."""
+        return tuple(name for name in self.models if not self._is_generator(name))
+
+    def _is_generator(self, name: str) -> bool:
+        return name == GENERATOR and bool(self.config.get("data_free"))
 
     @property
     def student(self) -> str:
@@ -242,7 +251,11 @@ class Run:
         Raises:
             ValueError: they do, or it cannot be run on them.
         """
-        if "_target_" in self.config["data"]:
+        if self._is_generator(name):
+            noise = self.config["data_free"].get("noise")
+            size = _count(noise.get("size") if isinstance(noise, Mapping) else None, "data_free.noise.size")
+            check_forward(network, (size or 0,), name, trusted=bool(self.allow))
+        elif "_target_" in self.config["data"]:
             try:
                 shape = self.preprocess(model=name).input_shape
             except ValueError:
@@ -456,10 +469,10 @@ def _check_classes(run: Run) -> None:
         )
 
 
-def _count(number: Any) -> int | None:
+def _count(number: Any, name: str = "num_classes") -> int | None:
     if number is not None and not (isinstance(number, (int, float)) and math.isfinite(number)):
         got = number if isinstance(number, float) else type(number).__name__
-        raise ValueError(f"num_classes: expected a number, got {got}")
+        raise ValueError(f"{name}: expected a number, got {got}")
     return None if number is None else int(number)
 
 

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from hydra.utils import instantiate
-from lightning import LightningDataModule, seed_everything
+from lightning import seed_everything
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Column, Table
@@ -19,7 +18,7 @@ from lit_distill._command.overrides import typed_overrides
 from lit_distill._screen import Screen, numeric
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.diagnosis.diagnose import Diagnosis, diagnose
-from lit_distill.training.fit import build_module
+from lit_distill.training.fit import build_data, build_module
 from lit_distill.training.preset import set_preset_start, set_preset_weights
 from lit_distill.training.stages import stages_of
 
@@ -46,7 +45,7 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
     with contextlib.redirect_stdout(sys.stderr) if config.as_json else contextlib.nullcontext():
         for line in set_preset_start(config):
             print(line)
-        data: LightningDataModule = instantiate(config.data, _convert_="all")
+        data = build_data(config)
         module = build_module(config)
         diagnosis = diagnose(module, data)
         if config.steps:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from lit_distill._screen import Screen
 from lit_distill._version import versions
 from lit_distill.callbacks import Interrupted
 from lit_distill.checkpoints import read_checkpoint
+from lit_distill.data.noise import NoiseData
+from lit_distill.data_free import DataFreeModule
 from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.models.identity import load_reports, loaded_from, state_of
 from lit_distill.models.weights import has_weights, load_weights, weights_files
@@ -62,7 +65,7 @@ def fit(config: DictConfig) -> Fitted:
     folder = Path(config.run_dir)
     seed_everything(config.seed, workers=True, verbose=False)
     # first the data: what its config lacks must not be reported of the models, which take it from there
-    datamodule: LightningDataModule = instantiate(config.data, _convert_="all")
+    datamodule = build_data(config)
     module = build_module(config)
     callbacks: list[Callback] = [instantiate(c) for c in config.callbacks.values() if c is not None]
     if config.teacher_cache:
@@ -156,6 +159,26 @@ def _reached(trainer: Trainer, best: Mapping[str, Any] | None, started: float) -
     }
 
 
+def build_data(config: Mapping[str, Any], made: LightningDataModule | None = None) -> LightningDataModule:
+    """The data module of a composed config; where it trains without data, with noise for them.
+
+    Args:
+        config: the composed ``train.yaml``, or that of a stage.
+        made: its data, where they are built already.
+
+    Raises:
+        ValueError: a number of ``data_free.noise`` is missing or below 1.
+    """
+    data: LightningDataModule = instantiate(config["data"], _convert_="all") if made is None else made
+    without = config.get("data_free")
+    if not without:
+        return data
+    noise = dict(without.get("noise") or {})
+    if set(noise) != {"size", "batches", "batch_size"}:
+        raise ValueError(f"data_free.noise expects size, batches and batch_size, got {', '.join(noise) or 'nothing'}")
+    return NoiseData(data, seed=config["seed"], **noise)
+
+
 def build_module(
     config: Mapping[str, Any],
     *,
@@ -216,7 +239,11 @@ def build_module(
                 Screen().print(f"{of}: {report}", highlight=False, soft_wrap=True)
             if name in config["frozen"] and not report.complete:
                 raise ValueError(f"{of} is frozen but its weights file does not fill it:\n{report}")
-    return DistillModule(
+    kind: Callable[..., DistillModule] = DistillModule
+    if generated := config.get("data_free"):
+        losses = _terms(config, "data_free.losses", build)
+        kind = partial(DataFreeModule, generator_losses=losses, phases=_plain(generated.get("phases")))
+    return kind(
         models=models,
         losses=_terms(config, "losses", build),
         val_losses=_terms(config, "val_losses", build) if config["val_losses"] else None,
@@ -240,8 +267,11 @@ def _plain(node: Any) -> Any:
 
 
 def _terms(config: Mapping[str, Any], group: str, build: Callable[..., Any]) -> dict[str, Any]:
-    terms = {}
-    for name, node in config[group].items():
+    terms: dict[str, Any] = {}
+    nodes: Any = config
+    for key in group.split("."):
+        nodes = nodes.get(key) or {}
+    for name, node in nodes.items():
         if build is instantiate:  # below its name, which Hydra's errors then have
             named = OmegaConf.create({group: {name: with_tensors(_plain(node))}}, flags={"allow_objects": True})
             node = named[group][name]

@@ -88,6 +88,10 @@ def gain_lines(config: DictConfig, results: Mapping[str, Any]) -> list[str]:
     if not known:
         return []
     keys = sorted(differing(known["settings"], settings_of(config)))
+    if "data._target_" in keys:
+        return [
+            "no plain reference was measured on these data; python -m lit_distill.compare measures what a method gains"
+        ]
     if keys:
         also = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
         return [

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
@@ -29,7 +28,7 @@ from lit_distill.runs.names import (
     STUDENT_FILE,
 )
 from lit_distill.runs.resume import ResumePoint, print_on_rank_zero, write_config
-from lit_distill.training.fit import build_module, fit
+from lit_distill.training.fit import build_data, build_module, fit
 from lit_distill.training.stages import Stage
 from lit_distill.training.summary import show_stages
 from lit_distill.untrusted.budgets import WEIGHTS_BYTES
@@ -113,7 +112,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
     expected: dict[str, dict[str, Tensor]] = {}
     for stage in stages:
         try:
-            instantiate(stage.config.data, _convert_="all")
+            build_data(stage.config)
             module = build_module(stage.config, expected=expected)
             module.make_optimizer()
         except ValueError as error:

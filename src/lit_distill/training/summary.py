@@ -12,6 +12,7 @@ from rich.table import Table
 from lit_distill._command.arguments import path_argument
 from lit_distill._screen import numeric
 from lit_distill.data import DigitsImages, ImageFolderDataModule
+from lit_distill.data_free import DataFreeModule
 from lit_distill.models import PPTSMv2
 from lit_distill.module import DistillModule
 from lit_distill.runs.names import BEST_CHECKPOINT
@@ -24,9 +25,7 @@ def show_summary(
     title = f"{results['experiment'] or 'run'}: validation at the best epoch of {results['epochs']}"
     table = Table("model", "role", *numeric("parameters", "top-1", "top-5"), title=title)
     for name, model in module.models.items():
-        role = "frozen teacher" if name in module.frozen else ("student" if name == module.student else "peer")
-        if role == "student" and len(module.candidates) > 1:
-            role = f"student, best of {len(module.candidates)}"
+        role = _role(module, name)
         parameters = f"{sum(p.numel() for p in model.parameters()):,}"
         table.add_row(name, role, parameters, *_accuracy(results["best"], name))
     console.print(table)
@@ -35,15 +34,25 @@ def show_summary(
     shown_folder = _shown(folder)
     console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
     console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)
-    console.print("next: distill from what was trained here, for example")
+    console.print("next, for example:")
     console.print(f"  {next_command(module, shown_folder)}", soft_wrap=True, highlight=False)
 
 
+def _role(module: DistillModule, name: str) -> str:
+    if name in module.frozen:
+        return "frozen teacher"
+    if name == module.student:
+        return f"student, best of {count}" if (count := len(module.candidates)) > 1 else "student"
+    return "generator" if isinstance(module, DataFreeModule) and name == module.generator else "peer"
+
+
 def next_command(module: DistillModule, folder: str) -> str:
-    """A command that builds on this run: distil from its best teacher, or go mutual with a student alone."""
+    """A command that builds on this run: its test, or to distil from its best teacher or as peers."""
     data = module.trainer.datamodule  # type: ignore[attr-defined]
     kind = "image" if isinstance(data, ImageFolderDataModule) else "pptsmv2"
     kind = "digits_images" if isinstance(data, DigitsImages) else kind
+    if isinstance(module, DataFreeModule):
+        return f"python -m lit_distill.test {path_argument('run', folder)}"
     peers = [name for name in module.models if name != module.student and name not in module.frozen]
     if peers:
         peer = "Teacher" if "Teacher" in peers else peers[0]

@@ -145,6 +145,7 @@ _EXACT: Mapping[str, Rule] = MappingProxyType(
         "lit_distill.data.VideoDataModule": _DATA,
         "lit_distill.data.VideoMix": _PLAIN,
         "lit_distill.models.Ensemble": Rule(texts=_names("mode")),
+        "lit_distill.models.ImageGenerator": Rule(numbers={"": (1, 4096)}),
         "lit_distill.models.PPTSMResNet": _PLAIN,
         "lit_distill.models.PPTSMv2": _PLAIN,
         "lit_distill.models.SimKDStudent": _PLAIN,

@@ -63,8 +63,9 @@ class NORMLoss(ConnectedMapsLoss):
     name the wide map.
 
     Paper: Liu et al., "NORM: Knowledge Distillation via N-to-One Representation Matching", ICLR 2023, arXiv:2305.13803.
-    Matches its authors' program: 8 groups, weight 1, the cross-entropy at 1/16 to 1/2. It also divides both networks'
-    logits by a LayerNorm and multiplies them by 2.5 before the cross-entropy and KD, in validation too.
+    Matches its authors' program: 8 groups, weight 1, the cross-entropy at 1/16 to 1/2. It also normalizes the
+    logits of both networks by a LayerNorm and multiplies them by 2.5 before the cross-entropy and KD, in validation
+    too: put a fixed ``nn.LayerNorm(classes, eps=1e-7)`` with weight 2.5 behind both classifiers for that.
 
     Use when: the teacher's last map has more channels than the student's, and one projection of it loses too much.
 
