@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from lit_distill.data import Limits
 from lit_distill.inference.evaluation import ClassificationReport
@@ -377,3 +378,27 @@ def test_a_frozen_teacher_is_held_to_its_own_file(tmp_path: Path) -> None:
     alone = run.weights_bytes
     run.config["models"]["Teacher"] = {**model, "pretrained": str(tmp_path / "teacher.safetensors")}
     assert run.weights_bytes == alone + (tmp_path / "teacher.safetensors").stat().st_size
+
+
+X, BIAS = torch.empty(2, 4, 6, 6), torch.empty(4)
+ATEN: Any = torch.ops.aten
+CALLS: list[tuple[Any, tuple[Any, ...]]] = [
+    *((function, (value,)) for function in (ATEN.relu.default, ATEN.hardtanh.default, ATEN.gelu.default)
+      for value in (X, X.half(), X.transpose(1, 2), X[:, :1].expand(2, 4, 6, 6), torch.empty(0, 4))),
+    *((ATEN.add.Tensor, (X, other)) for other in (X, X.double(), BIAS.view(4, 1, 1), X.int(), 2, 2.0)),
+    (ATEN.mul.Tensor, (BIAS.view(4, 1, 1), X)),
+    (ATEN.native_batch_norm.default, (X, BIAS, BIAS, BIAS, BIAS, False, 0.1, 1e-5)),
+    (ATEN.native_batch_norm.default, (X, None, None, BIAS, BIAS, False, 0.1, 1e-5)),
+    (ATEN.native_batch_norm.default, (X, BIAS, BIAS, None, None, True, 0.1, 1e-5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "arguments"), CALLS)
+def test_shapes_that_are_known_without_a_call_are_those_of_torch(function: Any, arguments: tuple[Any, ...]) -> None:
+    arguments = tuple(value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments)
+
+    def seen(made: Any) -> tuple[Any, ...]:
+        value = tree_leaves(made)[0]  # the others of a batch norm are for its gradient
+        return value.shape, value.stride(), value.dtype, value.untyped_storage().nbytes(), value.device
+
+    assert seen(networks._on_meta(function, arguments, {})) == seen(function(*arguments))
