@@ -15,7 +15,7 @@ from lit_distill._command.command import conf_dir
 from lit_distill.runs import resume
 from lit_distill.runs.artifacts import read_json, write_json
 from lit_distill.runs.resume import differing_keys, find_resume_point, resolve_environment, write_config
-from lit_distill.runs.secrets import is_secret, redacted, redacted_text
+from lit_distill.runs.secrets import REDACTED, is_secret, redacted, redacted_text
 
 SECRET = "xyzzy-8f14e45f"
 
@@ -134,6 +134,31 @@ def test_a_text_without_any_stays(text: str) -> None:
 def test_a_key_of_a_known_form_needs_no_name(value: str) -> None:
     assert value not in str(redacted({"note": f"x {value} y", "list": [value]}))
     assert value not in redacted_text(f"train +note={value} seed=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("key", "a1B2" * 6), ("Key", "a1B2/+" * 5 + "="), ("session", "0123456789abcdef" * 2),
+     ("key", "01234567-89ab-cdef-0123-456789abcdef"), ("pin", "2846")],
+)  # fmt: skip
+def test_a_name_of_many_uses_is_of_a_secret_by_its_value(name: str, value: str) -> None:
+    assert redacted({"x": {name: value}}) == {"x": {name: REDACTED}}
+    assert redacted_text(f"train +x.{name}={value} seed=1") == f"train +x.{name}={REDACTED} seed=1"
+    assert value not in redacted_text(f"train '+x={{{name}: {value}}}'")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("key", "val/Student/top1"), ("key", "resnet50_imagenet1k_v2"), ("key", "clip_000001"), ("session", "2026-11-30"),
+     ("monkey", "a1B2" * 6), ("pin", "true"), ("pin", 1), ("max_tokens", 2_000_000), ("token", 4), ("seed", 12345678)],
+)  # fmt: skip
+def test_a_name_of_many_uses_keeps_what_is_none(name: str, value: str | int) -> None:
+    assert redacted({"x": {name: value}}) == {"x": {name: value}}
+    assert redacted_text(f"train x.{name}={value} a=1") == f"train x.{name}={value} a=1" or name == "max_tokens"
+
+
+def test_a_password_may_be_a_number() -> None:
+    assert redacted({"password": 12345678, "pin": 2846}) == {"password": REDACTED, "pin": REDACTED}
 
 
 def test_a_value_of_the_environment_needs_no_name(monkeypatch: pytest.MonkeyPatch) -> None:

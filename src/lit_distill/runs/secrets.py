@@ -37,6 +37,15 @@ _FORMS = re.compile(
 _NO_SECRET = re.compile(
     r"""['"]?(?:[-+]?\d{1,5}(?:\.\d+)?|true|false|null|none|\?\?\?|\$\{[^{}]*\})?['"]?""", re.IGNORECASE
 )
+# Names that most configs have for something else: of a secret where the value looks as if it was drawn by chance.
+_DRAWN = (
+    r"(?:(?=[\w+/=-]*\d)(?=[\w+/=-]*[a-z])(?=[\w+/=-]*[A-Z])[\w+/=-]{20,}|"
+    r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12,})"
+)
+_PLAIN = re.compile(
+    rf"""(?<![\w-])((?i:key|session)\\*['"]?\s*[=:]\s*\\*['"]?){_DRAWN}|((?i:\bpin)\s*[=:]\s*)\d{{4,12}}\b"""
+)
+_LONG_NUMBER = 100_000  # from which on one is no size or switch
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:\s*([^},]*)")
 # A key of a config may be that of a mapping; a variable of the environment is none.
 _VARIABLE = re.compile(rf"{_NAMES}|\w*KEY", re.IGNORECASE)
@@ -105,11 +114,18 @@ def _redacted(tree: Any, name: str, values: list[str]) -> Any:
                 for key, value in tree.items()}  # fmt: skip
     if isinstance(tree, (list, tuple)):
         return [_redacted(value, name, values) for value in tree]
+    if isinstance(tree, int) and not isinstance(tree, bool):
+        is_count = tree < _LONG_NUMBER or name.lower().endswith("tokens")
+        return REDACTED if _is_plain(name, tree) or (is_secret(name) and not is_count) else tree
     if not isinstance(tree, str):
         return tree
-    if is_secret(name) and tree and not re.fullmatch(r"\$\{[^{}]*\}", tree):
+    if (is_secret(name) and tree and not re.fullmatch(r"\$\{[^{}]*\}", tree)) or _is_plain(name, tree):
         return REDACTED
     return _without(tree, values)
+
+
+def _is_plain(name: str, value: str | int) -> bool:
+    return _PLAIN.fullmatch(f"{name}={value}") is not None
 
 
 def _without(text: str, values: list[str]) -> str:
@@ -119,6 +135,7 @@ def _without(text: str, values: list[str]) -> str:
     text = _QUOTED.sub(
         lambda found: found[0] if _NO_SECRET.fullmatch(found[3]) else f"{found[1]}{found[2]}{REDACTED}", text
     )
+    text = _PLAIN.sub(lambda found: f"{found[1] or found[2]}{REDACTED}", text)
     return _TYPED.sub(_hidden, text)
 
 
