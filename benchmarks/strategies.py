@@ -1,7 +1,7 @@
 """Does it help here? The comparison of README.md, by `python -m lit_distill.compare` on the embedded data.
 
 `python benchmarks/strategies.py` trains what is not trained yet (its runs are in runs/compare: some hours of two cores
-the first time) and writes benchmarks/compare/ and the table of README.md; `--table` writes the table alone, from
+the first time) and writes benchmarks/compare/ and the table of both READMEs; `--table` writes the table alone, from
 benchmarks/compare/compare.json as it is. `--plain FILE` writes the plain student's accuracies of a compare.json into
 the package: what `train` compares a run's student with.
 """
@@ -46,7 +46,8 @@ def main() -> None:
         if code not in (0, 3):  # 3: some runs are missing, which the table says
             sys.exit(code)
     record = json.loads((OUTPUT / "compare.json").read_text())
-    write_table(ROOT / "README.md", "compare", table(record))
+    for page in ("README.md", "README.zh.md"):
+        write_table(ROOT / page, "compare", table(record))
 
 
 if __name__ == "__main__":

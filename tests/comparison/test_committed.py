@@ -15,7 +15,7 @@ from lit_distill.comparison.table import markdown, table
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "compare"
-README = (ROOT / "README.md").read_text()
+READMES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def test_gains_are_the_means_of_the_paired_differences(record: dict[str, Any]) -
 
 def test_readme_has_its_table_and_its_command(record: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    assert "\n".join(table(record)) in README
-    assert record["command"] in README
+    assert all("\n".join(table(record)) in page for page in READMES)
+    assert all(record["command"] in page for page in READMES)
     arguments = runpy.run_path(str(ROOT / "benchmarks" / "strategies.py"))["ARGUMENTS"]
     assert all(argument.strip("\"'") in record["command"] for argument in arguments)
 
