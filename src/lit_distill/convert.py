@@ -1,8 +1,4 @@
-"""`python -m lit_distill.convert`: PaddleVideo's weights and configs into this library's.
-
-python -m lit_distill.convert weights.pdparams student.safetensors --model pptsmv2
-python -m lit_distill.convert pptsm_lcnet_k400_16frames_uniform_dml_distillation.yaml conf/
-"""
+"""`python -m lit_distill.convert`: PaddleVideo's weights and configs into this library's."""
 
 from __future__ import annotations
 
@@ -13,11 +9,23 @@ from pathlib import Path
 
 from lit_distill._version import __version__
 
+_EXAMPLES = """\
+Examples:
+  python -m lit_distill.convert PPTSMv2_k400_16frames_dml.pdparams student.safetensors --model pptsmv2
+  python -m lit_distill.convert PPTSM_k400_dense_distill_r50.pdparams teacher.safetensors --model pptsm_resnet50
+  python -m lit_distill.convert pptsm_lcnet_k400_16frames_uniform_dml_distillation.yaml conf/
+
+Exit codes: 0 written, 1 an error (one line says which), 2 a wrong command line.
+"""
+
 
 def argument_parser() -> argparse.ArgumentParser:
     """What the command line may say."""
     parser = argparse.ArgumentParser(
-        prog="python -m lit_distill.convert", description="PaddleVideo's weights and configs into this library's."
+        prog="python -m lit_distill.convert",
+        description="PaddleVideo's weights and configs into this library's.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="a weights file (.pdparams, or any other kind), or a PaddleVideo .yaml")
     parser.add_argument("target", help="a .safetensors file; for a .yaml the folder of your configs, such as conf/")

@@ -59,7 +59,12 @@ def run(config: DictConfig) -> tuple[Diagnosis, Cost | None]:
 
 
 def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> None:
-    """Print tables of the models and terms, the cost, and the findings last."""
+    """Print the verdict with all findings, then tables of the models and terms, and the cost."""
+    count = len(diagnosis.findings)
+    said = "nothing needs a look" if not count else f"{count} {'thing needs' if count == 1 else 'things need'} a look"
+    console.print(Text.assemble(("verdict:", "yellow" if count else "green"), f" {said}"), highlight=False)
+    for finding in diagnosis.findings:
+        console.print(Text.assemble(("look:", "yellow"), f" {finding}"), soft_wrap=True, highlight=False)
     texts = (Column(header, overflow="fold") for header in ("model", "class", "role"))
     numbers = numeric("parameters", "input", "output", "forward", overflow="fold")
     table = Table(*texts, *numbers, title=f"models, on a batch of {diagnosis.batch_size}")
@@ -86,10 +91,6 @@ def show(console: Console, diagnosis: Diagnosis, cost: Cost | None = None) -> No
         )  # fmt: skip
     if cost is not None:
         _show_cost(console, cost)
-    if not diagnosis.findings:
-        console.print("nothing found that needs a look")
-    for finding in diagnosis.findings:
-        console.print(Text.assemble(("look:", "yellow"), f" {finding}"), soft_wrap=True, highlight=False)
 
 
 def _show_cost(console: Console, cost: Cost) -> None:

@@ -34,7 +34,8 @@ def show_summary(
     shown_folder = _shown(folder)
     console.print(f"trained {results['steps']} steps in {results['seconds']:.0f} s; the run folder is", soft_wrap=True)
     console.print(f"  {shown_folder}", soft_wrap=True, highlight=False)
-    console.print("next, for example:")
+    what = "look at it on the test data" if isinstance(module, DataFreeModule) else "distill from what was trained here"
+    console.print(f"next: {what}, for example")
     console.print(f"  {next_command(module, shown_folder)}", soft_wrap=True, highlight=False)
 
 
