@@ -15,6 +15,8 @@ from lit_distill._module.step import batch_size
 from lit_distill._screen import Screen
 
 _SECONDS_BETWEEN_LINES = 15.0
+_WIDTH = 80  # of a line where there is no terminal
+_BAR = 10
 
 
 class Progress(ProgressBar):
@@ -83,11 +85,11 @@ class Progress(ProgressBar):
         self._show(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", batch_idx + 1, self.total_train_batches,
                    self._status(pl_module))  # fmt: skip
 
-    def _status(self, pl_module: LightningModule) -> str:
+    def _status(self, pl_module: LightningModule) -> list[str]:
         total = self._waited + self._worked
-        speed = f"{self._samples / total:.1f} samples/s · data wait {100 * self._waited / total:.0f} %" if total else ""
+        speed = [f"{self._samples / total:.1f} samples/s", f"wait {100 * self._waited / total:.0f} %"] if total else []
         terms = getattr(pl_module, "last_terms", {})
-        return " · ".join([speed, *(f"{n.removeprefix('train/')} {v:.3f}" for n, v in terms.items())])
+        return [*speed, *(f"{name.removeprefix('train/')} {value:.3f}" for name, value in terms.items())]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the epoch's line."""
@@ -112,7 +114,7 @@ class Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Move the bar."""
-        self._show("validation", batch_idx + 1, sum(trainer.num_val_batches), "")
+        self._show("validation", batch_idx + 1, sum(trainer.num_val_batches), [])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A bar of its own."""
@@ -122,7 +124,7 @@ class Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Move the bar."""
-        self._show("test", batch_idx + 1, sum(trainer.num_test_batches), "")
+        self._show("test", batch_idx + 1, sum(trainer.num_test_batches), [])
 
     def on_validation_end(self, *args: Any, **kwargs: Any) -> None:
         """Take the bar away: an error's text finds the terminal clean."""
@@ -137,24 +139,42 @@ class Progress(ProgressBar):
         if not self.is_live:
             return
         columns = (
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=_BAR), MofNCompleteColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[status]}", markup=False),
         )  # fmt: skip
         self._bar = RichProgress(*columns, console=self._console, transient=True)
         self._bar.start()
         self._task = self._bar.add_task(name, total=None if total == float("inf") else total, status="")
 
-    def _show(self, name: str, done: int, total: int | float, status: str) -> None:
+    def _show(self, name: str, done: int, total: int | float, status: list[str]) -> None:
+        counts = f"{name}  {done}/{total}  "
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, status=status)
+            # beside them a bar, the time that is left, and a space between two columns
+            room = self._console.width - len(name) - 2 * len(str(total)) - 1 - _BAR - len("0:00:00") - 4
+            self._bar.update(self._task, completed=done, status=_fitting(status, room))
         elif self._enabled and not self.is_live and time.perf_counter() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.perf_counter()
-            self._console.print(f"{name}  {done}/{total}  {status}", highlight=False, soft_wrap=True)
+            status_text = _fitting(status, _WIDTH - len(counts))
+            self._console.print(f"{counts}{status_text}".rstrip(), highlight=False, soft_wrap=True)
 
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+
+
+def _fitting(parts: list[str], width: int) -> str:
+    """As many of the parts as fit, the first ones; an ellipsis stands for the others.
+
+    Example:
+        >>> _fitting(["9.1 samples/s", "loss 0.218", "kd 0.1"], 28), _fitting(["loss 0.2", "kd 0.1"], 20)
+        ('9.1 samples/s · loss 0.218 …', 'loss 0.2 · kd 0.1')
+    """
+    for count in range(len(parts), 0, -1):
+        text = " · ".join(parts[:count]) + (" …" if count < len(parts) else "")
+        if len(text) <= width:
+            return text
+    return ""
 
 
 def _is_headline(name: str) -> bool:

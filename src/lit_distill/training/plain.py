@@ -104,5 +104,14 @@ def gain_lines(config: DictConfig, results: Mapping[str, Any]) -> list[str]:
     return [
         f"the plain student of these settings has {mean:.1f} ± {spread:.1f} % on validation ({len(values)} seeds, "
         f"lit_distill {known['version']}, {known['date']}), this run {100 * top1:.1f} %: "
-        f"{100 * top1 - mean:+.1f} points"
+        f"{100 * top1 - mean:+.1f} points{_share(config, results['best'], 100 * top1, mean)}"
     ]
+
+
+def _share(config: DictConfig, best: Mapping[str, float], top1: float, plain: float) -> str:
+    """How much of the way from the plain Student to the best frozen Teacher a run has gone, all in percent."""
+    reached = {name: 100 * best[f"val/{name}/top1"] for name in config.frozen if f"val/{name}/top1" in best}
+    name = max(reached, key=lambda name: reached[name], default=None)
+    if name is None or reached[name] <= plain:
+        return ""
+    return f", {100 * (top1 - plain) / (reached[name] - plain):.0f} % of the way to {name}'s {reached[name]:.1f} %"
