@@ -79,14 +79,24 @@ class DyingFile(io.FileIO):
 
 
 @contextmanager
-def killed_at(event: int) -> Iterator[list[str]]:
-    """Kill this process before or after its ``event``-th call that changes or synchronises a file; -1 only counts."""
+def killed_at(event: int, look: Callable[[], None] = lambda: None) -> Iterator[list[str]]:
+    """Kill this process before or after its ``event``-th call that changes or synchronises a file.
+
+    -1 only counts. ``look`` is called wherever a process could be killed.
+    """
     calls: list[str] = []
+    looking = False
 
     def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal looking
+            if looking:
+                return function(*arguments, **named)
             for when in ("before", "after"):
                 calls.append(f"{when} {name}")
+                looking = True
+                look()
+                looking = False
                 if len(calls) - 1 == event:
                     die()
                 if when == "before":
@@ -180,8 +190,11 @@ def limit(folder: Path, number: int) -> dict[str, Any]:
     return {"tried": len(offsets), "survived": survived}
 
 
-def run(folder: Path, _: int) -> dict[str, Any]:
-    """SIGKILL at every such call of a training with the command's own callbacks and one that deletes."""
+def run(folder: Path, number: int) -> dict[str, Any]:
+    """SIGKILL at such calls of a training with the command's own callbacks and one that deletes.
+
+    At each call there must be a good checkpoint; ``number`` / 2 of them are killed, as each kill costs a training.
+    """
     warnings.simplefilter("ignore")
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -194,11 +207,13 @@ def run(folder: Path, _: int) -> dict[str, Any]:
         fit = tiny.trainer(place, max_epochs=2, enable_checkpointing=True, callbacks=callbacks)
         fit.fit(tiny.module(), tiny.loader(), tiny.loader())
 
-    with killed_at(-1) as events:
+    stood: list[bool] = []
+    with killed_at(-1, lambda: stood.append(any(readable_checkpoints(folder / "whole/checkpoints")))) as events:
         fit(folder / "whole")
     first = events.index("after replace")  # from here on there must always be a good one
     tried, survived, damaged = 0, 0, 0
-    for event in range(first, len(events)):
+    chosen = random.Random(2).sample(range(first, len(events)), min(number // 2, len(events) - first))
+    for event in chosen:
         place = folder / f"killed{event}"
 
         def work(event: int = event, place: Path = place) -> None:
@@ -210,7 +225,14 @@ def run(folder: Path, _: int) -> dict[str, Any]:
         good = list(readable_checkpoints(place / "checkpoints"))
         survived += bool(good)
         damaged += len(found) - len(good)
-    return {"tried": tried, "events": len(events) - first, "survived": survived, "damaged": damaged}
+    return {
+        "tried": tried,
+        "chosen": len(chosen),
+        "survived": survived,
+        "damaged": damaged,
+        "calls": len(events) - first,
+        "stood": sum(stood[first:]),
+    }
 
 
 if __name__ == "__main__":

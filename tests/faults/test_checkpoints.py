@@ -84,8 +84,9 @@ def test_a_file_too_large_is_an_error_that_leaves_nothing(died: dict[str, dict[s
 def test_at_no_moment_of_a_run_is_there_no_good_checkpoint(died: dict[str, dict[str, int]]) -> None:
     counts = died["run"]
     report("checkpoints: SIGKILL at each call of a run's savings", tried=counts["tried"], survived=counts["survived"])
-    assert counts["tried"] == counts["events"] == counts["survived"]
+    assert counts["tried"] == counts["chosen"] == counts["survived"]
     assert counts["damaged"] == 0
+    assert counts["stood"] == counts["calls"] > 50
 
 
 # ---------------------------------------------------------------- no room, no permission
@@ -428,6 +429,7 @@ def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
 
 
 def test_what_a_callback_keeps_may_have_many_entries(tmp_path: Path) -> None:
-    kept = {"order": list(range(250_000)), "paths": [f"class/{number:06}.mp4" for number in range(250_000)]}
+    """Of 6 MB, as that of 250,000 short ones; what reading costs is by entry."""
+    kept = {"order": list(range(50_000)), "paths": [f"class/{number:0100}.mp4" for number in range(50_000)]}
     write_checkpoint({**content(1), "callbacks": kept}, tmp_path / "last.ckpt")
     assert read_checkpoint(tmp_path / "last.ckpt")["callbacks"] == kept
