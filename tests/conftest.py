@@ -1,15 +1,21 @@
 from __future__ import annotations
 
-import copy
 import gc
 import os
+import pickle
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
+import omegaconf.base
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.defaults_list import Overrides
+from hydra.core.default_element import InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
 
 from faults.report import report_test
 from lit_distill._command.command import conf_dir
@@ -39,20 +45,33 @@ def _caches_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session", autouse=True)
 def _configs_parsed_once() -> Iterator[None]:
-    """Hydra parses conf/ again for each composition, a third of its time; no test changes these files."""
+    """Hydra parses conf/ again for each composition, a third of its time; no test changes these files.
+
+    What it does again for each file of a composition, another third, is done where it is needed: the choices that an
+    entry of a defaults list refers to, and the trees of equal interpolations.
+    """
     load, folder = ConfigRepository.load_config, str(conf_dir())
-    parsed: dict[str, ConfigResult | None] = {}
+    parsed: dict[tuple[str, str], bytes] = {}
 
     def load_once(self: ConfigRepository, config_path: str) -> ConfigResult | None:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or source.path != folder:
+        if source is None or (source.path != folder and source.scheme() != "pkg"):
             return load(self, config_path)
-        if config_path not in parsed:
-            parsed[config_path] = load(self, config_path)
-        return copy.deepcopy(parsed[config_path])
+        if (source.path, config_path) not in parsed:
+            parsed[source.path, config_path] = pickle.dumps(load(self, config_path))
+        result: ConfigResult | None = pickle.loads(parsed[source.path, config_path])
+        return result
+
+    choices_of = defaults_list._create_interpolation_map
+
+    def choices_if_needed(overrides: Overrides, defaults: list[InputDefault], self_added: bool) -> DictConfig:
+        needed = any(default.is_interpolation() for default in defaults)
+        return choices_of(overrides, defaults, self_added) if needed else OmegaConf.create()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_once)
+        patch.setattr(defaults_list, "_create_interpolation_map", choices_if_needed)
+        patch.setattr(omegaconf.base, "parse", cache(omegaconf.base.parse))
         yield
 
 
