@@ -61,7 +61,7 @@ def test_the_gain_is_named_with_what_it_is_measured_against(overrides: list[str]
 
 def test_with_a_frozen_teacher_the_share_of_its_lead_is_named(known: dict[str, Any]) -> None:
     config = of("experiment=kd_pptsmv2", "models.Teacher.pretrained=x.safetensors")
-    results = {"student": "Student", "best": {"val/Student/top1": 0.55, "val/Teacher/top1": 0.71}}
+    results: dict[str, Any] = {"student": "Student", "best": {"val/Student/top1": 0.55, "val/Teacher/top1": 0.71}}
     (line,) = gain_lines(config, results)
     assert line.endswith("this run 55.0 %: +4.0 points, 20 % of the way to Teacher's 71.0 %")
     results["best"]["val/Teacher/top1"] = 0.5  # below the plain Student there is no way to go
