@@ -26,9 +26,8 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m lit_distill.compare experiments=[plain,dml] 'variants={plain: baseline}' seeds=1 jobs=2 \
 	    trainer=cpu folder=runs/demo $(DEMO_ARGS)
 
-# Bytecode is written even where the user's environment says no: each worker would compile all tests again.
 test: $(VENV)/.installed
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --doctest-modules src tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --doctest-modules src tests
 
 # A part of the suite on the oldest versions that pyproject.toml admits; the first time installs some 5 GB.
 $(OLDEST)/.installed: pyproject.toml tests/oldest.py
