@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from lit_distill.data import VideoError, probe, read_frames, write_video
+from lit_distill.data.decoding import container
 from lit_distill.untrusted.containers import ExcessError, check_container
 
 MANY = 50_000_000
@@ -115,6 +116,33 @@ def several_edits() -> bytes:
     return movie(track(table(3000, sizes=sizes), edits=box(b"edts", edits)))
 
 
+def tags(count: int) -> bytes:
+    pairs = (element("67C8", element("45A3", b"%x" % number), element("4487", b"y")) for number in range(count))
+    return element("1254C367", element("7373", *pairs))
+
+
+def chapters(count: int) -> bytes:
+    atoms = (element("B6", element("73C4", numbers(count - number)), element("91", b"\0")) for number in range(count))
+    return element("1043A770", element("45B9", *atoms))
+
+
+def cues(count: int) -> bytes:
+    place = element("B7", element("F7", b"\1"), element("F1", b"\1"))
+    return element("1C53BB6B", *(element("BB", place, element("B3", numbers(count - n))) for n in range(count)))
+
+
+def mentioned(part: bytes) -> bytes:
+    """A part behind the pictures, which the index of elements names."""
+    void = element("EC", bytes(200))
+    seek = element("114D9B74", element("4DBB", element("53AB", part[:4]), element("53AC", bytes(8))))
+    return matroska(seek[:-8] + struct.pack(">Q", len(seek) + len(void)), void, part)
+
+
+def names(kind: bytes, count: int) -> bytes:
+    title = full(b"mean", b"a"), full(b"data", bytes(4), b"y", flags=1)
+    return box(kind, *(box(b"----", title[0], full(b"name", b"%x" % number), title[1]) for number in range(count)))
+
+
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "five tracks": lambda: movie(*[track(table(MANY))] * 5),
     "one track": lambda: movie(track(table(MANY))),
@@ -142,6 +170,15 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "tracks": lambda: movie(*[box(b"trak")] * 10_000),
     "tracks of Matroska": lambda: matroska(element("1654AE6B", b"\xae\x80" * 100_000)),
     "hidden tracks of Matroska": hidden,
+    "tags of Matroska": lambda: matroska(tags(20_000)),
+    "tags of Matroska in many parts": lambda: matroska(tags(5_000) * 4),
+    "chapters of Matroska": lambda: matroska(chapters(20_000)),
+    "chapters of Matroska behind": lambda: mentioned(chapters(20_000)),
+    "an index of Matroska that runs backwards": lambda: matroska(cues(12_000)),
+    "names in a header": lambda: movie(box(b"udta", full(b"meta", hdlr(b"mdir"), names(b"ilst", 11_000)))),
+    "names of a track": lambda: movie(*[track(table(3)) + names(b"udta", 1_000)] * 12),
+    "names of samples": lambda: movie(track(table(5, described=pictures(b"mp4v", names(b"udta", 11_000))))),
+    "keys of names": lambda: movie(box(b"meta", hdlr(b"mdta"), full(b"keys", numbers(20_000)))),
     "attachments of Matroska": lambda: matroska(element("1941A469", b"\x61\xa7\x80" * 100_000)),
 }
 
@@ -172,6 +209,22 @@ def test_what_is_no_movie_by_its_boxes_is_not_read_as_one(tmp_path: Path) -> Non
     with pytest.raises(VideoError):
         read_frames(file, [0])
     assert time.process_time() - begin < 1
+
+
+def test_headers_that_nobody_counts_have_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.avi"
+    write_video(file, np.zeros((3, 32, 32, 3), np.uint8))
+    assert probe(file).frames == 3
+    monkeypatch.setattr(container, "_OPENING", -1.0)
+    for source in (file, file.read_bytes()):
+        with pytest.raises(VideoError, match="took too much time"):
+            probe(source)
+
+
+def test_what_an_honest_matroska_says_of_itself_passes() -> None:
+    ascending = element("1C53BB6B", *(element("BB", element("B3", numbers(n))) for n in range(9_000)))
+    content = matroska(tags(900), chapters(300), ascending)
+    assert not check_container(io.BytesIO(content), len(content), content[:8])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
+from bisect import bisect_right, insort_right
 from collections.abc import Iterator
 from itertools import islice
 from typing import BinaryIO, Final
@@ -25,6 +26,10 @@ _MAX_HEADERS: Final = 64 << 20  # bytes of a file that are not its samples
 _MAX_STREAMS: Final = 256
 _MAX_ATTACHED: Final = 256 << 20
 _MAX_ELEMENTS: Final = 10_000
+_MAX_NOTES: Final = 10_000  # names, titles, chapters: FFmpeg compares each with all before it
+_FEW: Final = 1 << 14  # bytes of tags and chapters up to which they are not counted
+_MAX_CUES: Final = 100_000
+_MAX_MOVED: Final = 50_000_000
 _WINDOW: Final = 1 << 14
 
 _SAMPLES: Final = frozenset((b"mdat", b"free", b"skip", b"wide", b"junk", b"pict"))
@@ -37,6 +42,10 @@ _COUNTS: Final = {
     b"stts": (4, 8), b"ctts": (4, 8), b"stsc": (4, 12), b"stco": (4, 4), b"co64": (4, 8), b"stss": (4, 4),
     b"stps": (4, 4), b"elst": (4, 12), b"dref": (4, 8), b"stsd": (4, 8), b"sbgp": (8, 8), b"tfra": (12, 11),
 }  # fmt: skip
+# Those of a track that stand in a description of its samples too.
+_DESCRIBED: Final = frozenset(
+    (b"stsz", b"stz2", b"trun", b"wave", b"stbl", b"elst", b"stsc", b"stco", b"co64", b"udta", b"meta", b"ilst")
+)
 _PCM: Final = frozenset(
     (b"sowt", b"twos", b"raw ", b"NONE", b"in24", b"in32", b"fl32", b"fl64", b"lpcm", b"ipcm", b"fpcm", b"alaw",
      b"ulaw", b"ima4", b"MAC3", b"MAC6", b"agsm", b"ms\x00\x02", b"ms\x00\x11")
@@ -109,7 +118,7 @@ class _Movie:
         self._file = file
         self._most = min(_MAX_ENTRIES, max(file.size, 1 << 12))
         self._tracks = [_Track()]  # the first for what stands in none
-        self._headers = self._boxes = self._fragments = 0
+        self._headers = self._boxes = self._fragments = self._notes = 0
 
     def check(self) -> bool:
         """Whether it is one at all; raises an ExcessError where it declares too much."""
@@ -141,6 +150,11 @@ class _Movie:
         self._headers += count
         if self._headers > _MAX_HEADERS:
             raise ExcessError(f"its headers have more than {_MAX_HEADERS:,} bytes, the limit")
+
+    def _note(self, count: int) -> None:
+        self._notes += count
+        if self._notes > _MAX_NOTES:
+            raise ExcessError(f"it has more than {_MAX_NOTES:,} names, titles or chapters, the limit")
 
     def _walk(self, file: _Bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         """Type, start and end of the content of each box."""
@@ -174,7 +188,10 @@ class _Movie:
             if kind == b"meta" and file.read(start + 4, 4) != b"hdlr":  # of QuickTime; others have a version before
                 start += 4
             for inner in self._walk(file, start, end):
+                self._note(int(kind in (b"udta", b"ilst")))
                 self._visit(file, *inner, depth + 1)
+        elif kind == b"keys":
+            self._note(file.number(start + 4))
         else:
             self._declared(file, self._tracks[-1], kind, start, end)
         if kind == b"stsd":
@@ -219,7 +236,7 @@ class _Movie:
                 78,
             ):  # of the fields of sound, pictures and others, and of their versions
                 for inner, *place in self._walk(file, content + skipped, stop):
-                    if inner in (b"stsz", b"stz2", b"trun", b"wave", b"stbl", b"elst", b"stsc", b"stco", b"co64"):
+                    if inner in _DESCRIBED:
                         self._visit(file, inner, place[0], place[1], depth + 1)
         self._tracks[-1].pcm = bool(kinds) and kinds <= _PCM
 
@@ -243,11 +260,13 @@ class _Matroska:
 
     _SEGMENT, _CLUSTER, _VOID, _CRC = 0x18538067, 0x1F43B675, 0xEC, 0xBF
     _TRACKS, _ATTACHMENTS, _SEEKHEAD, _CUES = 0x1654AE6B, 0x1941A469, 0x114D9B74, 0x1C53BB6B
-    _LEVEL = frozenset((_TRACKS, _ATTACHMENTS, _SEEKHEAD, _CUES, 0x1549A966, 0x1254C367, 0x1043A770))
+    _TAGS, _CHAPTERS, _CUE_TIME = 0x1254C367, 0x1043A770, 0xB3
+    _LEVEL = frozenset((_TRACKS, _ATTACHMENTS, _SEEKHEAD, _CUES, _TAGS, _CHAPTERS, 0x1549A966))
+    _NOTES = frozenset((0x7373, 0x67C8, 0x45B9, 0xB6, 0x80))  # of tags and chapters, what holds others
 
     def __init__(self, file: _Bytes) -> None:
         self._file = file
-        self._headers = 0
+        self._headers = self._noted = self._notes = 0
         self._seen: set[int] = set()
 
     def check(self) -> None:
@@ -274,6 +293,12 @@ class _Matroska:
             for number, _ in enumerate(self._walk(start, end)):
                 if number > least:
                     raise ExcessError(f"it has more than {least:,} tracks or attachments, the limit")
+        elif kind in (self._TAGS, self._CHAPTERS):
+            self._noted += end - start
+            if self._noted > _FEW:
+                self._count(start, end, 0)
+        elif kind == self._CUES and end - start > 10 * _FEW:
+            self._check_cues(start, end)
         elif kind == self._SEEKHEAD:
             for number, (_, place, stop) in enumerate(self._walk(start, end)):
                 if number > _MAX_ELEMENTS:
@@ -284,6 +309,29 @@ class _Matroska:
                         found = next(self._walk(at, self._file.size), None) if at < self._file.size else None
                         if found and found[0] in self._LEVEL:
                             self._element(*found, segment)
+
+    def _check_cues(self, start: int, end: int) -> None:
+        """FFmpeg keeps an index in the order of time, and moves all that comes later at each insertion."""
+        times: list[int] = []
+        moved = parts = 0
+        for _, place, stop in self._walk(start, end):
+            time = 0
+            for kind, content, after in self._walk(place, stop):
+                parts += 1
+                if kind == self._CUE_TIME:
+                    time = self._file.number(content, min(8, after - content))
+            moved += len(times) - bisect_right(times, time)
+            insort_right(times, time)
+            if moved > _MAX_MOVED or max(len(times), parts // 4) > _MAX_CUES:
+                raise ExcessError(f"its index has more than {_MAX_CUES:,} entries, the limit, or is not in order")
+
+    def _count(self, start: int, end: int, depth: int) -> None:
+        for kind, content, stop in self._walk(start, end):
+            self._notes += 1
+            if self._notes > 4 * _MAX_NOTES or depth > 16:
+                raise ExcessError(f"it has more than {_MAX_NOTES:,} tags or chapters, the limit, or in each other")
+            if kind in self._NOTES:
+                self._count(content, stop, depth + 1)
 
     def _walk(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Identity, start and end of the content of each element."""

@@ -20,7 +20,7 @@ import av.video.stream
 
 from lit_distill.data.decoding.layout import Limits, VideoError, VideoSource, name_of
 from lit_distill.untrusted.budgets import MAX_RATIO
-from lit_distill.untrusted.containers import ExcessError, check_container
+from lit_distill.untrusted.containers import EBML, ExcessError, check_container
 from lit_distill.untrusted.opening import UntrustedFileError, open_untrusted
 
 Packet: TypeAlias = Any  # av.Packet is generic in its stubs and not at run time
@@ -39,6 +39,9 @@ _KINDS = {
     b"version https://": "a pointer of Git LFS (fetch it by git lfs pull)",
 }  # fmt: skip
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
+
+_SMALL = 1 << 15  # bytes of a part
+_OPENING = 5.0  # seconds of CPU time that the headers of a file may take that is neither a movie nor Matroska
 
 # Decoders that drop or conceal damaged frames without a word, unless they are set to fail.
 _SILENT = ("h264", "hevc", "mpeg4")
@@ -112,9 +115,16 @@ def opened(
         file, size, head, is_movie = _resolved(source)
         # mov only for what its headers were held against its bytes of: FFmpeg finds it in files of any other name too
         options["format_whitelist"] = f"mov,{_FORMATS}" if is_movie else _FORMATS
-        quick = _HEADERS if headers_only and (head[4:8] == b"ftyp" or head[:4] == b"\x1aE\xdf\xa3") else {}
+        quick = _HEADERS if headers_only and (head[4:8] == b"ftyp" or head[:4] == EBML) else {}
         with ExitStack() as stack:
+            timed = None
+            if not is_movie and head[:4] != EBML:  # nobody has counted what its headers hold
+                if isinstance(file, str):
+                    file = stack.enter_context(open_untrusted(file.removeprefix("file:"), what="a video", buffering=0))
+                file = timed = _Timed(file, name, min(until, time.thread_time() + _OPENING))
             container = stack.enter_context(_open(file, options | quick, name, head))
+            if timed is not None:
+                timed.until = until
             if quick and len(_video_streams(container)) > 1:  # which is the best is seen in their first frames
                 stack.close()
                 if not isinstance(file, str):
@@ -147,10 +157,31 @@ def opened(
         raise VideoError(name, one_line(error)) from error
 
 
+class _Timed:
+    """A file that ends in an error when a time is over: FFmpeg reads it in small parts, its headers too.
+
+    Attributes:
+        until: CPU time of this thread.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, until: float) -> None:
+        self.seek, self.tell = file.seek, file.tell
+        self.until = until
+        self._file, self._name = file, name
+
+    def read(self, size: int = -1) -> bytes:
+        if time.thread_time() > self.until:
+            raise VideoError(self._name, "reading its headers or packets took too much time: encode it again as mp4")
+        return self._file.read(size) or b""
+
+
 def _open(file: Any, options: dict[str, str], name: str, head: bytes) -> av.container.InputContainer:
     try:
         container: av.container.InputContainer = av.open(
-            file, options=options, metadata_errors="replace", buffer_size=1 << 18
+            file,
+            options=options,
+            metadata_errors="replace",
+            buffer_size=_SMALL if isinstance(file, _Timed) else 1 << 18,
         )
     except av.FFmpegError as error:
         if kind := _kind(head):
