@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from lit_distill.data.catalogue.archives import Archives
 from lit_distill.data.catalogue.lists import read_class_names, read_list
 from lit_distill.data.catalogue.tar import TarError, members
+from lit_distill.data.preprocess import Preprocess
 from lit_distill.data.sources.shards import shard_names
+from lit_distill.inference.inputs import find_inputs
 from lit_distill.models import state_files
 from lit_distill.models.state_files import file_sha256
 from lit_distill.paddlevideo.yaml_lines import ConfigError, Source
 from lit_distill.untrusted import budgets
 from lit_distill.untrusted.budgets import lines_of
+from lit_distill.untrusted.check import check_targets
 from lit_distill.untrusted.plain import parse_yaml
 
 
@@ -57,6 +61,31 @@ def test_a_list_that_is_too_long_is_refused(kind: str, tmp_path: Path) -> None:
         read(tmp_path / "train.txt")
     assert time.process_time() - begin < 3, "a second, where nothing else runs"
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("line", ["é" * 60_000, '"' + "a" * 60_000 + '" 7', "\x1b" * 60_000 + " 9"])
+def test_a_line_is_repeated_in_part(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "train.txt"
+    file.write_text(f"{line}\n")
+    with pytest.raises(ValueError, match=r"train\.txt") as caught:
+        read_list(file, root=tmp_path, num_classes=2)
+    assert len(str(caught.value)) < 1_000
+    assert str(caught.value).isprintable()
+    file.write_text(f"{line}\n{line}\n" + "".join(f"{number}\n" * 2 for number in range(999)))
+    with pytest.raises(ValueError, match="come twice") as caught:
+        read_class_names(file, 2_000)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_texts_that_are_held_against_patterns_take_no_time_that_grows_with_their_square(tmp_path: Path) -> None:
+    line = "1" + "," * 60_000 + "a"
+    (tmp_path / "inputs.txt").write_text(f"{line}\n" * 3)
+    data = {"_target_": "lit_distill.data.VideoDataModule", "suffix": "a" * 60_000 + "!"}
+    begin = time.process_time()
+    assert find_inputs(tmp_path / "inputs.txt", cast("Preprocess", None)).paths == [str(tmp_path / line)] * 3
+    with pytest.raises(ValueError, match="not admitted"):
+        check_targets(data)
+    assert time.process_time() - begin < 1
 
 
 def test_names_that_repeat_are_found_in_linear_time(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lit_distill.untrusted.showing import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -77,7 +79,7 @@ def load_program(file: Path) -> Callable[[Tensor], Tensor]:
     try:
         loaded = torch.export.load(file).module()
     except Exception as error:  # of no common class
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = printable((str(error) or type(error).__name__).splitlines()[0])[:500]
         raise ValueError(f"{file} is no torch.export program that can be loaded here: {reason}") from error
 
     def program(batch: Tensor) -> Tensor:

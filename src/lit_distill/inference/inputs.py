@@ -20,7 +20,7 @@ VIDEO_SUFFIXES = (
     ".ts", ".vob", ".webm", ".wmv",
 )  # fmt: skip
 LIST_SUFFIXES = (".txt", ".list", ".lst", ".csv")
-_LABELS = re.compile(r"(?:[\s,]+\d+){1,2}$")  # behind a path: its label, or number of frames and label
+_LABELS = re.compile(r"(?<![\s,])(?:[\s,]+\d+){1,2}$")  # behind a path: its label, or number of frames and label
 
 
 class Inputs(NamedTuple):

@@ -19,17 +19,18 @@ _ANYWHERE = (
 _AT_THE_END = (
     r"tokens?|(?:^|(?<=[\W_])|o)auth|cookies?|signature|bearer|jwt|pwd|(?:^|(?<=[\W_]))(?:sig|pass|pw|pat|dsn|otp)"
 )
-_NAMES = rf"(?:[\w.+~-]*(?:{_ANYWHERE})[\w-]*|[\w.+~-]*(?:{_AT_THE_END}))"
+# Without a bound a text of one long word, such as the name of a class, would take the square of its length.
+_NAMES = rf"(?:[\w.+~-]{{0,200}}(?:{_ANYWHERE})[\w-]{{0,200}}|[\w.+~-]{{0,200}}(?:{_AT_THE_END}))"
 _NAME = re.compile(_NAMES, re.IGNORECASE)
 _HIDDEN = r"""\\+"[^"]*"|\\+'[^']*'|'[^']*'|"[^"]*"|\$\{[^{}]*\}|(?:(?:bearer|basic)\s+)?[^\s,;&}\]'"]+"""
 _TYPED = re.compile(rf"""(?<![\w.+~-])({_NAMES}\\*['"]?\s*(?:[=:]|%3D)\s*|--{_NAMES}\s+)({_HIDDEN})""", re.IGNORECASE)
 _QUOTED = re.compile(rf"""(?P<quote>['"])({_NAMES}[=:])(?!\$\{{)((?:(?!(?P=quote)).)+)""", re.IGNORECASE)
 # Up to the last @ where a password may hold some; host:8080/a@b is a port.
-_LOGIN = re.compile(r"(?<=://)(?:[^/@\s:]*:(?!\d+/)[^\s'\",]*@|[^/@\s]+@)")
+_LOGIN = re.compile(r"(?<=://)(?:[^/@\s:]{0,200}:(?!\d+/)[^\s'\",]{0,1000}@|[^/@\s]{1,1000}@)")
 # Of services whose keys say what they are.
 _FORMS = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|"
-    r"sk-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|wandb_v\d_\w{20,})|"
+    r"sk-[\w-]{20,}|(?:AKIA|ASIA)[A-Z0-9]{16}|AIza[\w-]{30,}|eyJ[\w-]{8,999}\.[\w-]{8,}\.[\w-]*|wandb_v\d_\w{20,})|"
     r"(?<=hooks\.slack\.com/services/)[\w/]+|(?<=/api/webhooks/)[\w/-]+|(?<=/bot)\d+:[\w-]{20,}|"
     r"(?<=\bBearer )[\w.~+/-]{8,}|(?<=[?&]key=)[^&\s'\",]+|(?<=[?&]code=)[^&\s'\",]+|"
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*"
@@ -39,7 +40,7 @@ _NO_SECRET = re.compile(
 )
 # Names that most configs have for something else: of a secret where the value looks as if it was drawn by chance.
 _DRAWN = (
-    r"(?:(?=[\w+/=-]*\d)(?=[\w+/=-]*[a-z])(?=[\w+/=-]*[A-Z])[\w+/=-]{20,}|"
+    r"(?:(?=[\w+/=-]{0,200}\d)(?=[\w+/=-]{0,200}[a-z])(?=[\w+/=-]{0,200}[A-Z])[\w+/=-]{20,}|"
     r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12,})"
 )
 _PLAIN = re.compile(

@@ -23,6 +23,7 @@ __all__ = ["check_allow", "check_targets", "read_config"]
 
 _TARGET = "_target_"
 _MAX_TARGETS = 2_000
+_MAX_NAME = 1_000  # characters of a text that is held against a pattern
 _SHOWN = 5  # things that a message names
 _KINDS = {"_partial_": bool, "_recursive_": bool, "_convert_": str, "_args_": list}
 _OWN_KEYS = {_TARGET, "_partial_", "_convert_", "_recursive_"}
@@ -199,7 +200,8 @@ def _argument_fault(name: str, argument: Any, rule: Rule, run_dir: str | os.Path
         return f"expected a {rule.parts[name]}"
     for text in _texts(argument):
         if name in rule.patterns:
-            if not re.fullmatch(rule.patterns[name], text) or ".." in text or "__" in text:
+            # a pattern may take the square of a text's length
+            if len(text) > _MAX_NAME or not re.fullmatch(rule.patterns[name], text) or ".." in text or "__" in text:
                 return f"{_shown(text)} is not admitted"
         elif rule.texts is not None and name not in rule.texts:
             return f"the text {_shown(text)} is not admitted"

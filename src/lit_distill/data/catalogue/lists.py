@@ -13,6 +13,7 @@ from lit_distill._files import expand_home
 from lit_distill.data.catalogue.samples import UNLABELLED, Sample
 from lit_distill.untrusted.budgets import lines_of
 from lit_distill.untrusted.naming import is_address
+from lit_distill.untrusted.showing import short_errors
 
 # Names that FFmpeg would take for a protocol. They are refused for what they mean to be: the reader opens regular files
 # only, by "file:" and an absolute path.
@@ -67,6 +68,7 @@ class ListFile:
         )  # fmt: skip
 
 
+@short_errors()
 def read_list(
     file: str | os.PathLike[str],
     *,
@@ -186,6 +188,7 @@ def unquoted(line: str) -> tuple[str, str] | None:
     return None if found is None else (found[1].replace('""', '"'), (found[2] or "").strip())
 
 
+@short_errors()
 def read_class_names(file: str | os.PathLike[str], num_classes: int, *, encoding: str = "utf-8") -> tuple[str, ...]:
     """Read the names of the classes: one a line in the order of their indices, or ``number name`` lines.
 

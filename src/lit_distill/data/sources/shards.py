@@ -29,7 +29,7 @@ from lit_distill.data.sources.videos import VideoFiles
 from lit_distill.untrusted.budgets import INDEX_BYTES, decoded
 from lit_distill.untrusted.naming import is_address
 from lit_distill.untrusted.opening import UntrustedFileError, private_folder, read_untrusted
-from lit_distill.untrusted.showing import printable
+from lit_distill.untrusted.showing import printable, short_errors
 
 VIDEO_ENDINGS: Final = ("mp4", "mkv", "webm", "avi", "mov", "m4v", "mpg", "mpeg", "ts", "flv", "ogv", "wmv", "3gp")
 """Endings that make a member the video of its sample."""
@@ -95,6 +95,7 @@ def expand(pattern: str) -> list[str]:
     return names
 
 
+@short_errors()
 def shard_names(listed: str, archives: Archives) -> list[str]:
     """The shards of a split, relative to the root: a pattern's, or those that a list file in it names, one a line.
 
@@ -131,6 +132,7 @@ def shard_names(listed: str, archives: Archives) -> list[str]:
     return names
 
 
+@short_errors()
 def scan_shard(archives: Archives, path: str, size: int) -> list[Entry]:
     """The samples of a shard, from one pass over its headers; of its contents only labels are read.
 
