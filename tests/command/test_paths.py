@@ -87,12 +87,18 @@ def test_what_is_forwarded_to_trainings_takes_any_name(forwarding: str) -> None:
 
 
 def test_hydra_composes_them() -> None:
+    """All names in one composition, each as the folder of a stage, and the hardest as the value of other keys."""
+    stages = {f"stages.s{number}.data.root": path for number, path in enumerate(NAMES)}
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        for path in NAMES:
-            keys = ("hydra.run.dir", "data.root", "models.Teacher.pretrained")
-            given = as_hydra(["experiment=kd_pptsmv2", "run_dir=x", *(f"{key}={path}" for key in keys)])
-            config: Any = compose("train", given, return_hydra_config=True)
-            assert [OmegaConf.select(config, key) for key in keys] == [path] * 3
+        for path in ("it's", "a, b", "{a: 1}", "a\\'", "a${b"):
+            keys = dict.fromkeys(("hydra.run.dir", "data.root", "models.Teacher.pretrained"), path)
+            given = [*(f"{key}={value}" for key, value in keys.items()), *(f"+{key}={stages[key]}" for key in stages)]
+            config: Any = compose(
+                "train", as_hydra(["experiment=kd_pptsmv2", "run_dir=x", *given]), return_hydra_config=True
+            )
+            for key, value in (keys | stages).items():
+                assert OmegaConf.select(config, key) == value
+            stages = {}
 
 
 def test_lists_sweeps_and_interpolations_stay_what_they_are() -> None:
@@ -155,7 +161,11 @@ def test_a_study_shows_its_command_as_it_is_typed() -> None:
 def test_a_run_folder_of_any_name_and_its_next_command(options: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "it's [a], b=1 #x $y 视频 "
     key = "hydra.sweep.dir" if options else "hydra.run.dir"
-    given = ["experiment=dml_pptsmv2", "data=moving_digits_tiny", "trainer=cpu", "trainer.max_epochs=1", "doctor=false"]
+    given = [
+        "experiment=dml_pptsmv2", "data=moving_digits_tiny", "data.batch_size=4", "data.eval_batch_size=4",
+        "model@models.Teacher=pptsmv2", "trainer=cpu", "trainer.max_epochs=1", "+trainer.limit_train_batches=1",
+        "+trainer.limit_val_batches=1", "doctor=false",
+    ]  # fmt: skip
     result = processes.run(["-m", "lit_distill.train", *options, *given, f"{key}={folder}"])
     assert result.returncode == 0, result.stderr
     (run,) = (file.parent for file in folder.rglob("results.json"))
