@@ -66,21 +66,21 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a teacher, trained alone."""
     folder = tmp_path_factory.mktemp("teacher") / "run"
-    results = train("experiment=baseline_image", "models.Student.name=resnet34", root=images, run_dir=folder)
+    results = train("experiment=baseline_image", "models.Student.name=resnet18", root=images, run_dir=folder)
     assert "val/Student/top1" in results["final"]
     return folder
 
 
 def test_the_trained_teacher_is_described(teacher: Path) -> None:
     assert written(teacher)["model"] == {
-        "_target_": "lit_distill.models.torchvision_model", "name": "resnet34", "num_classes": 3, "pretrained": None,
+        "_target_": "lit_distill.models.torchvision_model", "name": "resnet18", "num_classes": 3, "pretrained": None,
     }  # fmt: skip
 
 
 def test_kd_from_a_trained_torchvision_teacher(images: Path, teacher: Path, tmp_path: Path) -> None:
     weights = teacher / "student.safetensors"
     results = train(
-        "experiment=kd_image", "models.Teacher.name=resnet34", f"models.Teacher.pretrained={weights}",
+        "experiment=kd_image", "models.Teacher.name=resnet18", f"models.Teacher.pretrained={weights}",
         "models.Student.name=mobilenet_v3_small", "data.mix={_target_: lit_distill.data.CutMix}", root=images,
         run_dir=tmp_path,
     )  # fmt: skip
@@ -149,7 +149,7 @@ def test_a_mistake_is_one_clear_line(images: Path, tmp_path: Path, overrides: li
 def test_weights_that_do_not_fill_a_frozen_teacher(images: Path, teacher: Path, tmp_path: Path) -> None:
     """A classifier reset for other classes would teach nonsense."""
     overrides = [
-        "experiment=kd_image", "models.Teacher.name=resnet34", "models.Teacher.num_classes=5",
+        "experiment=kd_image", "models.Teacher.name=resnet18", "models.Teacher.num_classes=5",
         f"models.Teacher.pretrained={teacher / 'student.safetensors'}", "+models.Teacher.reset_head=true",
     ]  # fmt: skip
     with pytest.raises(ValueError, match="Teacher is frozen but its weights file does not fill it"):

@@ -116,7 +116,7 @@ def test_starts_as_published() -> None:
     assert not network.fc.bias.any()
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [18, pytest.param(50, marks=pytest.mark.slow)])  # built of the same blocks
 def test_copies_pickles_and_exports(depth: int) -> None:
     network, video = small(depth).eval(), torch.randn(3, 4, 3, 33, 31)
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):

@@ -161,8 +161,16 @@ class Logits(LightningModule):
         self.seen.append(outputs[self.name].log_softmax(1))
 
 
-@pytest.mark.parametrize("name", ["Student", "Teacher"])
-@pytest.mark.parametrize("views", ["center", "dense"])
+@pytest.mark.parametrize(
+    ("views", "name"),
+    [
+        ("center", "Student"),
+        ("dense", "Teacher"),
+        # the views are cut before any model has its own input
+        pytest.param("center", "Teacher", marks=pytest.mark.slow),
+        pytest.param("dense", "Student", marks=pytest.mark.slow),
+    ],
+)
 def test_predict_and_test_say_what_evaluation_says(
     root: Path, stored: Path, tmp_path: Path, name: str, views: Any
 ) -> None:

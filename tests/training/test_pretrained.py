@@ -25,7 +25,7 @@ def pretrained(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_weights_are_made_from_nothing(pretrained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = composed(
-        "train", *pretrained.RUNS["digits_pptsmv2"], f"data.root={tmp_path}", "data.clips=[56,28,28]",
+        "train", *pretrained.RUNS["digits_pptsmv2"], f"data.root={tmp_path}", "data.clips=[28,28,28]",
         "data.num_workers=0", "preset.stills.epochs=1", "preset.stills.batch_size=28",
         "data.batch_size=14", "trainer=cpu", "trainer.max_epochs=1", "callbacks.progress=null", "doctor=false",
         f"run_dir={tmp_path / 'run'}",

@@ -86,7 +86,10 @@ def test_a_stage_begins_bit_for_bit_as_the_one_before_ended(two: Path) -> None:
 
 @pytest.mark.parametrize(
     ("network", "own"),
-    [("pptsmv2", ("temporal_attention.fc.weight", "temporal_attention.fc.bias")), ("pptsm_resnet18", ())],
+    [
+        ("pptsmv2", ("temporal_attention.fc.weight", "temporal_attention.fc.bias")),
+        pytest.param("pptsm_resnet18", (), marks=pytest.mark.slow),  # nothing of it begins from scratch
+    ],
 )
 def test_clips_begin_as_stills_ended_but_for_the_attention(
     network: str, own: tuple[str, ...], clips: Path, tmp_path: Path
