@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import sys
@@ -54,6 +55,36 @@ def test_own_package(own_package: Path, monkeypatch: pytest.MonkeyPatch) -> None
     student = load_student(run, allow=("my_package",))
     assert type(student).__module__ == "my_package.networks"
     assert student(torch.zeros(2, 4, 3, 32, 32)).shape == (2, 8)
+
+
+def by_cli(*arguments: str, config: Path = EXAMPLES / "lightning_cli" / "digits.yaml") -> Any:
+    """What LightningCLI makes of the example's file and arguments."""
+    main = runpy.run_path(str(EXAMPLES / "lightning_cli" / "digits.py"))["main"]
+    return main(["fit", "--config", str(config), *arguments])
+
+
+def test_lightning_cli_takes_terms_from_the_file_and_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli = by_cli("--model.losses.kd.weight=0.1", "--model.losses.kd.loss.temperature=2", "--trainer.max_epochs=2")
+    term = cli.model.composer.terms["kd"]
+    assert (term.weight, term.loss.temperature) == (0.1, 2.0)
+    assert cli.trainer.callback_metrics["val/Student/top1"] > 0.5
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("temperature: 4.0", "temprature: 4.0",
+         "term 'kd': Problem with given class_path 'lit_distill.losses.KDLoss': Option 'temprature' is not accepted"),
+        ("[Student, Teacher]", "[Student, Techer]", "term 'kd': 'Techer' names no model: closest are ['Teacher']"),
+    ],
+)  # fmt: skip
+def test_lightning_cli_names_what_is_wrong_in_a_term(right: str, wrong: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "digits.yaml"
+    config.write_text((EXAMPLES / "lightning_cli" / "digits.yaml").read_text().replace(right, wrong))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        by_cli(config=config)
 
 
 def test_own_format_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -59,7 +60,7 @@ class LossTerm:
 
     def __init__(
         self,
-        loss: Callable[..., Tensor],
+        loss: nn.Module | Callable[..., Tensor],
         pair: Sequence[str | Iterable[str]],
         *,
         target: str | Iterable[str] | None = None,
@@ -168,6 +169,8 @@ def weight_error(name: str, weight: float, epoch: float) -> ValueError:
 
 def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
     """The term of these arguments; raises ValueError that names it."""
+    if "class_path" in given:
+        raise ValueError(f"term {name!r}: {_fault_of_class_path(given)}")
     known = {"loss", "pair", *_OPTIONAL}
     unknown, missing = set(given) - known, {"loss", "pair"} - set(given)
     if unknown or missing:
@@ -179,6 +182,21 @@ def term_from_mapping(name: str, given: Mapping[str, Any]) -> LossTerm:
         return LossTerm(**given)
     except ValueError as error:
         raise ValueError(f"term {name!r}: {error}") from None
+
+
+def _fault_of_class_path(given: Mapping[str, Any]) -> str:
+    """Why LightningCLI left a term's class_path as it is: it takes what no class fits for a plain mapping."""
+    from jsonargparse import ArgumentParser  # whoever writes class_path has it
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--term", type=LossTerm)
+    try:
+        parser.parse_object({"term": dict(given)})
+    except Exception as error:  # its own kind of argparse's, which moves between releases
+        whole = " ".join(str(error).split())
+        parts: list[str] = re.findall(r"Problem with given class_path .*?(?= - |$)", whole)
+        return parts[-1] if parts else whole
+    return f"class_path is LightningCLI's; in Python give a LossTerm, or a mapping of {_KEYS}"
 
 
 def _join(references: tuple[Reference, ...]) -> str:
