@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
-import omegaconf.base
 import pytest
 from hydra._internal import defaults_list
 from hydra._internal.config_repository import ConfigRepository
@@ -16,7 +15,7 @@ from hydra._internal.defaults_list import Overrides
 from hydra.core.default_element import InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, grammar_parser
 
 from faults.report import report_test
 from lit_distill._command.command import conf_dir
@@ -72,7 +71,7 @@ def _configs_parsed_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_once)
         patch.setattr(defaults_list, "_create_interpolation_map", choices_if_needed)
-        patch.setattr(omegaconf.base, "parse", cache(omegaconf.base.parse))
+        patch.setattr("omegaconf.base.parse", cache(grammar_parser.parse))
         yield
 
 
