@@ -217,7 +217,7 @@ def test_headers_that_nobody_counts_have_an_end(tmp_path: Path, monkeypatch: pyt
     assert probe(file).frames == 3
     monkeypatch.setattr(container, "_OPENING", -1.0)
     for source in (file, file.read_bytes()):
-        with pytest.raises(VideoError, match="took too much time"):
+        with pytest.raises(VideoError, match=r"took more than -1 s, the limit"):
             probe(source)
 
 

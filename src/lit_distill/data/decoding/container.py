@@ -121,10 +121,10 @@ def opened(
             if not is_movie and head[:4] != EBML:  # nobody has counted what its headers hold
                 if isinstance(file, str):
                     file = stack.enter_context(open_untrusted(file.removeprefix("file:"), what="a video", buffering=0))
-                file = timed = _Timed(file, name, min(until, time.thread_time() + _OPENING))
+                file = timed = _Timed(file, name, until - limits.seconds, min(limits.seconds, _OPENING))
             container = stack.enter_context(_open(file, options | quick, name, head))
             if timed is not None:
-                timed.until = until
+                timed.seconds = limits.seconds
             if quick and len(_video_streams(container)) > 1:  # which is the best is seen in their first frames
                 stack.close()
                 if not isinstance(file, str):
@@ -161,17 +161,23 @@ class _Timed:
     """A file that ends in an error when a time is over: FFmpeg reads it in small parts, its headers too.
 
     Attributes:
-        until: CPU time of this thread.
+        name: of the file; FFmpeg looks at its ending where the content leaves a doubt.
+        seconds: of CPU time of this thread, from ``begin`` on.
     """
 
-    def __init__(self, file: BinaryIO, name: str, until: float) -> None:
+    def __init__(self, file: BinaryIO, name: str, begin: float, seconds: float) -> None:
         self.seek, self.tell = file.seek, file.tell
-        self.until = until
-        self._file, self._name = file, name
+        self.name, self.seconds = name, seconds
+        self._file, self._begin = file, begin
 
     def read(self, size: int = -1) -> bytes:
-        if time.thread_time() > self.until:
-            raise VideoError(self._name, "reading its headers or packets took too much time: encode it again as mp4")
+        """Bytes from the position on.
+
+        Raises:
+            VideoError: the time is over.
+        """
+        if time.thread_time() > self._begin + self.seconds:
+            raise VideoError(self.name, f"reading it took more than {self.seconds:g} s, the limit")
         return self._file.read(size) or b""
 
 
