@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def version_of(tensor: Tensor) -> int:
-    """PyTorch's count of a tensor's in-place changes; always 0 in inference mode, where there is none."""
-    return 0 if tensor.is_inference() else tensor._version
+    """PyTorch's count of a tensor's in-place changes; 0 in inference mode and within torch.compile: there is none."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -8,14 +8,15 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lit_distill._inputs import version_of
 from lit_distill.losses.base import Signal, submodule
-from lit_distill.structures import NUMBER, WHOLE, Answer, MissingPart, part_of, tensor_paths
+from lit_distill.structures import WHOLE, Answer, MissingPart, is_number, part_of, tensor_paths
 
 GROUND_TRUTH = "GroundTruth"
 SAMPLE_INDEX = "SampleIndex"
@@ -123,6 +124,47 @@ def parse_references(references: str | Iterable[str]) -> tuple[Reference, ...]:
 _IN_EVAL = " (the model is in eval mode; of what it gives in training alone, validation needs no term: give val_losses)"
 
 
+class Taps:
+    """Hooks on the modules that references name, which hand what passes there to the capture that is open.
+
+    :class:`SignalCapture` registers them for a step. ``torch.compile`` traces those that stay from step to step.
+
+    Args:
+        tapped: references, none of data, and the module of each.
+    """
+
+    def __init__(self, tapped: Iterable[tuple[Reference, nn.Module]]) -> None:
+        self.capture: SignalCapture | None = None
+        """Which takes what passes; None where nothing is wanted."""
+        self._handles: list[RemovableHandle] = [self._register(ref, module) for ref, module in tapped]
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _register(self, ref: Reference, tapped: nn.Module) -> RemovableHandle:
+        def give_output(module: nn.Module, args: Any, output: Any) -> None:
+            if self.capture is not None and module is tapped:  # a copy of a module has its hooks, too
+                self.capture.take_output(ref, module, output)
+
+        def give_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.capture is not None and module is tapped:
+                self.capture.take_input(ref, module, args, kwargs)
+
+        if ref.side == "output":
+            return tapped.register_forward_hook(give_output)
+        return tapped.register_forward_pre_hook(give_input, with_kwargs=True)
+
+
+class ComputedTerms(NamedTuple):
+    """Values of terms before their weights, and how many positions count in those that leave some out."""
+
+    values: Mapping[str, Tensor]
+    counted: Mapping[str, int | Tensor]
+
+
 class SignalCapture:
     """Captures the referenced tensors of one step while the models run, and removes its hooks on exit.
 
@@ -156,7 +198,7 @@ class SignalCapture:
         self._answers = dict(answers or {})
         self._taps = {ref.text: (ref, ref.module(models)) for ref in references if not ref.is_data}
         self._clone = frozenset(clone)
-        self._handles: list[RemovableHandle] = []
+        self._hooks: Taps | None = None
         self._tensors: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._fired: dict[str, int] = {}
@@ -165,51 +207,46 @@ class SignalCapture:
         """Positions of the samples that have a label, None where all have, by how it is decided."""
         self.counted: dict[str, int | Tensor] = {}
         """The number of positions that count, of each term that leaves some out."""
+        self.computed: ComputedTerms | None = None
+        """The terms, where a compiled step has computed them with the models."""
 
     def __enter__(self) -> SignalCapture:
-        for ref, module in self._taps.values():
-            if ref.side == "output":
-                self._handles.append(module.register_forward_hook(self._output_hook(ref)))
-            else:
-                self._handles.append(module.register_forward_pre_hook(self._input_hook(ref), with_kwargs=True))
+        self._hooks = Taps(self._taps.values())
+        self._hooks.capture = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
 
-    def _output_hook(self, ref: Reference) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._is_meant(ref):
-                return
-            answer = self._answers.get(ref.model, WHOLE) if self.is_answer(ref) else None
-            itself = isinstance(output, Tensor) and (answer is not None or (bool(ref.path) and ref.part == ("0",)))
-            if ref.part and not itself:
-                try:
-                    output = part_of(output, ref.part, ref.text)
-                except MissingPart as error:
-                    raise MissingPart(f"{error}{'' if module.training else _IN_EVAL}") from None
-            if answer is not None:
-                output = answer.of(output, text=ref.text)
-            self._keep(ref.text, output)
+    def take_output(self, ref: Reference, module: nn.Module, output: Any) -> None:
+        """Keep what a reference names of an output of its module."""
+        if not self._is_meant(ref):
+            return
+        answer = self._answers.get(ref.model, WHOLE) if self.is_answer(ref) else None
+        itself = isinstance(output, Tensor) and (answer is not None or (bool(ref.path) and ref.part == ("0",)))
+        if ref.part and not itself:
+            try:
+                output = part_of(output, ref.part, ref.text)
+            except MissingPart as error:
+                raise MissingPart(f"{error}{'' if module.training else _IN_EVAL}") from None
+        if answer is not None:
+            output = answer.of(output, text=ref.text)
+        self._keep(ref.text, output)
 
-        return hook
-
-    def _input_hook(self, ref: Reference) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not self._is_meant(ref):
-                return
-            values, part = [*args, *kwargs.values()], ref.part
-            value = values[0] if values else None
-            if part:
-                named = not NUMBER.fullmatch(part[0])
-                if named and part[0] not in kwargs:
-                    kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-                value = part_of(kwargs if named else values, part, ref.text)
-            self._keep(ref.text, value)
-
-        return hook
+    def take_input(self, ref: Reference, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what a reference names of the arguments of its module."""
+        if not self._is_meant(ref):
+            return
+        values, part = [*args, *kwargs.values()], ref.part
+        value = values[0] if values else None
+        if part:
+            named = not is_number(part[0])
+            if named and part[0] not in kwargs:
+                kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+            value = part_of(kwargs if named else values, part, ref.text)
+        self._keep(ref.text, value)
 
     def _is_meant(self, ref: Reference) -> bool:
         """Count a call of a reference's module; whether it is the one that the reference means."""
@@ -221,8 +258,8 @@ class SignalCapture:
         if not isinstance(value, Tensor):
             raise ValueError(f"{text!r} gives a {type(value).__name__}, not a tensor: {_advice(text, value)}")
         self._fired[text] = self._fired.get(text, 0) + 1
-        if text in self._clone or value.is_inference():  # which has no count of its changes to look at later
-            value = value.clone()
+        if text in self._clone or (not torch.compiler.is_compiling() and value.is_inference()):
+            value = value.clone()  # of inference mode, where there is no count of changes to look at later
         self._tensors[text] = value
         self._versions[text] = version_of(value)
 
@@ -288,6 +325,17 @@ class SignalCapture:
     def captured(self) -> dict[str, Tensor]:
         """What was captured or put so far, by the text of its reference, without its graph."""
         return {text: tensor.detach() for text, tensor in self._tensors.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The same with its graph."""
+        return dict(self._tensors)
+
+    def receive(self, tensors: Mapping[str, Tensor], computed: ComputedTerms | None = None) -> None:
+        """Take what a compiled step captured, and the values of the terms that it computed."""
+        for text, tensor in tensors.items():
+            self.put(text, tensor)
+        self.computed = computed
 
     def detached(self) -> SignalCapture:
         """The same signals without their graphs."""

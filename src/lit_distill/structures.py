@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from itertools import islice
@@ -11,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NUMBER = re.compile(r"-?\d+")
-"""An index among the parts."""
+
+def is_number(name: str) -> bool:
+    """Whether the name of a part is an index; no regular expression, which ``torch.compile`` could not trace.
+
+    Example:
+        >>> is_number("-1"), is_number("logits"), is_number("")
+        (True, False, False)
+    """
+    return name.removeprefix("-").isdecimal()
 
 
 class MissingPart(ValueError):
@@ -51,7 +57,7 @@ def part_of(value: Any, part: Sequence[str], text: str) -> Any:
 
 def _item(value: Any, name: str) -> Any:
     """The attribute, key or index of a value; None where it has none, or None there."""
-    number = int(name) if NUMBER.fullmatch(name) else None
+    number = int(name) if is_number(name) else None
     if isinstance(value, Mapping):
         found = value.get(name, value.get(number))
         if found is None and number is not None and hasattr(value, "to_tuple"):  # a ModelOutput of Hugging Face
