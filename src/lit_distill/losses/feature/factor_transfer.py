@@ -115,7 +115,7 @@ class FactorTransferLoss(PairedMapsLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.epoch = 0.0
+        self.set_epoch(0.0)
         self.encoder = nn.Sequential()
         self.decoder = nn.Sequential()
         self.translator = nn.Sequential()
@@ -129,7 +129,7 @@ class FactorTransferLoss(PairedMapsLoss):
 
     def set_epoch(self, epoch: float) -> None:
         """Take the fractional epoch: before ``paraphraser_epochs`` the factors are not transferred."""
-        self.epoch = epoch
+        self.only_reconstructs = epoch < self.paraphraser_epochs
 
     @full_precision
     def forward(self, student: Signal, teacher: Signal) -> Tensor:
@@ -140,8 +140,7 @@ class FactorTransferLoss(PairedMapsLoss):
         reconstruction = F.l1_loss(apply_layer(self.decoder, factor), t)
         transfer = factor_transfer_loss(apply_layer(self.translator, s), factor.detach(), p1=self.p1, p2=self.p2)
         # Times 0 and not left out: data parallelism wants a gradient for every parameter in every step.
-        only_reconstruction = self.training and self.epoch < self.paraphraser_epochs
-        return reconstruction + transfer * (0.0 if only_reconstruction else self.beta)
+        return reconstruction + transfer * (0.0 if self.training and self.only_reconstructs else self.beta)
 
     def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
         pairs = super()._pairs(student, teacher)

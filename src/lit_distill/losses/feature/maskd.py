@@ -106,13 +106,13 @@ class MasKDLoss(PairedMapsLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.epoch = 0.0
+        self.set_epoch(0.0)
         self.prompts = nn.ParameterList()
         self.heads, self.aligners = nn.ModuleList(), nn.ModuleList()
 
     def set_epoch(self, epoch: float) -> None:
         """Take the fractional epoch: before ``warmup_epochs`` the student's masks do not count."""
-        self.epoch = epoch
+        self.warms_up = epoch < self.warmup_epochs
 
     def _make_layers(self, pairs: list[tuple[Tensor, Tensor]], example: Example) -> None:
         for student, teacher in pairs:
@@ -134,7 +134,7 @@ class MasKDLoss(PairedMapsLoss):
             ours = apply_layer(self.aligners[number], ours)
             masks = prompted_masks(self.prompts[number].to(theirs.dtype), theirs)
             used = without_gradient(masks) if self.frozen else masks
-            if self.student_mask and not (self.training and self.epoch < self.warmup_epochs):
+            if self.student_mask and not (self.training and self.warms_up):
                 used = used * prompted_masks(self.prompts[number].detach().to(ours.dtype), ours.detach())
             weights = apply_layer(self.heads[number], theirs).flatten(1).softmax(dim=1) if self.weighted else None
             if weights is not None and self.frozen:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import NonNegative, Positive
 from lit_distill.losses._numerics import full_precision, kl_from_log_probabilities
@@ -101,15 +101,16 @@ class DKDLoss(Loss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.warmup = 1.0
+        # A tensor, as a number that changes would have torch.compile make a graph for each step.
+        self.warmup = nn.Buffer(torch.ones(()), persistent=False)
 
     def set_epoch(self, epoch: float) -> None:
         """Set the warm-up factor w for this fractional epoch."""
-        self.warmup = min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0
+        self.warmup.fill_(min(epoch / self.warmup_epochs, 1.0) if self.warmup_epochs else 1.0)
 
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """The loss of student logits against teacher logits, given the labels: a scalar."""
-        return self.warmup * dkd_loss(
+        value = dkd_loss(
             student,
             teacher,
             target,
@@ -120,3 +121,4 @@ class DKDLoss(Loss):
             teacher_labels=self.teacher_labels,
             class_dim=self.class_dim,
         )
+        return value * self.warmup.to(value.dtype, copy=True)  # which another term may set before the backward pass
