@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_distill._terms.compiled import Compilation, CompiledStep
 from lit_distill._terms.evaluated import EvaluatedTerms
 from lit_distill._terms.ignored import ignored_positions
 from lit_distill._terms.tryout import teaches_nobody, try_terms
@@ -133,10 +135,75 @@ class LossComposer(EvaluatedTerms):
         """
         references: Iterable[Reference] = self.references
         if epoch is not None:
-            computed = {name for name, weight in self._weights(epoch).items() if weight or self._watches(name, watched)}
-            needed = {ref.model for name in computed for ref in self.terms[name].references}
+            needed = {ref.model for name in self.computed_at(epoch, watched) for ref in self.terms[name].references}
             references = [ref for ref in references if ref.model in needed]
         return SignalCapture(models, references, clone=self._clone, answers=self.answers)
+
+    def compiled(
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        run: Callable[[str, Any], Any] | None = None,
+        compile: str | Mapping[str, Any] = "step",
+    ) -> Callable[..., SignalCapture]:
+        """What runs the models of a step, and the terms with them, as one graph of ``torch.compile``.
+
+        It takes the place of :meth:`capture`: called with what the models take, and then as the composer is, it gives
+        the signals for the composer. The graph is made when two batches in a row have the same shapes; batches of other
+        shapes, such as a smaller last one, run eagerly. Models that are not to learn run without gradients.
+
+        Args:
+            models: the named models.
+            run: runs one of them, given its name and the inputs; by default ``models[name](inputs)``.
+            compile: ``"step"``, or ``"models"`` for a graph without the terms; a mapping adds arguments of
+                ``torch.compile``.
+
+        Raises:
+            ValueError: ``compile`` is something else, or there is no C++ compiler for it.
+
+        Example:
+            >>> student = nn.Linear(4, 3)
+            >>> composer = LossComposer({"ce": LossTerm(nn.CrossEntropyLoss(), pair=("Student", "GroundTruth"))})
+            >>> step = composer.compiled({"Student": student})
+            >>> x, y = torch.randn(8, 4), torch.zeros(8, dtype=torch.long)
+            >>> signals = step(x, target=y)
+            >>> composer(signals, target=y).total.backward()
+        """
+        how = Compilation.of(compile)
+        if how is None:
+            raise ValueError(f"compiled makes a step by compile=step or compile=models, got {compile!r}")
+        how.require_compiler()
+
+        def run_one(name: str, inputs: Any) -> None:
+            learns = any(p.requires_grad for p in models[name].parameters())
+            with nullcontext() if learns else torch.no_grad():
+                models[name](inputs) if run is None else run(name, inputs)
+
+        made = CompiledStep(self, models, run_one, how)
+
+        def step(
+            inputs: Any,
+            target: Any = None,
+            *,
+            index: Tensor | None = None,
+            batch: Any = None,
+            epoch: float = 0.0,
+            watched: Collection[str] = (),
+        ) -> SignalCapture:
+            signals = self.capture(models, epoch=epoch, watched=watched)
+            self.put_data(signals, target, index, batch)
+            names = [name for name in models if signals.texts_of(name)]
+            computed = self.computed_at(epoch, watched) if how.scope == "step" else None
+            graph = made.graph(inputs, signals, names, computed)
+            if graph is not None:
+                graph(epoch)
+                return signals
+            with signals:
+                for name in names:
+                    run_one(name, inputs)
+            return signals
+
+        return step
 
     def forward(
         self,
@@ -161,17 +228,21 @@ class LossComposer(EvaluatedTerms):
         Raises:
             ValueError: a signal is missing or a loss refuses its signals; names the term, references and shapes.
         """
-        self._put_data(signals, target, index, batch)
+        self.put_data(signals, target, index, batch)
         set_to = self._weights(epoch)
+        if signals.computed is not None:
+            signals.counted.update(signals.computed.counted)
+            return self._summed(signals.computed.values, set_to, signals)
         terms: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
-            if set_to[name]:
-                terms[name] = self._evaluate(name, term, signals, epoch)
-            elif self._watches(name, watched):
-                with torch.no_grad():
-                    terms[name] = self._evaluate(name, term, signals, epoch)
+        for name, taught in self.computed_at(epoch, watched).items():
+            with nullcontext() if taught else torch.no_grad():
+                terms[name] = self._evaluate(name, self.terms[name], signals, epoch)
         if self.training and torch.is_grad_enabled() and len(self._checked) < len(self.terms):
             self._check_first_step(terms, signals, epoch)
+        return self._summed(terms, set_to, signals)
+
+    def _summed(self, terms: Mapping[str, Tensor], set_to: Mapping[str, float], signals: SignalCapture) -> ComposedLoss:
+        """The loss of the values of the terms that were computed."""
         zero = next((value.new_zeros(()) for value in terms.values()), None)
         untaught = [] if len(terms) == len(self.terms) and all(set_to.values()) else self._untaught(set_to, signals)
         if zero is None:
@@ -256,6 +327,11 @@ class LossComposer(EvaluatedTerms):
                 f"{teaches_nobody(self, name, signals)} (it was a constant 0 in each of its first {_ENOUGH_NOTHING} "
                 "training steps, as a loss is that finds nothing to compare)"
             )
+
+    def computed_at(self, epoch: float, watched: Collection[str] = ()) -> dict[str, bool]:
+        """The terms that are computed at a fractional epoch, and whether each teaches or is only looked at."""
+        weights = self._weights(epoch).items()
+        return {name: bool(weight) for name, weight in weights if weight or self._watches(name, watched)}
 
     def _watches(self, name: str, watched: Collection[str]) -> bool:
         return name in watched or self.terms[name].monitor

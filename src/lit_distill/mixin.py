@@ -28,7 +28,9 @@ from lit_distill._module.preflight import (
 )
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
+from lit_distill._terms.compiled import Compilation, CompiledStep, require_traceable
 from lit_distill.composer import LossComposer, zero_gradients
+from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm, Weight, check_weight, weight_error
 
 Module = TypeVar("Module", bound="DistillMixin")
@@ -90,6 +92,7 @@ class DistillMixin(LightningModule):
         batch: Mapping[str, str | Sequence[str]] | None = None,
         preflight: bool = True,
         replaced_teachers: bool = False,
+        compile: str | Mapping[str, Any] | None = None,
     ) -> Module:
         """Say what is learned from whom; before ``fit``, and before a checkpoint is loaded into the module by hand.
 
@@ -109,6 +112,8 @@ class DistillMixin(LightningModule):
                 with parameters, and taps whose tensor is changed in place, need it. It runs the student on
                 :meth:`distill_unpack`'s inputs, not your step. A stream that can be read but once loses a batch to it.
             replaced_teachers: whether they may be others than those that a loaded checkpoint was trained with.
+            compile: ``"step"`` compiles the teachers and the terms, a graph each, by ``torch.compile``; ``"models"``
+                compiles the teachers alone. A mapping adds its arguments. Your step runs as you wrote it.
 
         Returns:
             The module itself.
@@ -149,6 +154,8 @@ class DistillMixin(LightningModule):
         self._distill_keys = BatchKeys.of(batch)
         self._distill_own_weight, self._distill_preflight = own_weight, preflight
         self._distill_replaced = replaced_teachers
+        self._distill_compilation = Compilation.of(compile)
+        self._distill_compiled: CompiledStep | None = None
         self._distill_record = FrozenRecord(teachers)
         self._distill_stepped = self._distill_looked = False
         self._distill_changed: list[str] = []
@@ -202,6 +209,8 @@ class DistillMixin(LightningModule):
             self.trainer.precision_plugin.convert_module(teacher)
             teacher.to(self.device)
         self._distill_record.moved(self._distill_teachers)
+        if self._distill_compilation is not None:
+            self._distill_compilation.require_compiler()
         if self._distill_preflight:
             try_example(self, self._distill_build)
 
@@ -220,9 +229,11 @@ class DistillMixin(LightningModule):
                 return self._distill_ask(name, *given, **keywords)
 
         inputs, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
-        self.distillation.build(
+        signals = self.distillation.build(
             self._distill_networks, inputs, target, index=index, batch=entries, dataset_size=dataset_size, run=run
         )
+        if self._distill_compilation is not None and self._distill_compilation.scope == "step":
+            require_traceable(self.distillation, signals)
 
     def on_fit_start(self) -> None:
         """After your own: hold that what the losses learn is in an optimizer, and take the teachers to the device."""
@@ -263,8 +274,14 @@ class DistillMixin(LightningModule):
         (batch, batch_idx), step = (*args, *kwargs.values()), super().training_step
         arguments = (batch, batch_idx) if takes_batch_idx(step) else (batch,)
         epoch = fractional_epoch(self.trainer, batch_idx)
-        with self.distillation.capture(self._distill_networks, epoch=epoch) as signals:
-            teach = partial(self._distill_teach, [name for name in self._distill_teachers if signals.texts_of(name)])
+        signals = self.distillation.capture(self._distill_networks, epoch=epoch)
+        if self._distill_compilation is not None and self._distill_compiled is None:
+            self._distill_compiled = CompiledStep(
+                self.distillation, self._distill_networks, self._distill_given, self._distill_compilation
+            )
+        with signals if self._distill_compiled is None else self._distill_compiled.capturing(signals):
+            names = [name for name in self._distill_teachers if signals.texts_of(name)]
+            teach = partial(self._distill_teach, names, signals, epoch)
             hook = self._distill_networks[STUDENT].register_forward_pre_hook(teach, with_kwargs=True)
             try:
                 with explained_batch_norm():
@@ -276,6 +293,9 @@ class DistillMixin(LightningModule):
         target = index = entries = None
         if any(reference.is_data for reference in self.distillation.references):
             _, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
+        if self._distill_compilation is not None and self._distill_compilation.scope == "step":
+            self.distillation.put_data(signals, target, index, entries)
+            self._distill_graph(None, signals, (), self.distillation.computed_at(epoch), epoch)
         with explained_batch_norm():
             result = self.distillation(signals, target, index=index, batch=entries, epoch=epoch)
         self.log_dict({f"distill/{name}": value for name, value in result.unweighted.items()})
@@ -314,14 +334,42 @@ class DistillMixin(LightningModule):
 
     @torch.no_grad()
     def _distill_teach(
-        self, names: Sequence[str], student: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        names: Sequence[str],
+        signals: SignalCapture,
+        epoch: float,
+        student: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         """Before the student runs, since it may change its input in place."""
         for name in names:
-            teacher = self._distill_teachers[name]
-            if teacher.training:  # someone called .train() on it
-                teacher.eval()
+            if self._distill_teachers[name].training:  # someone called .train() on it
+                self._distill_teachers[name].eval()
+        if self._distill_graph((args, kwargs), signals, names, None, epoch):
+            return
+        for name in names:
             self._distill_ask(name, *args, **kwargs)
+
+    def _distill_graph(
+        self,
+        inputs: Any,
+        signals: SignalCapture,
+        names: Sequence[str],
+        computed: Mapping[str, bool] | None,
+        epoch: float,
+    ) -> bool:
+        """Run teachers, or terms, by what is compiled for such a batch; False where nothing is."""
+        if self._distill_compiled is None:
+            return False
+        graph = self._distill_compiled.graph(inputs, signals, names, computed)
+        if graph is not None:
+            graph(epoch)
+        return graph is not None
+
+    def _distill_given(self, name: str, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+        args, kwargs = inputs
+        return self.distill_run_teacher(name, *args, **kwargs)
 
     def _distill_ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
         remedy = (
@@ -372,6 +420,9 @@ class DistillMixin(LightningModule):
     def on_train_end(self) -> None:
         """After your own: hold that the teachers are what they were, every byte."""
         super().on_train_end()
+        if self._distill_compiled is not None:
+            self._distill_compiled.close()
+            self._distill_compiled = None
         self._distill_hold(thorough=True)
 
     def _distill_hold(self, *, thorough: bool = False) -> None:

@@ -28,6 +28,7 @@ from lit_distill._module.evaluated import EvaluatedModule, default_metrics
 from lit_distill._module.preflight import BEST, Classes, Part, check_classes, explained_batch_norm, try_example
 from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import RunningTerms, StepRecord, batch_size, fractional_epoch
+from lit_distill._terms.compiled import Compilation, CompiledStep, require_traceable
 from lit_distill._terms.ignored import ignored_labels, ignored_positions
 from lit_distill._terms.tryout import try_terms
 from lit_distill._views import InputView
@@ -96,6 +97,9 @@ class DistillModule(EvaluatedModule):
             :mod:`lit_distill.balance`.
         unlabelled: whether samples may have no label, or how to see which have one: see :class:`LossComposer`. A data
             module says of its training samples itself that some have none, by a true ``has_unlabelled``.
+        compile: ``"step"`` compiles the training step's models, taps and losses as one graph, ``"models"`` the models
+            alone, by ``torch.compile``: see ``docs/scaling.md``. A mapping adds its arguments:
+            ``{"scope": "step", "backend": "aot_eager"}``. Validation runs eagerly.
 
     Batches are ``(inputs, target)``, ``(inputs, target, index)`` or mappings; terms name their other entries as
     ``Batch.<key>``, or ``Batch.2`` by number. In validation and test, inputs of six dimensions
@@ -146,6 +150,7 @@ class DistillModule(EvaluatedModule):
         train_only: Collection[str] = (),
         balance: Balancer | None = None,
         unlabelled: bool | Callable[[Tensor], Tensor] = False,
+        compile: str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             models, frozen=frozen, student=student, candidates=candidates, inputs=inputs, train_only=train_only,
@@ -172,6 +177,9 @@ class DistillModule(EvaluatedModule):
         self._optimizer_factory = optimizer
         self._scheduler_factory = scheduler
         self._preflight = preflight
+        self._compilation = Compilation.of(compile)
+        self._compiled: dict[LossComposer, CompiledStep] = {}
+        self._is_traceable = False
         self._record: StepRecord | None = None
         self._warned = self._stepped = False
         self._warned_of_ignored = False
@@ -192,6 +200,8 @@ class DistillModule(EvaluatedModule):
         self.expect_normalisation_of(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.composer.balance is not None:
             self.composer.balance.check(self.trainer)
+        if stage == "fit" and self._compilation is not None:
+            self._compilation.require_compiler()
         if stage == "fit" and self._preflight:
             try_example(self, lambda batch, size: self.build(batch, dataset_size=size))
         if stage == "fit":
@@ -237,6 +247,9 @@ class DistillModule(EvaluatedModule):
             run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip
         self._warn_of_ignored(composers, signals, target, inputs, entries)
+        if self._compilation is not None and self._compilation.scope == "step" and not self._is_traceable:
+            require_traceable(self.composer, signals)
+            self._is_traceable = True
 
     def _warn_of_ignored(self, composers: Iterable[LossComposer], signals: SignalCapture, *given: Any) -> None:
         if not self._warned_of_ignored and (text := ignored_positions(composers, signals, *given)):
@@ -251,15 +264,20 @@ class DistillModule(EvaluatedModule):
         composer, sums = self._terms_of_step()
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
         with explained_batch_norm():
-            with composer.capture(self.named, epoch=epoch, watched=watched) as signals:
-                self.run_models(inputs, signals, cached=True, thorough=not self._stepped)
+            signals = composer.capture(self.named, epoch=epoch, watched=watched)
+            if self._compilation is not None:
+                composer.put_data(signals, target, index, entries)
+            if not self._ran_compiled(composer, signals, inputs, epoch, watched):
+                with signals:
+                    self.run_models(inputs, signals, cached=True, thorough=not self._stepped)
             self._stepped = True
             result: ComposedLoss = composer(signals, target, index=index, batch=entries, epoch=epoch, watched=watched)
         sums.add(result, batch_size(target, inputs))
         if not batch_idx:
             self._warn_of_ignored([composer], signals, target, inputs, entries)
         self.composed = result
-        self._record = StepRecord(composer, result.values, index, inputs, signals, self.frozen)
+        captured = signals if signals.computed is None else None
+        self._record = StepRecord(composer, result.values, index, inputs, captured, self.frozen)
         return result.total
 
     @property
@@ -271,6 +289,37 @@ class DistillModule(EvaluatedModule):
     def phase(self, step: int) -> Iterator[tuple[LossComposer, list[str]]]:
         """To look at an optimizer step outside of training: what it descends, and the names of the models it moves."""
         yield self.composer, [name for name in self.models if name not in self.frozen]
+
+    def _ran_compiled(
+        self, composer: LossComposer, signals: SignalCapture, inputs: Any, epoch: float, watched: Collection[str]
+    ) -> bool:
+        """Run the models, and the terms with them, by what is compiled for such a batch; False where there is none."""
+        if self._compilation is None:
+            return False
+        if composer not in self._compiled:
+            self._compiled[composer] = CompiledStep(composer, self.named, self._run_one, self._compilation)
+        names = [name for name in self.models if signals.texts_of(name)]
+        cached = set(self.frozen if self.signal_cache is not None else ()).intersection(names)
+        names = [name for name in names if name not in cached]
+        computed = composer.computed_at(epoch, watched) if self._compilation.scope == "step" else None
+        graph = self._compiled[composer].graph(inputs, signals, names, computed)
+        if graph is None:
+            return False
+        if cached:
+            with signals:
+                self.run_models(inputs, signals, cached=True, leave_out=set(self.models) - cached)
+        graph(epoch)
+        return True
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took so far."""
+        return sum(step.seconds for step in self._compiled.values())
+
+    @property
+    def compiled_graphs(self) -> int:
+        """The number of graphs that were compiled so far."""
+        return sum(step.graphs for step in self._compiled.values())
 
     def _terms_of_step(self) -> tuple[LossComposer, RunningTerms]:
         """What this training step descends, and where it is counted."""
@@ -305,6 +354,12 @@ class DistillModule(EvaluatedModule):
             where: a boolean on the device, so that they are left out if it is true, without a look at it.
         """
         self._train_terms.drop(where)
+
+    def teardown(self, stage: str) -> None:
+        """Take the hooks of a compiled step off the models."""
+        for step in self._compiled.values():
+            step.close()
+        self._compiled.clear()
 
     def epoch_at(self, batch_idx: int) -> float:
         """The fractional epoch at the start of a batch, for schedules."""

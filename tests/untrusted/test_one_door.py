@@ -50,6 +50,7 @@ OWN_OUTPUT = "this process has just written it itself"
 OWN_PROCESS = "starts this library again, by arguments and no shell"
 OWN_CACHE = "a file of this user's cache, held against what it says of itself"
 LIMITED = "bytes of a regular file that was looked at before, within limits"
+OWN_ARGUMENT = "the argument compile, which hides Python's function"
 ALLOWED: dict[tuple[str, str], str] = {
     ("", "__getattr__"): OWN_NAME,
     ("_command.command", "command_config"): OWN_CONFIG,
@@ -120,6 +121,9 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("training.fit", "build_data"): OWN_CONFIG,
     ("training.fit", "fit"): OWN_CONFIG,
     ("training.stages", "stages_of"): OWN_CONFIG,
+    ("composer", "LossComposer.compiled"): OWN_ARGUMENT,
+    ("mixin", "DistillMixin.distill"): OWN_ARGUMENT,
+    ("module", "DistillModule.__init__"): OWN_ARGUMENT,
 }
 
 

@@ -156,7 +156,7 @@ class StepRecord:
         values: every term before its weight, (terms,).
         index: positions (B,) of the samples in their data set, where the batch has them.
         inputs: what the models were given.
-        signals: what was captured; None once only the values are kept.
+        signals: what was captured; None once only the values are kept, or where it stays within a compiled step.
         frozen: names of the models that only teach.
     """
 

@@ -76,8 +76,23 @@ class EvaluatedTerms(nn.Module):
         epoch: float = 0.0,
     ) -> dict[str, Tensor]:
         """Every term before its weight, each with its own graph; arguments and errors are those of a call."""
-        self._put_data(signals, target, index, batch)
+        self.put_data(signals, target, index, batch)
         return {name: self._evaluate(name, term, signals, epoch) for name, term in self.terms.items()}
+
+    @property
+    def cloned(self) -> frozenset[str]:
+        """Texts of the references that are cloned at their tap, as something later changes them in place."""
+        return self._clone
+
+    def evaluate(self, name: str, signals: SignalCapture, epoch: float = 0.0) -> Tensor:
+        """The value of one term before its weight, on signals that hold what the batch gives."""
+        return self._evaluate(name, self.terms[name], signals, epoch)
+
+    def set_epoch(self, name: str, epoch: float) -> None:
+        """Give the fractional epoch to the loss of a term that depends on it."""
+        set_epoch = getattr(self.terms[name].loss, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(epoch)
 
     def shapes(self, name: str, signals: SignalCapture) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that a term really gets, by reference; :meth:`values` put the batch's own ones."""
@@ -109,7 +124,8 @@ class EvaluatedTerms(nn.Module):
             for ref in (*term.first, *term.second)
         )
 
-    def _put_data(self, signals: SignalCapture, target: Any, index: Tensor | None, batch: Any) -> None:
+    def put_data(self, signals: SignalCapture, target: Any, index: Tensor | None, batch: Any) -> None:
+        """Give what comes with the batch to the signals of a step."""
         signals.put_batch(target, index, batch, self.references)
         signals.labelled.clear()
         signals.counted.clear()
@@ -157,9 +173,8 @@ class EvaluatedTerms(nn.Module):
 
     def _evaluate(self, name: str, term: LossTerm, signals: SignalCapture, epoch: float) -> Tensor:
         arguments, mask = self._given(name, term, signals)
-        set_epoch = getattr(term.loss, "set_epoch", None)
-        if set_epoch is not None:
-            set_epoch(epoch)
+        if not torch.compiler.is_compiling():
+            self.set_epoch(name, epoch)
         rows = self._rows_of(term, signals)
         if rows is not None and not len(rows):
             return _zero(term, arguments)
@@ -168,6 +183,10 @@ class EvaluatedTerms(nn.Module):
             signals.counted[name] = len(tensors_of(arguments[0])[0]) if mask is None else mask.detach().sum()
             if not signals.counted[name] and mask is None:
                 return _zero(term, arguments)
+        if torch.compiler.is_compiling():  # what was checked in a step before, and tried on an example batch
+            value = term.loss(*arguments, **masks).reshape(())
+            self._count(name, signals)
+            return value
         try:
             with left_as_given("the loss", arguments, "other terms and callbacks see the same tensors; make a new one"):
                 if name not in self._checked:

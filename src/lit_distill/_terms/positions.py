@@ -42,7 +42,7 @@ def at_positions(
         mask = mask if rows is None else mask[rows]
         mask = _later(mask) if term.shift else mask
     first = tensors_of(given[0])[0]
-    if _takes_mask(term.loss):
+    if takes_mask(term.loss):
         return given, None if mask is None else _fitted(mask, first)
     if isinstance(term.loss, Loss):
         if mask is None:
@@ -74,7 +74,8 @@ def _references(term: LossTerm) -> tuple[tuple[Reference, ...], ...]:
     return term.first, term.second, term.target
 
 
-def _takes_mask(loss: Callable[..., Any]) -> bool:
+def takes_mask(loss: Callable[..., Any]) -> bool:
+    """Whether a loss has an argument mask."""
     try:
         return takes(loss, "mask")
     except ValueError:  # a builtin that tells no signature

@@ -53,7 +53,7 @@ def try_terms(
         if check is not None:
             check(signals)
         for composer, each in zip(composers, captured, strict=True):
-            composer._put_data(each, target, index, batch)
+            composer.put_data(each, target, index, batch)
             for name, term in composer.terms.items():
                 if isinstance(term.loss, SizedLoss):
                     _build_term(composer, name, term, each, models, dataset_size)
@@ -68,10 +68,10 @@ def try_terms(
         with on_trial(composers):
             for composer, each in zip(composers, captured, strict=True):
                 given = each if composer is taught else each.detached()
-                composer._put_data(given, target, index, batch)
+                composer.put_data(given, target, index, batch)
                 with torch.set_grad_enabled(composer is taught):
                     values = {name: composer._evaluate(name, term, given, 0.0) for name, term in composer.terms.items()}
-                composer._put_data(each, target, index, batch)
+                composer.put_data(each, target, index, batch)
                 means.append(_means(composer, each, values if composer is taught else {}))
                 if composer is taught:
                     idle = [name for name, value in values.items() if not composer._teaches(name, value, given)]
@@ -83,7 +83,7 @@ def try_terms(
             _set_modes(modes)
             with suppress(RuntimeError, ValueError), on_trial(composers), torch.enable_grad():
                 trained = _captured([taught], models, run)
-                taught._put_data(trained, target, index, batch)
+                taught.put_data(trained, target, index, batch)
                 never = [name for name in idle if not _ever_teaches(taught, name, trained)]
                 kept = _wrong(taught, trained)
         _warn(wrong, kept)

@@ -41,6 +41,7 @@ class Progress(ProgressBar):
         self._waited = self._worked = 0.0
         self._mark = self._epoch_start = self._last_line = 0.0
         self._samples = 0
+        self._compiled = 0.0
 
     def disable(self) -> None:
         """Show nothing (ranks above 0)."""
@@ -66,6 +67,7 @@ class Progress(ProgressBar):
         """Start the epoch's bar and clock."""
         self._waited = self._worked = 0.0
         self._samples = 0
+        self._compiled = _seconds_compiled(pl_module)
         self._mark = self._epoch_start = self._last_line = time.perf_counter()
         self._open(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", self.total_train_batches)
 
@@ -88,6 +90,9 @@ class Progress(ProgressBar):
     def _status(self, pl_module: LightningModule) -> list[str]:
         total = self._waited + self._worked
         speed = [f"{self._samples / total:.1f} samples/s", f"wait {100 * self._waited / total:.0f} %"] if total else []
+        compiling = _seconds_compiled(pl_module) - self._compiled
+        if compiling:
+            speed.append(f"compiling {compiling:.1f} s")
         terms = getattr(pl_module, "last_terms", {})
         return [*speed, *(f"{name.removeprefix('train/')} {value:.3f}" for name, value in terms.items())]
 
@@ -175,6 +180,11 @@ def _fitting(parts: list[str], width: int) -> str:
         if len(text) <= width:
             return text
     return ""
+
+
+def _seconds_compiled(pl_module: LightningModule) -> float:
+    """What ``compile`` of a DistillModule took so far."""
+    return float(getattr(pl_module, "compile_seconds", 0.0))
 
 
 def _is_headline(name: str) -> bool:

@@ -259,6 +259,7 @@ def build_module(
         replaced_frozen=list(config["replaced_frozen"]),
         train_only=list(config["train_only"]),
         balance=build(config.get("balance")),
+        compile=_plain(config.get("compile")),
     )
 
 
