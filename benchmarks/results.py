@@ -56,14 +56,17 @@ def versions(modules: Iterable[str]) -> str:
     return ", ".join(f"{name} {metadata.version(name)}" for name in found)
 
 
-def write_section(name: str, command: str, lines: Sequence[str], *, beside: Iterable[str] = ()) -> None:
+def write_section(
+    name: str, command: str, lines: Sequence[str], *, beside: Iterable[str] = (), file: Path | None = None
+) -> None:
     """Replace or append the section of one benchmark, with the command, the day and the machine that made it.
 
-    `beside` are the modules on whose versions the figures depend, torch apart, which is always among them.
+    `beside` are the modules on whose versions the figures depend, torch apart, which is always among them. `file` is
+    RESULTS.md where it is not given.
     """
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), Python {platform.python_version()}"
     made_by = f"`{command}` on {machine}, {versions(('torch', *beside))}, {date.today()}"
-    write_table(RESULTS, name, [f"## {name}", "", made_by, "", *lines])
+    write_table(RESULTS if file is None else file, name, [f"## {name}", "", made_by, "", *lines])
 
 
 def write_table(path: Path, name: str, lines: Sequence[str]) -> None:

@@ -43,8 +43,13 @@ BENCHMARKS = {
 }
 """By section of RESULTS.md, in the order in which they run."""
 
-APART = {"compare": Benchmark("strategies.py", 75), "methods": Benchmark("methods.py", 30)}
-"""Too long for every time: the tables of README.md and docs/chooser.md, by commands of their own."""
+APART = {
+    "compare": Benchmark("strategies.py", 75),
+    "methods": Benchmark("methods.py", 30),
+    "compile": Benchmark("compile.py", 15),
+    "compiled experiments": Benchmark("compile_experiments.py", 20),
+}
+"""Too long for every time, by commands of their own: the tables of README.md and docs/chooser.md, and compile.md."""
 
 
 def listed() -> str:
