@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 import processes
 
@@ -27,9 +28,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(command: list[str], folder: Path, cache: Path) -> processes.Process:
+def start(command: list[str], folder: Path, cache: Path, **more: str) -> processes.Process:
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "LIT_DISTILL_CACHE": str(cache), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "LIT_DISTILL_CACHE": str(cache), "PYTHONWARNINGS": "ignore", **more}
     return processes.start(command, cwd=folder, env=environment)
 
 
@@ -77,7 +78,7 @@ def assert_equal_runs(run: Path, other: Path) -> None:
     assert json.loads((run / "results.json").read_text())["steps"] == 4
 
 
-@pytest.mark.slow  # two machines of the static rendezvous are torchrun too, with one process each
+@pytest.mark.slow
 def test_torchrun_gives_what_lightnings_launcher_gives(by_lightning: Path, cache: Path, tmp_path: Path) -> None:
     output = finished(
         start([*TORCHRUN, "--standalone", "--nproc_per_node=2", *COMMAND, "trainer.devices=2"], tmp_path, cache)
@@ -86,7 +87,30 @@ def test_torchrun_gives_what_lightnings_launcher_gives(by_lightning: Path, cache
     assert_equal_runs(the_run(tmp_path), by_lightning)
 
 
-@pytest.mark.parametrize("rendezvous", ["static", pytest.param("c10d", marks=pytest.mark.slow)])
+def test_what_torchrun_says_of_two_machines_gives_what_one_gives(
+    by_lightning: Path, cache: Path, tmp_path: Path
+) -> None:
+    """Two processes with the environment and the store of torchrun, without its agents, which import all again."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "ROLE_NAME": "default", "ROLE_WORLD_SIZE": "2", "WORLD_SIZE": "2",
+        "GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    ranks = [
+        start(
+            [*COMMAND, "trainer.devices=1", "trainer.num_nodes=2"], tmp_path, cache,
+            **shared, RANK=str(node), GROUP_RANK=str(node), ROLE_RANK=str(node),
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    assert sum(finished(rank).count("trained 4 steps") for rank in ranks) == 1
+    assert_equal_runs(the_run(tmp_path), by_lightning)
+
+
+@pytest.mark.slow  # what torchrun says to its processes is said to them above
+@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_two_machines_give_what_one_gives(rendezvous: str, by_lightning: Path, cache: Path, tmp_path: Path) -> None:
     port = free_port()
     launchers = []
