@@ -16,8 +16,8 @@ JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param([], id="basic", marks=pytest.mark.slow),
-        pytest.param(JOBLIB, id="joblib"),
+        pytest.param([], id="basic"),  # all jobs in one process: nothing of one may be left in the next
+        pytest.param(JOBLIB, id="joblib", marks=pytest.mark.slow),
         pytest.param(["hydra/launcher=submitit_local"], id="submitit", marks=pytest.mark.slow),
     ],
 )

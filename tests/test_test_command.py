@@ -79,12 +79,13 @@ def test_figures_are_those_of_a_loop_by_hand(folder: Path, model: str, views: st
 
 def test_two_processes_give_what_one_gives(folder: Path) -> None:
     alone = report_of(f"run={folder}")
-    result = processes.run(
-        ["-m", "lit_distill.test", f"run={folder}", "trainer=ddp", "trainer.accelerator=cpu",
-         "trainer.devices=2", f"output={folder}/two.json"], cwd=folder.parent,
+    ranks = processes.start_ranks(
+        2, ["-m", "lit_distill.test", f"run={folder}", "trainer=ddp", "trainer.accelerator=cpu",
+            "trainer.devices=2", f"output={folder}/two.json"], cwd=folder.parent,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("written") == 1
+    outputs = [rank.communicate(300) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], [errors[-3000:] for _, errors in outputs]
+    assert sum(screen.count("written") for screen, _ in outputs) == 1
     two = json.loads((folder / "two.json").read_text())
     assert two["samples"] == alone["samples"] == 7, "uneven processes, no sample twice"
     assert two["classes"] == alone["classes"]
