@@ -11,17 +11,18 @@ from rich.console import Console
 from torch import nn
 
 from lit_distill.inference import benchmark
-from lit_distill.models import PPTSMv2
-from test_export import composed, run, written_once
+from run_folders import composed, video_overrides, video_root, write_run
 
 pytest.importorskip("onnxruntime")
-__all__ = ["run", "written_once"]
 
 
 def test_engines_compute_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = PPTSMv2(5, 4, scale=0.25, depths=(1, 1, 1, 1), class_expand=64).eval()
-    example = torch.randn(1, 4, 3, 32, 32)
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Linear(256, 5),
+    ).eval()  # fmt: skip
+    example = torch.randn(1, 3, 16, 16)
     with torch.inference_mode():
         expected = network(example)
         for name in ("eager", "onnx"):
@@ -47,8 +48,10 @@ def test_percentiles_are_of_the_nearest_rank() -> None:
     assert benchmark.summary([i / 1000 for i in range(1, 101)]) == {"median": 50.5, "p95": 95.0}
 
 
-def test_a_run_is_measured_and_written(run: Path, tmp_path: Path) -> None:
-    video = next(run.parent.rglob("*.mp4"))
+def test_a_run_is_measured_and_written(tmp_path: Path) -> None:
+    root = video_root(tmp_path / "videos")
+    run = write_run(tmp_path / "run", video_overrides(root))
+    video = root / "0.mp4"
     result = benchmark.run(
         composed("benchmark", f"run={run}", f"input={video}", "engines=[eager,onnx]", "rounds=2", "threads=1",
                  f"output={tmp_path / 'b.json'}")
