@@ -124,8 +124,8 @@ def keys(config: Mapping[str, Any], parent: str = "") -> list[str]:
     "chosen",
     [
         ["experiment=kd_pptsmv2"],
-        ["experiment=dml_pptsmv2", "data=ucf101", "optimizer=adamw"],
-        ["experiment=ensemble_pptsmv2", "callbacks=[default,media]"],
+        pytest.param(["experiment=dml_pptsmv2", "data=ucf101", "optimizer=adamw"], marks=pytest.mark.slow),
+        pytest.param(["experiment=ensemble_pptsmv2", "callbacks=[default,media]"], marks=pytest.mark.slow),
         ["experiment=fitnet_stages_pptsmv2", "model@models.Student=pptsm_resnet50"],
         ["experiment=kd_image", "data=image_folder"],
     ],

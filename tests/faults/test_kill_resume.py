@@ -54,7 +54,18 @@ def test_killed_at_ten_random_points_equals_uninterrupted(
     assert (found, lost, repeated) == ([], 0, 0)
 
 
-@pytest.mark.parametrize("event", ["write", "written", "validation", "validated", "epoch end", "backward"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        "written",
+        "validation",
+        "backward",
+        # just before these, and where the random kills above fall too
+        pytest.param("write", marks=pytest.mark.slow),
+        pytest.param("validated", marks=pytest.mark.slow),
+        pytest.param("epoch end", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_a_named_place_equals_uninterrupted(
     server: Server, references: dict[str, Path], tmp_path: Path, event: str
 ) -> None:

@@ -375,13 +375,14 @@ def test_the_network_keeps_its_mode_and_its_gradients(tmp_path: Path) -> None:
 def test_a_resnet50_loads_within_a_second(protocol: int, seconds: float, tmp_path: Path) -> None:
     target = PPTSMResNet(50, 400, 8)
     path = pdparams(tmp_path, published(target), protocol=protocol)
-    spent = []
     for _ in range(3):
         start = time.process_time()
         report = load_weights(target, path)
-        spent.append(time.process_time() - start)
+        spent = time.process_time() - start
+        if spent < seconds:
+            break
     assert report.matched == 277
-    assert min(spent) < seconds
+    assert spent < seconds
 
 
 # Files that are refused
