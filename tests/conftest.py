@@ -22,8 +22,9 @@ from lit_distill._command.command import conf_dir
 
 # A file stays in one worker: those that take long begin first, the longest at the front.
 LONGEST = (
-    "faults/test_kill_resume.py", "conf/test_configs.py", "faults/test_kill_stages.py", "ddp/test_torchrun.py",
-    "faults/test_checkpoints.py", "data/moving_digits/test_moving_digits.py", "comparison/test_compare.py",
+    "faults/test_kill_resume.py", "conf/test_configs.py", "faults/test_kill_stages.py", "faults/test_deadlock.py",
+    "ddp/test_torchrun.py", "comparison/test_compare.py", "faults/test_signals.py", "faults/test_checkpoints.py",
+    "data/moving_digits/test_moving_digits.py",
     "test_export.py", "ddp/test_every_loss.py", "test_examples.py", "test_image_experiments.py", "test_train.py",
     "training/test_run_stages.py", "data/test_cache.py", "callbacks/test_teacher_cache.py", "test_convert.py",
     "docs/test_deploy_page.py", "test_imports.py", "test_test_command.py", "test_benchmark.py", "test_wheel.py",
