@@ -178,6 +178,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "names in a header": lambda: movie(box(b"udta", full(b"meta", hdlr(b"mdir"), names(b"ilst", 11_000)))),
     "names of a track": lambda: movie(*[track(table(3)) + names(b"udta", 1_000)] * 12),
     "names of samples": lambda: movie(track(table(5, described=pictures(b"mp4v", names(b"udta", 11_000))))),
+    "encryption of a movie": lambda: movie(full(b"pssh", bytes(16), numbers(0)) * 11_000),
+    "encryption of a fragment": lambda: fragmented(full(b"tfhd", numbers(1)), full(b"pssh", bytes(20)) * 11_000),
     "keys of names": lambda: movie(box(b"meta", hdlr(b"mdta"), full(b"keys", numbers(20_000)))),
     "attachments of Matroska": lambda: matroska(element("1941A469", b"\x61\xa7\x80" * 100_000)),
 }

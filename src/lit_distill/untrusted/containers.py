@@ -26,7 +26,7 @@ _MAX_HEADERS: Final = 64 << 20  # bytes of a file that are not its samples
 _MAX_STREAMS: Final = 256
 _MAX_ATTACHED: Final = 256 << 20
 _MAX_ELEMENTS: Final = 10_000
-_MAX_NOTES: Final = 10_000  # names, titles, chapters: FFmpeg compares each with all before it
+_MAX_NOTES: Final = 10_000  # boxes, names, titles, chapters: FFmpeg compares or copies all before it for some of them
 _FEW: Final = 1 << 14  # bytes of tags and chapters up to which they are not counted
 _MAX_CUES: Final = 100_000
 _MAX_MOVED: Final = 50_000_000
@@ -36,6 +36,11 @@ _SAMPLES: Final = frozenset((b"mdat", b"free", b"skip", b"wide", b"junk", b"pict
 _CONTAINERS: Final = frozenset(
     (b"moov", b"hoov", b"trak", b"mdia", b"minf", b"stbl", b"edts", b"dinf", b"udta", b"mvex", b"moof", b"traf",
      b"meta", b"ilst", b"wave", b"sinf", b"schi", b"tref", b"iprp", b"ipco", b"mfra", b"wide")
+)  # fmt: skip
+# Of those that a movie has for each fragment; FFmpeg looks at one of them alone.
+_OF_FRAGMENTS: Final = frozenset(
+    (b"moof", b"mfhd", b"traf", b"tfhd", b"tfdt", b"trun", b"sidx", b"ssix", b"styp", b"senc", b"saiz", b"saio",
+     b"sbgp", b"sgpd", b"subs", b"uuid", b"prft", b"emsg")
 )  # fmt: skip
 # Where the number of entries is in the content of a box, and how long each of them is at least.
 _COUNTS: Final = {
@@ -154,7 +159,7 @@ class _Movie:
     def _note(self, count: int) -> None:
         self._notes += count
         if self._notes > _MAX_NOTES:
-            raise ExcessError(f"it has more than {_MAX_NOTES:,} names, titles or chapters, the limit")
+            raise ExcessError(f"its headers have more than {_MAX_NOTES:,} parts, names or titles, the limit")
 
     def _walk(self, file: _Bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         """Type, start and end of the content of each box."""
@@ -174,21 +179,21 @@ class _Movie:
     def _visit(self, file: _Bytes, kind: bytes, start: int, end: int, depth: int) -> None:
         if depth > 16 or self._boxes > _MAX_ENTRIES // 4:
             raise ExcessError("its boxes are nested too deep, or too many")
+        if kind not in _OF_FRAGMENTS:
+            self._note(1)
         if kind == b"trak":
             self._tracks.append(_Track())
             if len(self._tracks) > _MAX_STREAMS + 1:
                 raise ExcessError(f"it has more than {_MAX_STREAMS} tracks, the limit")
         elif kind in (b"moof", b"sidx"):
-            self._fragments += (
-                file.number(start + (22 if not file.number(start, 1) else 30), 2) if kind == b"sidx" else 1
-            )
+            place = start + (30 if file.number(start, 1) else 22)
+            self._fragments += max(1, file.number(place, 2)) if kind == b"sidx" else 1
         if kind == b"cmov":
             self._unpacked(file, start, end, depth)
         elif kind in _CONTAINERS:
             if kind == b"meta" and file.read(start + 4, 4) != b"hdlr":  # of QuickTime; others have a version before
                 start += 4
             for inner in self._walk(file, start, end):
-                self._note(int(kind in (b"udta", b"ilst")))
                 self._visit(file, *inner, depth + 1)
         elif kind == b"keys":
             self._note(file.number(start + 4))
