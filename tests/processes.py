@@ -4,12 +4,14 @@ A fresh interpreter spends seven CPU seconds on imports before a command does an
 take what would follow ``python`` on a command line; the process is the same, but for its imports. What a program starts
 in turn (Lightning's launcher, torchrun, a data loader's workers) is as real as ever.
 
-As a program this file is the server: it reads a JSON command a line, and lives until its input ends.
+As a program this file is the server, one for all workers of a test run: it reads the folders of commands from a named
+pipe, and lives as long as the process that started the workers.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -24,10 +26,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 # The rooms of the commands, not their doors: `-m` warns of a module that stands in sys.modules already.
 PRELOADED = (
@@ -49,12 +51,9 @@ class Process:
         for output in self._outputs:
             output.touch()
         os.mkfifo(folder / "status")
-        command = {
-            "arguments": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(env), "folder": str(folder),
-        }  # fmt: skip
-        server = _server()
-        server.write(json.dumps(command) + "\n")
-        server.flush()
+        command = {"arguments": self.args, "cwd": str(cwd or Path.cwd()), "env": dict(env), "folder": str(folder)}
+        (folder / "command").write_text(json.dumps(command))
+        os.write(_server(), f"{folder}\n".encode())  # one write: lines of several workers stay whole
         self._status = (folder / "status").open()
         self.pid = int(self._status.readline())
 
@@ -136,24 +135,28 @@ def run_ranks(ranks: int, arguments: Sequence[str | Path], *, cwd: Path | None =
 
 
 @cache
-def _server() -> IO[str]:
-    """Where commands are written to; the server ends with the process that started it."""
-    process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert process.stdin is not None
-    return process.stdin
+def _server() -> int:
+    """Where folders of commands are written to; whoever comes first starts the server."""
+    owner = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    pipe = Path(tempfile.gettempdir(), f"lit-distill-{os.environ.get('PYTEST_XDIST_TESTRUNUID', owner)}")
+    with Path(f"{pipe}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not pipe.exists():
+            os.mkfifo(pipe)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.Popen([sys.executable, __file__, pipe, str(owner)], stdin=subprocess.DEVNULL, env=environment)
+    return os.open(pipe, os.O_RDWR)  # which waits for nobody
 
 
-def _serve() -> None:
-    """Fork a process a command, to the end of the input."""
+def _serve(pipe: Path, owner: int) -> None:
+    """Fork a process a command, until the owner of the tests has ended."""
     gc.disable()  # imports leave no garbage
     for name in PRELOADED:
         importlib.import_module(name)
     gc.freeze()  # what is collected in no child is shared with all
     gc.enable()
-    for line in sys.stdin:
-        command: dict[str, Any] = json.loads(line)
+    for folder in _folders(pipe, owner):
+        command: dict[str, Any] = json.loads(Path(folder, "command").read_text())
         if os.fork() == 0:  # who waits for the program, so that the next command need not
             program = os.fork()
             if program == 0:
@@ -164,6 +167,21 @@ def _serve() -> None:
             os._exit(0)
         while _ended():
             pass
+
+
+def _folders(pipe: Path, owner: int) -> Iterator[str]:
+    """The lines of a pipe, until a process has ended."""
+    commands, text = os.open(pipe, os.O_RDWR), ""
+    while True:
+        while not select.select([commands], [], [], 1.0)[0]:
+            try:
+                os.kill(owner, 0)
+            except ProcessLookupError:
+                pipe.unlink()
+                Path(f"{pipe}.lock").unlink()
+                return
+        *whole, text = (text + os.read(commands, 4096).decode()).split("\n")
+        yield from whole
 
 
 def _ended() -> bool:
@@ -218,4 +236,4 @@ def _execute(arguments: list[str], cwd: str, python_path: str) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))
