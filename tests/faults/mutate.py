@@ -149,6 +149,8 @@ def run_tests(tests: Sequence[str], tree: Path, seconds: float) -> tuple[int | N
         "LIT_DISTILL_MUTATED": str(tree),  # a test that starts programs lets them inherit PYTHONPATH, or uses this
     }
     environment.pop("LIT_DISTILL_FAULTS_REPORT", None)  # figures of a broken program are none
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID"):
+        environment.pop(name, None)  # the server of tests around these has imported the whole program
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "--rootdir", str(tree)]
     command = [sys.executable, "-m", "pytest", *options, "-o", f"pythonpath={tree / 'tests'}", *tests]
     process = subprocess.Popen(
