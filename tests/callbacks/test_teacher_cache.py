@@ -399,10 +399,10 @@ class Big(nn.Module):
 @pytest.mark.filterwarnings("ignore:the frozen Teacher is no better than chance")
 def test_a_full_cache_is_told_of_beforehand_and_then_and_changes_nothing(tmp_path: Path) -> None:
     plain, module = with_teacher(net()), with_teacher(net())
-    fit(tmp_path, plain, cached=False, loader=tiny.loader(1600), max_epochs=3)
+    fit(tmp_path, plain, cached=False, loader=tiny.loader(1600, 16), max_epochs=3)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        cache = fit(tmp_path, module, max_gb=20e-6, loader=tiny.loader(1600), max_epochs=3)
+        cache = fit(tmp_path, module, max_gb=20e-6, loader=tiny.loader(1600, 16), max_epochs=3)
     said = [str(warning.message) for warning in told if "teacher" in str(warning.message)]
     assert ["takes no more: its limit of 2e-05 GB is reached, 624 samples" in text for text in said] == [True]
     size = sum(path.stat().st_size for path in (tmp_path / "teachers").rglob("*.shard"))
