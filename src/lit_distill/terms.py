@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_distill.losses._grids import sides_of
 from lit_distill.losses.base import Signal, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, parse_references
 
 Weight: TypeAlias = float | Callable[[float], float]
 """A number, or a schedule: a function of the fractional epoch."""
 
-_OPTIONAL = ("target", "weight", "mask", "ignore_index", "shift", "detach", "align_time", "monitor")
+_OPTIONAL = ("target", "weight", "mask", "ignore_index", "shift", "detach", "align_time", "tokens", "monitor")
 _KEYS = f"loss, pair, and optionally {', '.join(_OPTIONAL)}"
 
 
@@ -45,6 +46,9 @@ class LossTerm:
             ``same_signals`` that it takes the same references twice is held to it.
         align_time: whether signals of frames (B * T, ...) of different T are compared: the longer one is averaged over
             the time of each frame of the other.
+        tokens: ``"grid"`` makes square maps (B, C, H, W) of tokens (B, N, C) and of their mask, for losses in which
+            space matters, or between a transformer and a convolutional network; (height, width) makes other ones.
+            Leading class tokens and registers are left out.
         monitor: whether the term is only logged and teaches no model: all its signals are detached, and it is no part
             of the total. Parameters of the loss itself learn all the same, as those of a probe. A term that is no
             monitor and whose gradient reaches no parameter of its first model is refused.
@@ -70,6 +74,7 @@ class LossTerm:
         shift: bool = False,
         detach: bool | None = None,
         align_time: bool = False,
+        tokens: str | Sequence[int] | None = None,
         monitor: bool = False,
     ) -> None:
         if not callable(loss):
@@ -102,6 +107,9 @@ class LossTerm:
                     f"detach=True leaves {_loss_name(loss)} as it is, where both sides learn: leave it out"
                 )
         self.align_time = align_time
+        self.tokens = tokens
+        self.sides = None if tokens is None else sides_of(tokens)
+        """Of the grid that tokens are brought to; None for a square."""
         self.monitor = monitor
         self.detach = not both if detach is None else detach
 

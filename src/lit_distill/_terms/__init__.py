@@ -4,5 +4,6 @@
 * :mod:`.tryout`: one example batch before training: losses are sized, terms that teach nobody are refused.
 * :mod:`.compiled`: models and terms of a step as one graph of ``torch.compile``.
 * :mod:`.checks`: what a loss expects of its signals; :mod:`.graph`: what the graph of a value says of its loss.
+* :mod:`.positions`: masks, ignored labels and shifts.
 * :mod:`.ignored`: positions that do not count; :mod:`.trial`: a run of modules that leaves no trace.
 """

@@ -12,6 +12,7 @@ from lit_distill._inputs import left_as_given
 from lit_distill._terms.checks import expected_of, found_nothing, require_classes
 from lit_distill._terms.graph import Mean, mean_of, teaches
 from lit_distill._terms.positions import are_tokens_of_classes, at_positions
+from lit_distill.losses._grids import on_grid, require_tokens
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
 from lit_distill.structures import Answer
@@ -217,6 +218,9 @@ class EvaluatedTerms(nn.Module):
                 second = _detach(second)
             if term.align_time:
                 first, second = aligned_in_time(first, second, clips=_clips_of(signals))
+            if term.tokens is not None:
+                require_tokens(first, second)
+                first, second = (on_grid(signal, term.sides) for signal in (first, second))
             given: tuple[Signal, ...] = (first, second)
             if term.target:
                 given = (first, second, signals.resolve(term.target, as_list=term.target_is_list))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_distill.losses._grids import mask_on_grid
 from lit_distill.losses._numerics import can_look
 from lit_distill.losses.base import Loss, Signal, takes, tensors_of
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
@@ -38,6 +39,8 @@ def at_positions(
     if term.shift:
         given = tuple(_shifted(each, later=labels) for each, labels in zip(given, of_labels, strict=True))
     mask = _mask(term, signals)
+    if mask is not None and term.tokens is not None:
+        mask = mask_on_grid(mask, term.sides)
     if mask is not None:
         mask = mask if rows is None else mask[rows]
         mask = _later(mask) if term.shift else mask

@@ -17,11 +17,11 @@ def shapes_of(*signals: Signal) -> str:
     return f"got student {_one_or_list(student)} and teacher {_one_or_list(teacher)}"
 
 
-def layer_pairs(name: str, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
-    """Student and teacher maps, layer by layer.
+def layer_pairs(name: str, student: Signal, teacher: Signal, *, places: bool = False) -> list[tuple[Tensor, Tensor]]:
+    """Student and teacher maps, layer by layer, of maps, frames, tokens or vectors; see :func:`as_maps`.
 
     Raises:
-        ValueError: the numbers of layers or the batch sizes differ, or a signal is no (N, C, H, W).
+        ValueError: the numbers of layers or the batch sizes differ, or a signal is none of them.
     """
     ours, theirs = tensors_of(student), tensors_of(teacher)
     if len(ours) != len(theirs) or not ours:
@@ -29,8 +29,52 @@ def layer_pairs(name: str, student: Signal, teacher: Signal) -> list[tuple[Tenso
             f"{name} expects as many student layers as teacher layers, got {len(ours)} and {len(theirs)}: "
             f"{shapes_of(student, teacher)}"
         )
-    require_maps(name, student, teacher)
-    return list(zip(ours, theirs, strict=True))
+    return list(zip(*as_maps(name, student, teacher, places=places), strict=True))
+
+
+def as_maps(name: str, student: Signal, teacher: Signal, *, places: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+    """All layers of both sides as maps (N, C, H, W).
+
+    Maps (B, C, T, H, W) of 3D networks are B * T maps, one a frame; tokens (B, N, C) a column of N places, in which a
+    convolution of 3 x 3 sees the tokens before and after (``LossTerm(tokens="grid")`` makes a square of them); vectors
+    (B, C) maps of one place.
+
+    Args:
+        name: the function that asks, for messages.
+        student: one layer, or a list.
+        teacher: the same, of as many or other layers.
+        places: whether places are compared, so that one alone says nothing.
+
+    Raises:
+        ValueError: other dimensions, batch sizes that differ, a layer that is empty, or of one place where it must not.
+    """
+    lengths = {t.shape[1] for signal in (student, teacher) for t in tensors_of(signal) if t.ndim == 3}
+    if len(lengths) > 1:
+        raise ValueError(
+            f"{name} expects as many tokens in all layers: {shapes_of(student, teacher)}; where they are of a grid, "
+            "LossTerm(tokens='grid') leaves class tokens out and brings grids of two sizes together"
+        )
+    ours, theirs = ([_as_map(t) for t in tensors_of(signal)] for signal in (student, teacher))
+    layers = [*ours, *theirs]
+    if any(t.ndim != 4 or t.numel() == 0 for t in layers) or len({len(t) for t in layers}) > 1:
+        raise ValueError(
+            f"{name} expects feature maps (N, C, H, W) or (N, C, T, H, W), tokens (N, L, C) or vectors (N, C) of one "
+            f"batch size and as many frames, none empty: {shapes_of(student, teacher)}"
+        )
+    if places and any(t.shape[2] * t.shape[3] == 1 for t in layers):
+        raise ValueError(
+            f"{name} compares the places of maps, and one place says nothing: {shapes_of(student, teacher)}; take "
+            "RegressionLoss, or a layer before the pooling"
+        )
+    return ours, theirs
+
+
+def _as_map(signal: Tensor) -> Tensor:
+    if signal.ndim == 2:
+        return signal[:, :, None, None]
+    if signal.ndim == 3:
+        return signal.mT[..., None]
+    return signal.transpose(1, 2).flatten(0, 1) if signal.ndim == 5 else signal
 
 
 def require_maps(name: str, student: Signal, teacher: Signal) -> None:

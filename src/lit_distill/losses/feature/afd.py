@@ -14,8 +14,8 @@ from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Example, Signal, SizedLoss, hyperparameters, tensors_of
 from lit_distill.losses.feature._maps import (
     apply_layer,
+    as_maps,
     averaged,
-    require_maps,
     shapes_of,
     size_of,
 )
@@ -89,7 +89,7 @@ class AFDLoss(SizedLoss):
     all differ. What is compared is each layer's energy, the mean over channels of the squares, at the teacher layer's
     size (adaptive average pooling), as a vector of length 1. Attention comes from the layers' channel means: linear
     layers with BatchNorm, sized from an example batch, trained and saved with the run. Summed over teacher layers,
-    averaged over the batch.
+    averaged over the batch. Tokens (N, L, C) and maps (N, C, T, H, W) too.
 
     Formula:
         L = Σ_t mean over N of Σ_s α_ts mean over positions of (v_s - v_t)²
@@ -157,7 +157,7 @@ class AFDLoss(SizedLoss):
         """The loss of one batch, of signals as the class has them: a scalar."""
         self.require_built()
         self._channels_of(student, teacher)
-        ours, theirs = tensors_of(student), tensors_of(teacher)
+        ours, theirs = as_maps("AFDLoss", student, teacher, places=True)
         key = torch.stack([apply_layer(k, s.mean(dim=(2, 3))) for k, s in zip(self.keys, ours, strict=True)], dim=1)
         keys = apply_layer(self.bilinear, key.flatten(0, 1)).reshape(*key.shape[:2], len(theirs), self.qk_dim)
         queries = [apply_layer(q, t.mean(dim=(2, 3))) for q, t in zip(self.queries, theirs, strict=True)]
@@ -175,8 +175,7 @@ class AFDLoss(SizedLoss):
         )
 
     def _channels_of(self, student: Signal, teacher: Signal) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        require_maps("AFDLoss", student, teacher)
-        ours, theirs = (tuple(t.shape[1] for t in tensors_of(signal)) for signal in (student, teacher))
+        ours, theirs = (tuple(t.shape[1] for t in maps) for maps in as_maps("AFDLoss", student, teacher, places=True))
         if self._channels not in (None, (ours, theirs)):
             raise ValueError(f"AFDLoss was built for student and teacher channels {self._channels}, got {ours, theirs}")
         return ours, theirs

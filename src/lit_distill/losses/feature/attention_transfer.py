@@ -21,7 +21,7 @@ Mode = Literal["code", "paper"]
 @full_precision
 def attention_transfer_loss(student: Signal, teacher: Signal, *, p: Count = 2, mode: Mode = "code") -> Tensor:
     """Distance of the normalized attention maps, summed over layers; see :class:`AttentionTransferLoss`."""
-    pairs = layer_pairs("attention_transfer_loss", student, teacher)
+    pairs = layer_pairs("attention_transfer_loss", student, teacher, places=True)
     return torch.stack([_between(*averaged_alike(s, t), p=p, mode=mode) for s, t in pairs]).sum()
 
 
@@ -44,7 +44,8 @@ class AttentionTransferLoss(Loss):
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length; channels may differ. Where sizes
     differ, the larger map is average-pooled to the smaller. Scaling a network's features changes nothing. Layers are
-    summed. ``mode="code"`` averages over N*H*W, so its values are small; its usual weight is 1000.
+    summed. ``mode="code"`` averages over N*H*W, so its values are small; its usual weight is 1000. Tokens (N, L, C) and
+    maps (N, C, T, H, W) too.
 
     Formula:
         A(f) = Q/‖Q‖₂, Q = mean over c of f_c^p, flattened over H*W

@@ -69,7 +69,8 @@ class FactorTransferLoss(PairedMapsLoss):
     Signals: feature maps (N, C, H, W), one a network, usually the last. The paraphraser is an autoencoder of the
     teacher's features, three 3x3 convolutions to ``rate`` times its channels and three transposed ones back; the
     translator is three convolutions on the student's features. Leaky ReLU of slope 0.1 follows each. Both are sized
-    from an example batch, and are trained and saved with the run.
+    from an example batch, and are trained and saved with the run. Tokens (N, L, C), vectors (N, C) and maps (N, C, T,
+    H, W) too.
 
     The paraphraser learns to reconstruct alone for ``paraphraser_epochs``; from then on the factors are transferred
     too, as constants to the paraphraser. The published recipe stops the paraphraser there; here it keeps learning

@@ -56,7 +56,7 @@ class FitNetLoss(PairedMapsLoss):
     student's map to the teacher's channels and size: a 3x3 convolution of stride 2 where the student's map is twice as
     large, a transposed 4x4 one where it is half as large, else a convolution without padding of the kernel that leaves
     the teacher's size, 1x1 for equal sizes. The regressors are sized from an example batch, and are trained and saved
-    with the run. Errors are averaged over all elements.
+    with the run. Errors are averaged over all elements. Tokens (N, L, C), vectors (N, C) and maps (N, C, T, H, W) too.
 
     Formula:
         L = Σ_layers mean (r(s) - t)²,   r = ReLU(BatchNorm(conv(·))), BatchNorm(conv(·)), conv(·) or the identity
@@ -119,7 +119,7 @@ class FitNetLoss(PairedMapsLoss):
             return fitnet_loss(student, teacher)
         pairs = self._pairs(student, teacher)
         regressed = [apply_layer(r, s) for r, (s, _) in zip(self.regressors, pairs, strict=True)]
-        return fitnet_loss(regressed, tensors_of(teacher))
+        return fitnet_loss(regressed, [t for _, t in pairs])
 
 
 def _make_regressor(student: Tensor, teacher: Tensor, kind: Regressor) -> nn.Module:

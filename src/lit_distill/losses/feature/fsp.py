@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_distill.losses._numerics import full_precision
 from lit_distill.losses.base import Loss, Signal, hyperparameters, tensors_of
-from lit_distill.losses.feature._maps import averaged_alike, require_maps, shapes_of
+from lit_distill.losses.feature._maps import as_maps, averaged_alike, shapes_of
 
 __all__ = ["FSPLoss", "fsp_loss"]
 
@@ -29,7 +29,7 @@ def fsp_loss(
             f"fsp_loss expects lists of {wanted} layers from bottom to top, as many from student and teacher: "
             f"{shapes_of(student, teacher)}"
         )
-    require_maps("fsp_loss", student, teacher)
+    ours, theirs = as_maps("fsp_loss", student, teacher)
     if [s.shape[1] for s in ours] != [t.shape[1] for t in theirs]:
         raise ValueError(
             "fsp_loss expects student and teacher layers of the same channels (choose a teacher of the same width): "
@@ -53,7 +53,7 @@ class FSPLoss(Loss):
 
     Signals: lists of two or more maps (N, C, H, W) a network, bottom first, of equal channels layer by layer. Within a
     network the larger of two maps is average-pooled to the smaller; sizes may differ between the networks. Pairs of
-    layers are summed.
+    layers are summed. Tokens (N, L, C), vectors (N, C) and maps (N, C, T, H, W) too.
 
     Formula:
         G(b, u)_ij = mean over positions of b_i * u_j

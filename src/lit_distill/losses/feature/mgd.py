@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_distill.losses._hyperparameters import NonNegative, Share
 from lit_distill.losses._numerics import full_precision, require_same_shape
 from lit_distill.losses.base import Example, Signal, hyperparameters
-from lit_distill.losses.feature._maps import PairedMapsLoss, apply_layer, shapes_of
+from lit_distill.losses.feature._maps import PairedMapsLoss, apply_layer, shapes_of, size_of
 
 __all__ = ["MGDLoss", "mgd_loss"]
 
@@ -50,7 +50,8 @@ class MGDLoss(PairedMapsLoss):
     convolution aligns the student's. A mask sets whole channels of a sample (``mask="channel"``, the published form for
     classification) or whole positions (``"spatial"``, for detection and segmentation) to zero with probability
     ``mask_ratio``, without rescaling the rest. The generation block is a 3x3 convolution, a ReLU and a 3x3 convolution
-    with the teacher's channels. Error: a sum over C, H and W, a mean over N, times ``alpha``.
+    with the teacher's channels. Error: a sum over C, H and W, a mean over N, times ``alpha``. Tokens (N, L, C), vectors
+    (N, C) and maps (N, C, T, H, W) too.
 
     In training the mask comes from torch's global random generator of the features' device, so that
     ``seed_everything`` reproduces it. In eval mode it comes from a separate generator with a fixed seed: validation
@@ -124,6 +125,6 @@ class MGDLoss(PairedMapsLoss):
         if not isinstance(student, Tensor) or not isinstance(teacher, Tensor):
             raise ValueError(f"MGDLoss compares one layer with one: give one reference each, one term a pair; {shapes}")
         pairs = super()._pairs(student, teacher)
-        if student.shape[2:] != teacher.shape[2:]:
+        if size_of(pairs[0][0]) != size_of(pairs[0][1]):
             raise ValueError(f"MGDLoss expects maps of one spatial size (pick layers of the same stride), {shapes}")
         return pairs

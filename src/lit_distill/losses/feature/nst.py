@@ -16,7 +16,7 @@ __all__ = ["NSTLoss", "nst_loss"]
 @full_precision
 def nst_loss(student: Signal, teacher: Signal) -> Tensor:
     """Squared maximum mean discrepancy between the channels, summed over layers; see :class:`NSTLoss`."""
-    pairs = layer_pairs("nst_loss", student, teacher)
+    pairs = layer_pairs("nst_loss", student, teacher, places=True)
     return torch.stack([_discrepancy(*averaged_alike(s, t)) for s, t in pairs]).sum()
 
 
@@ -39,8 +39,9 @@ class NSTLoss(nn.Module):
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length; channels may differ, and their order
     and scale do not matter. Where sizes differ, the larger map is average-pooled to the smaller. Kernels are averaged
-    over channel pairs and the batch; layers are summed. Needs (C + C')² or (H*W)² numbers a sample, the fewer of
-    both. The teacher's own kernel is constant; it makes the loss 0 for equal distributions.
+    over channel pairs and the batch; layers are summed. Needs (C + C')² or (H*W)² numbers a sample, the fewer of both.
+    The teacher's own kernel is constant; it makes the loss 0 for equal distributions. Tokens (N, L, C) and maps (N, C,
+    T, H, W) too.
 
     Formula:
         L = Σ_layers mean over N of [ mean k(s_c, s_c') + mean k(t_c, t_c') - 2 mean k(s_c, t_c') ]

@@ -148,7 +148,8 @@ class OverhaulLoss(PairedMapsLoss):
     Signals: feature maps (N, C, H, W) **before the activation**, one a network or a list from shallow to deep, such as
     the sum of a residual block (``…act:input``) or a BatchNorm (``….bn``). A connector, a 1x1 convolution without bias
     and BatchNorm, brings the student to the teacher's channels; connectors are sized from an example batch, and are
-    trained and saved with the run. Sum over C, H and W, mean over N, divided by ``divisor``.
+    trained and saved with the run. Sum over C, H and W, mean over N, divided by ``divisor``. Tokens (N, L, C), vectors
+    (N, C) and maps (N, C, T, H, W) too.
 
     The margins come from the BatchNorm before the teacher's ReLU: the tapped modules themselves where they are
     BatchNorms, else ``batch_norms`` names them, as for a residual sum, where the published choice is the last BatchNorm

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_distill.losses._hyperparameters import Count
 from lit_distill.losses._numerics import full_precision, require_same_shape
-from lit_distill.losses.base import Example, Signal, hyperparameters, tensors_of
+from lit_distill.losses.base import Example, Signal, hyperparameters
 from lit_distill.losses.feature._maps import PairedMapsLoss, layer_pairs
 
 __all__ = ["ReviewKDLoss", "review_kd_loss"]
@@ -98,7 +98,8 @@ class ReviewKDLoss(PairedMapsLoss):
     1x1; student and teacher differ freely in channels and sizes. The fusion runs from the deepest level up: a 1x1
     convolution brings the level to min(``max_channels``, channels of the deepest student level), an attention of two
     gates mixes it with the residual from below (nearest resizing), and a 3x3 convolution brings it to the teacher's
-    channels. HCL is :func:`review_kd_loss`: the sum over levels of a mean over all elements.
+    channels. HCL is :func:`review_kd_loss`: the sum over levels of a mean over all elements. Tokens (N, L, C) and maps
+    (N, C, T, H, W) too.
 
     The fusion modules are sized from an example batch, and are trained and saved with the run. Fusion and loss compute
     in float32 or better, whatever the training precision is.
@@ -156,11 +157,3 @@ class ReviewKDLoss(PairedMapsLoss):
             output, residual = fusion(level.to(dtype), residual, (target.shape[2], target.shape[3]))
             reviewed.append(output)
         return review_kd_loss(reviewed, [target for _, target in reversed(pairs)], levels=self.levels)
-
-    def _pairs(self, student: Signal, teacher: Signal) -> list[tuple[Tensor, Tensor]]:
-        return super()._pairs(_as_maps(student), _as_maps(teacher))
-
-
-def _as_maps(signal: Signal) -> list[Tensor]:
-    """Every level as a map (N, C, H, W)."""
-    return [x[..., None, None] if x.ndim == 2 else x for x in tensors_of(signal)]

@@ -62,8 +62,9 @@ class VIDLoss(PairedMapsLoss):
 
     Signals: feature maps (N, C, H, W), one a network or a list of equal length, summed. Where sizes differ, the larger
     map is average-pooled to the smaller. Three 1x1 convolutions without bias, with ReLU between, predict the mean of
-    the teacher's features from the student's; each teacher channel has its own variance. Both are sized from an
-    example batch, trained and saved with the run. Averaged over all elements; may be negative.
+    the teacher's features from the student's; each teacher channel has its own variance. Both are sized from an example
+    batch, trained and saved with the run. Averaged over all elements; may be negative. Tokens (N, L, C), vectors (N, C)
+    and maps (N, C, T, H, W) too.
 
     Formula:
         L = Σ_layers mean over N*C*H*W of ½ [ (μ(s) - t)² / σ_c² + log σ_c² ],   σ_c² = softplus(a_c) + ε
