@@ -30,34 +30,50 @@ def test_the_wheel_of_the_checkout_has_the_files_of_that_of_the_source_archive(t
         assert sorted(archive.namelist()) == sorted(other.namelist())
 
 
-def test_the_wheel_runs_from_an_empty_folder(tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheel_of(tmp_path / "dist")) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "site")
-    shipped = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
-    assert {f"lit_distill/{name}" for name in shipped} <= names
-    assert {"lit_distill/py.typed", "lit_distill/conf/__init__.py"} <= names
-    weights = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/lit_distill/models/shipped").glob("*.*")}
-    assert {name for name in names if name.startswith("lit_distill/models/shipped/")} == weights
-    assert {
-        "lit_distill/models/shipped/digits_pptsmv2.safetensors",
-        "lit_distill/models/shipped/digits_pptsmv2.json",
-    } <= names
-    assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a wheel installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    with zipfile.ZipFile(wheel_of(folder / "dist")) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
 
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "LIT_DISTILL_CACHE": str(tmp_path / "cache")}
-    where = subprocess.run(
-        [sys.executable, "-c", "import lit_distill._command.command as c; print(c.conf_dir())"],
-        cwd=empty, env=environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert Path(where.stdout.strip()) == tmp_path / "site" / "lit_distill" / "conf"
+
+def python(site: Path, cwd: Path, *arguments: str) -> str:
+    """What a fresh interpreter prints that finds the wheel's package, and no checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "LIT_DISTILL_CACHE": str(cwd / "cache")}
     result = subprocess.run(
-        [sys.executable, "-m", "lit_distill.train", "experiment=baseline_pptsmv2", "data=moving_digits_tiny",
-         "trainer=cpu", "trainer.max_epochs=1", "+trainer.limit_train_batches=1", "+trainer.limit_val_batches=1"],
-        cwd=empty, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
-    (run,) = (empty / "runs" / "baseline_pptsmv2").iterdir()
+    return result.stdout
+
+
+def files(folder: Path) -> set[str]:
+    found = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)) for path in found}
+
+
+def test_the_wheel_has_the_package_and_composes_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
+    names = files(site)
+    assert {f"lit_distill/{name}" for name in files(ROOT / "src" / "lit_distill")} <= names
+    assert {f"lit_distill/conf/{name}" for name in files(ROOT / "conf") if name.endswith(".yaml")} <= names
+    assert {"lit_distill/py.typed", "lit_distill/conf/__init__.py"} <= names
+    weights = files(ROOT / "src/lit_distill/models/shipped")
+    assert {"digits_pptsmv2.safetensors", "digits_pptsmv2.json"} <= weights
+    assert files(site / "lit_distill/models/shipped") == weights
+    assert not [name for name in names if name.startswith(("tests", "examples", "benchmarks"))]
+    where = python(site, tmp_path, "-c", "import lit_distill._command.command as c; print(c.conf_dir())")
+    assert Path(where.strip()) == site / "lit_distill" / "conf"
+    shown = python(site, tmp_path, "-m", "lit_distill.train", "experiment=baseline_pptsmv2", "--cfg", "job")
+    assert "lit_distill.models.PPTSMv2" in shown
+
+
+@pytest.mark.slow  # of the package's files, which are all there, other tests train
+def test_the_wheel_runs_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
+    python(
+        site, tmp_path, "-m", "lit_distill.train", "experiment=baseline_pptsmv2", "data=moving_digits_tiny",
+        "trainer=cpu", "trainer.max_epochs=1",
+    )  # fmt: skip
+    (run,) = (tmp_path / "runs" / "baseline_pptsmv2").iterdir()
     assert (run / "student.safetensors").is_file()
