@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from lit_distill._screen import few
 from lit_distill._terms.trial import shortens
-from lit_distill.models.identity import loaded_from, state_sha256
+from lit_distill.models.identity import loaded_from, plain_parts, state_sha256
 
 
 class FrozenModelChanged(RuntimeError):
@@ -135,7 +135,7 @@ def shared_tensors(one: nn.Module, other: nn.Module, *, learning: bool = False) 
         found += [
             f"{path}.{name}".lstrip(".")
             for name, tensor, learns in tensors
-            if (learns or not learning) and not is_lazy(tensor) and tensor.numel() and tensor.data_ptr() in theirs
+            if (learns or not learning) and not is_lazy(tensor) and not theirs.isdisjoint(_places_of(tensor))
         ]
         if not learning and part in parts and not tensors and _reads_training(part):
             found.append(path)
@@ -190,7 +190,12 @@ def _parameters_around(model: nn.Module, path: str) -> list[nn.Parameter]:
 
 
 def _places(model: nn.Module) -> list[int]:
-    return [t.data_ptr() for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and t.numel()]
+    return [at for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) for at in _places_of(t)]
+
+
+def _places_of(tensor: Tensor) -> list[int]:
+    """Where what a tensor is made of lies in memory, if it has entries."""
+    return [part.data_ptr() for _, part in plain_parts("", tensor, whole=False) if part.numel()]
 
 
 def changed_error(names: Collection[str]) -> FrozenModelChanged:
@@ -229,8 +234,9 @@ def check_keys(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 
 
 def _mark(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    tensors = (*model.parameters(), *model.buffers())
-    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if not is_lazy(t))
+    """Where each tensor lies, and its own count of changes: the part here of a sharded one counts none."""
+    tensors = (t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t))
+    return tuple((at, 0 if t.is_inference() else t._version) for t in tensors for at in _places_of(t))
 
 
 def _source(record: Mapping[str, Any]) -> str:

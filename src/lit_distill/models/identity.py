@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lit_distill.models.state_files import require_plain
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
-    """The sha256 over names, dtypes, shapes and bytes of a state dict, in the order of its names."""
+    """The sha256 over names, dtypes, shapes and bytes of a state dict, in the order of its names.
+
+    A tensor that is sharded over processes (DTensor) counts as the whole, so that each process must call it; one of a
+    subclass that is made of tensors, such as quantized weights, counts as these.
+    """
     digest = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        for path, part in plain_parts(name, state[name].detach()):
+            tensor = part.cpu().contiguous()
+            digest.update(f"{path}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def plain_parts(name: str, tensor: Tensor, *, whole: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of no subclass that a tensor is made of, each with a name.
+
+    Args:
+        name: of the tensor.
+        tensor: any.
+        whole: of one that is sharded over processes all of it, which each process must ask for, not its part here.
+
+    Example:
+        >>> [name for name, _ in plain_parts("weight", torch.zeros(2))]
+        ['weight']
+    """
+    gathered = getattr(tensor, "full_tensor", None) if whole else None
+    if gathered is not None:
+        yield from plain_parts(name, gathered())
+    elif is_traceable_wrapper_subclass(tensor):
+        for inner in tensor.__tensor_flatten__()[0]:
+            part = getattr(tensor, inner)
+            if isinstance(part, Tensor):  # and not the mesh of a sharded one
+                yield from plain_parts(f"{name}.{inner}", part, whole=whole)
+    else:
+        yield name, tensor
 
 
 def state_of(checkpoint: Mapping[str, Any], model: str) -> dict[str, Tensor]:
