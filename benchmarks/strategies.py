@@ -24,7 +24,7 @@ from lit_distill.training.plain import plain_of
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "benchmarks" / "compare"
 ARGUMENTS = [
-    "experiments=[baseline,dml,kd,self,rkd,dist,overhaul,dkd]", "seeds=5", "trainer=cpu", "jobs=2",
+    "experiments=[baseline,dml,kd,self,rkd,dist,overhaul,dkd]", "seeds=10", "trainer=cpu", "jobs=2",
     "teacher.overrides=['data.labelled_share=1','data.unlabelled_share=null']", "output=benchmarks/compare",
 ]  # fmt: skip
 
