@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_distill.losses._numerics import first
 from lit_distill.losses.base import Example, SizedLoss
 
 
@@ -87,5 +87,5 @@ def classified(maps: Tensor, classifier: Sequence[nn.Module]) -> Tensor:
 
 
 def _in_its_precision(module: nn.Module, maps: Tensor) -> Tensor:
-    parameter: Any = next(module.parameters(), None)
+    parameter = first(module.parameters())
     return maps if parameter is None else maps.to(parameter.dtype)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +18,7 @@ from lit_distill.losses._hyperparameters import check, rules_of
 
 P = ParamSpec("P")
 Nested = TypeVar("Nested")
+Item = TypeVar("Item")
 
 ONE_CLASS = (
     "the softmax of one logit is 1 whatever it is, so the loss has no gradient; use a loss for single logits "
@@ -29,6 +30,18 @@ _HALF = (torch.float16, torch.bfloat16)
 
 # Whether losses look at their own values: not where a training step does, once, for all ranks and on every device.
 _LOOKS: ContextVar[bool] = ContextVar("losses look at their values", default=True)
+
+
+def first(items: Iterable[Item]) -> Item | None:
+    """The first of them, or None; torch 2.8 compiles no ``next`` with a default.
+
+    Example:
+        >>> first([3, 4]), first([])
+        (3, None)
+    """
+    for item in items:
+        return item
+    return None
 
 
 def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
