@@ -142,7 +142,7 @@ class ConnectedMapsLoss(PairedMapsLoss):
     @property
     def is_built(self) -> bool:
         """Whether the connectors exist; nothing is missing without them."""
-        return super().is_built or not self.connect
+        return self._channels is not None or not self.connect
 
     def build(self, example: Example) -> None:
         """Create a connector a layer.

@@ -92,7 +92,7 @@ class FitNetLoss(PairedMapsLoss):
     @property
     def is_built(self) -> bool:
         """Whether the regressors exist; nothing is missing without one."""
-        return super().is_built or self.regressor is None
+        return self._channels is not None or self.regressor is None
 
     def build(self, example: Example) -> None:
         """Create a regressor a layer.
