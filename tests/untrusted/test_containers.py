@@ -223,6 +223,42 @@ def test_headers_that_nobody_counts_have_an_end(tmp_path: Path, monkeypatch: pyt
             probe(source)
 
 
+UNITS = b"\0\0\1\x68\xce\x38\x80"  # a parameter set of H.264 behind a start code
+
+
+def test_units_of_a_file_that_is_being_opened_have_a_limit(tmp_path: Path) -> None:
+    file = tmp_path / "a.avi"
+    for start in (b"\0\0\0\1\x67\x42\xc0\x0a\xf8\x41\xa2", b"\0\0\0\1\x40\1\x0c\1\xff\xff"):  # H.264, HEVC
+        file.write_bytes(start + UNITS * 50_000)
+        for source in (file, file.read_bytes()):
+            with pytest.raises(VideoError, match=r"its beginning has more than 30,000 units, the limit"):
+                probe(source)
+
+
+def test_units_of_a_packet_have_a_limit(tmp_path: Path) -> None:
+    file = tmp_path / "a.ts"
+    with av.open(file, "w", format="mpegts") as output:
+        stream = output.add_stream("libx264", rate=25, width=32, height=32, pix_fmt="yuv420p")
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        packets = [packet for _ in range(30) for packet in stream.encode(frame)] + stream.encode()
+        for number, packet in enumerate(packets):
+            content = UNITS * 11_000 * (number == 25) + bytes(packet)
+            changed = av.Packet(content)
+            changed.stream, changed.pts, changed.dts = stream, packet.pts, packet.dts
+            changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
+            output.mux(changed)
+    for read in (probe, lambda it: read_frames(it, [28])):
+        with pytest.raises(VideoError, match=r"a packet has more than 10,000 units, the limit"):
+            read(file)
+
+
+def test_a_file_whose_time_is_over_says_so_once(tmp_path: Path) -> None:
+    timed = container._Timed(io.BytesIO(bytes(9)), "a.avi", -10.0, 0.0)
+    with pytest.raises(VideoError, match=r"more than 0 s"):
+        timed.read(3)
+    assert timed.read(3) == b""
+
+
 def test_what_an_honest_matroska_says_of_itself_passes() -> None:
     ascending = element("1C53BB6B", *(element("BB", element("B3", numbers(n))) for n in range(9_000)))
     content = matroska(tags(900), chapters(300), ascending)

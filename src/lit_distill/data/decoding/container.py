@@ -41,7 +41,13 @@ _KINDS = {
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
 
 _SMALL = 1 << 15  # bytes of a part
-_OPENING = 5.0  # seconds of CPU time that the headers of a file may take that is neither a movie nor Matroska
+_OPENING = 1.0  # seconds of CPU time that the headers of a file may take that is neither a movie nor Matroska
+
+# FFmpeg takes 4 KiB for each unit behind a start code in a packet of these, and twice that while it opens a file.
+_OF_UNITS = ("h264", "hevc")
+_START_CODE = b"\0\0\1"
+_MAX_UNITS = 10_000  # of a packet
+_MAX_OPENING_UNITS = 30_000  # of what is read to open a file
 
 # Decoders that drop or conceal damaged frames without a word, unless they are set to fail.
 _SILENT = ("h264", "hevc", "mpeg4")
@@ -75,6 +81,7 @@ class Opened:
     def packets(self) -> Iterator[Packet]:
         """The stream's packets from here to the end of the file, empty ones left out."""
         packets = enumerate(self.container.demux(self.stream))
+        of_units = self.context.name in _OF_UNITS
         while True:
             try:
                 number, packet = next(packets)
@@ -85,6 +92,8 @@ class Opened:
             if number % 64 == 0:
                 self.check_time()
             if packet.size and packet.stream_index == self.stream.index:
+                if of_units and packet.size > 3 * _MAX_UNITS and bytes(packet).count(_START_CODE) > _MAX_UNITS:
+                    raise VideoError(self.name, f"a packet has more than {_MAX_UNITS:,} units, the limit")
                 yield packet
 
     def check_time(self) -> None:
@@ -124,7 +133,7 @@ def opened(
                 file = timed = _Timed(file, name, until - limits.seconds, min(limits.seconds, _OPENING))
             container = stack.enter_context(_open(file, options | quick, name, head))
             if timed is not None:
-                timed.seconds = limits.seconds
+                timed.opened(limits.seconds)
             if quick and len(_video_streams(container)) > 1:  # which is the best is seen in their first frames
                 stack.close()
                 if not isinstance(file, str):
@@ -169,16 +178,31 @@ class _Timed:
         self.seek, self.tell = file.seek, file.tell
         self.name, self.seconds = name, seconds
         self._file, self._begin = file, begin
+        self._units: int | None = 0  # none once it is open
+        self._ended = False
+
+    def opened(self, seconds: float) -> None:
+        """Its headers are read: what follows has this time, and is counted by packets."""
+        self.seconds, self._units = seconds, None
 
     def read(self, size: int = -1) -> bytes:
-        """Bytes from the position on.
+        """Bytes from the position on; none after the error, of which FFmpeg says the first and prints others.
 
         Raises:
-            VideoError: the time is over.
+            VideoError: the time is over, or there are too many units in what is read to open it.
         """
+        if self._ended:
+            return b""
+        part = self._file.read(size) or b""
+        if self._units is not None:
+            self._units += part.count(_START_CODE)
+            if self._units > _MAX_OPENING_UNITS:
+                self._ended = True
+                raise VideoError(self.name, f"its beginning has more than {_MAX_OPENING_UNITS:,} units, the limit")
         if time.thread_time() > self._begin + self.seconds:
+            self._ended = True
             raise VideoError(self.name, f"reading it took more than {self.seconds:g} s, the limit")
-        return self._file.read(size) or b""
+        return part
 
 
 def _open(file: Any, options: dict[str, str], name: str, head: bytes) -> av.container.InputContainer:
