@@ -105,7 +105,7 @@ def vit_terms() -> dict[str, LossTerm]:
 
 
 CASES = {
-    "conv": Case("conv pair, 16 x 3 x 32 x 32, nine taps", conv_pair, conv_terms, (16, 3, 32, 32), 10, 10),
+    "conv": Case("conv pair, 16 x 3 x 32 x 32, eight taps", conv_pair, conv_terms, (16, 3, 32, 32), 10, 10),
     "pptsm": Case(
         "PP-TSMv2 + PP-TSM ResNet50, mutual, 2 x 8 x 3 x 112 x 112",
         pptsm_pair,

@@ -32,10 +32,9 @@ from lit_distill.training.stages import stages_of
 
 ARGUMENTS = [
     "data=moving_digits_tiny", "doctor=false", "preset.teacher_depth=18", "preset.teacher_norm=conv2.bn",
-    "preset.student_depths=[1,1,1,1]",
 ]  # fmt: skip
 FILE = Path(__file__).with_name("compile.md")
-IMAGES = ["data=digits_images"]
+IMAGES = ["data=digits_images", "data.labelled_share=1", "data.unlabelled_share=null"]
 STEPS = 2  # an epoch
 
 

@@ -127,10 +127,13 @@ def test_trains_as_eagerly(scope: str, backend: str, eager: tuple[Watch, dict[st
 
 
 @pytest.mark.slow
-def test_inductor_trains_as_eagerly() -> None:
-    expected, watch = (fit(module(compile), epochs=17) for compile in (None, "step"))
+@pytest.mark.parametrize(("precision", "first", "all_of_them"), [("64-true", 1e-8, 1e-8), ("32-true", 1e-5, 2e-4)])
+def test_inductor_trains_as_eagerly(precision: Any, first: float, all_of_them: float) -> None:
+    """In float64 the same losses; in float32 kernels sum in another order, which training makes more of."""
+    expected, watch = (fit(module(compile), epochs=17, precision=precision) for compile in (None, "step"))
     assert len(watch.losses) == 51
-    torch.testing.assert_close(watch.losses, expected.losses, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(watch.losses[:10], expected.losses[:10], rtol=first, atol=first)
+    torch.testing.assert_close(watch.losses, expected.losses, rtol=all_of_them, atol=all_of_them)
     assert watch.graphs[1:] == [1] * 50
 
 
