@@ -67,7 +67,7 @@ def test_a_form_is_the_map_that_one_makes_by_hand(kind: Callable[[], nn.Module],
     teacher: Any = [other, other.flip(1)] if kind in LISTS else other
     maps = [[by_hand(x) for x in each] if isinstance(each, list) else by_hand(each) for each in (student, teacher)]
     if form == "vectors" and kind in OVER_PLACES:
-        with pytest.raises(ValueError, match=r"compares the places of maps, and one place says nothing: got student"):
+        with pytest.raises(ValueError, match=r"compares the places of maps, and vectors have one: got student"):
             built(kind, student, teacher)(student, teacher)
         return
     loss = built(kind, student, teacher)

@@ -43,10 +43,10 @@ def as_maps(name: str, student: Signal, teacher: Signal, *, places: bool = False
         name: the function that asks, for messages.
         student: one layer, or a list.
         teacher: the same, of as many or other layers.
-        places: whether places are compared, so that one alone says nothing.
+        places: whether places are compared, of which vectors have one.
 
     Raises:
-        ValueError: other dimensions, batch sizes that differ, a layer that is empty, or of one place where it must not.
+        ValueError: other dimensions, batch sizes that differ, a layer that is empty, or a vector where it must not.
     """
     lengths = {t.shape[1] for signal in (student, teacher) for t in tensors_of(signal) if t.ndim == 3}
     if len(lengths) > 1:
@@ -61,9 +61,9 @@ def as_maps(name: str, student: Signal, teacher: Signal, *, places: bool = False
             f"{name} expects feature maps (N, C, H, W) or (N, C, T, H, W), tokens (N, L, C) or vectors (N, C) of one "
             f"batch size and as many frames, none empty: {shapes_of(student, teacher)}"
         )
-    if places and any(t.shape[2] * t.shape[3] == 1 for t in layers):
+    if places and any(t.ndim == 2 for signal in (student, teacher) for t in tensors_of(signal)):
         raise ValueError(
-            f"{name} compares the places of maps, and one place says nothing: {shapes_of(student, teacher)}; take "
+            f"{name} compares the places of maps, and vectors have one: {shapes_of(student, teacher)}; take "
             "RegressionLoss, or a layer before the pooling"
         )
     return ours, theirs
