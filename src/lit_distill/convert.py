@@ -11,8 +11,8 @@ from lit_distill._version import __version__
 
 _EXAMPLES = """\
 Examples:
-  python -m lit_distill.convert PPTSMv2_k400_16frames_dml.pdparams student.safetensors --model pptsmv2
-  python -m lit_distill.convert PPTSM_k400_dense_distill_r50.pdparams teacher.safetensors --model pptsm_resnet50
+  python -m lit_distill.convert PPTSMv2_k400_16frames_dml.pdparams pptsmv2.safetensors --model pptsmv2
+  python -m lit_distill.convert PPTSM_k400_dense_distill_r50.pdparams pptsm_resnet50.safetensors --model pptsm_resnet50
   python -m lit_distill.convert pptsm_lcnet_k400_16frames_uniform_dml_distillation.yaml conf/
 
 Exit codes: 0 written, 1 an error (one line says which), 2 a wrong command line.
