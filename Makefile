@@ -7,7 +7,8 @@ OLDEST_TESTS ?= tests/losses tests/module tests/callbacks tests/data --ignore=te
     tests/faults/test_old_checkpoints.py \
     $(addprefix tests/test_,balance.py composer.py lightning.py loggers.py mixin.py module.py optim.py \
     optimizer_steps.py schedules.py signals.py train.py)
-WORKERS ?= auto
+# One more than cores: some tests wait for processes that they start.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 DEMO_ARGS ?=
 BENCHMARKS ?=
 FAULTS_REPORT ?= build/faults.jsonl
