@@ -309,6 +309,8 @@ def obey(command: dict[str, Any]) -> dict[str, Any]:
                     for _ in range(command.get("times", 1)):
                         os.kill(children[rank], signal.Signals[command["signal"]])
                         time.sleep(command.get("pause", 0.0))
+                        if os.waitid(os.P_PID, children[rank], os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                            break
     os.close(reading)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     return {"codes": codes, "events": count, "sent": sent, "place": place, "after": after}

@@ -59,7 +59,8 @@ def test_a_signal_ends_with_a_checkpoint_that_goes_on_exactly(
 
 
 def test_a_second_signal_ends_at_once(server: Server, tmp_path: Path) -> None:
-    answer = server.run(tmp_path, PLAIN, signal="SIGTERM", event="backward", at=1, times=2, pause=0.3, long="backward")
+    # two that a busy machine delivers together are one, so more are sent until it has ended
+    answer = server.run(tmp_path, PLAIN, signal="SIGTERM", event="backward", at=1, times=20, pause=0.3, long="backward")
     assert answer["codes"] == [-signal.SIGTERM]
     assert not (tmp_path / "last.ckpt").exists()
 
