@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_distill._inputs import left_as_given
 from lit_distill._lightning import takes_batch_idx
 from lit_distill._module.batches import BatchKeys, Unpacked, is_hugging_face, keywords_of, unpack_batch
+from lit_distill._module.compiling import StepCompiler
 from lit_distill._module.frozen import FrozenRecord, changed_error, shared_tensors, warned_of_calls
 from lit_distill._module.hyperparameters import Composers, keep_settings, loss_settings, settings_that_held
 from lit_distill._module.preflight import (
@@ -28,7 +29,6 @@ from lit_distill._module.preflight import (
 )
 from lit_distill._module.step import fractional_epoch
 from lit_distill._screen import few
-from lit_distill._terms.compiled import Compilation, CompiledStep, require_traceable
 from lit_distill.composer import LossComposer, zero_gradients
 from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm, Weight, check_weight, weight_error
@@ -154,8 +154,7 @@ class DistillMixin(LightningModule):
         self._distill_keys = BatchKeys.of(batch)
         self._distill_own_weight, self._distill_preflight = own_weight, preflight
         self._distill_replaced = replaced_teachers
-        self._distill_compilation = Compilation.of(compile)
-        self._distill_compiled: CompiledStep | None = None
+        self._distill_compiler = StepCompiler(compile)
         self._distill_record = FrozenRecord(teachers)
         self._distill_stepped = self._distill_looked = False
         self._distill_changed: list[str] = []
@@ -209,8 +208,7 @@ class DistillMixin(LightningModule):
             self.trainer.precision_plugin.convert_module(teacher)
             teacher.to(self.device)
         self._distill_record.moved(self._distill_teachers)
-        if self._distill_compilation is not None:
-            self._distill_compilation.require_compiler()
+        self._distill_compiler.require_compiler()
         if self._distill_preflight:
             try_example(self, self._distill_build)
 
@@ -232,8 +230,7 @@ class DistillMixin(LightningModule):
         signals = self.distillation.build(
             self._distill_networks, inputs, target, index=index, batch=entries, dataset_size=dataset_size, run=run
         )
-        if self._distill_compilation is not None and self._distill_compilation.scope == "step":
-            require_traceable(self.distillation, signals)
+        self._distill_compiler.require_traceable(self.distillation, signals)
 
     def on_fit_start(self) -> None:
         """After your own: hold that what the losses learn is in an optimizer, and take the teachers to the device."""
@@ -275,11 +272,8 @@ class DistillMixin(LightningModule):
         arguments = (batch, batch_idx) if takes_batch_idx(step) else (batch,)
         epoch = fractional_epoch(self.trainer, batch_idx)
         signals = self.distillation.capture(self._distill_networks, epoch=epoch)
-        if self._distill_compilation is not None and self._distill_compiled is None:
-            self._distill_compiled = CompiledStep(
-                self.distillation, self._distill_networks, self._distill_given, self._distill_compilation
-            )
-        with signals if self._distill_compiled is None else self._distill_compiled.capturing(signals):
+        compiled = self._distill_compiler.step(self.distillation, self._distill_networks, self._distill_given)
+        with signals if compiled is None else compiled.capturing(signals):
             names = [name for name in self._distill_teachers if signals.texts_of(name)]
             teach = partial(self._distill_teach, names, signals, epoch)
             hook = self._distill_networks[STUDENT].register_forward_pre_hook(teach, with_kwargs=True)
@@ -293,9 +287,10 @@ class DistillMixin(LightningModule):
         target = index = entries = None
         if any(reference.is_data for reference in self.distillation.references):
             _, target, index, entries = Unpacked.of(self.distill_unpack(batch), batch, "distill_unpack")
-        if self._distill_compilation is not None and self._distill_compilation.scope == "step":
+        if self._distill_compiler.takes_terms:
             self.distillation.put_data(signals, target, index, entries)
-            self._distill_graph(None, signals, (), self.distillation.computed_at(epoch), epoch)
+            if run := self._distill_compiler.graph(self.distillation, None, signals, (), epoch=epoch):
+                run()
         with explained_batch_norm():
             result = self.distillation(signals, target, index=index, batch=entries, epoch=epoch)
         self.log_dict({f"distill/{name}": value for name, value in result.unweighted.items()})
@@ -346,26 +341,12 @@ class DistillMixin(LightningModule):
         for name in names:
             if self._distill_teachers[name].training:  # someone called .train() on it
                 self._distill_teachers[name].eval()
-        if self._distill_graph((args, kwargs), signals, names, None, epoch):
+        run = self._distill_compiler.graph(self.distillation, (args, kwargs), signals, names, epoch=epoch, terms=False)
+        if run is not None:
+            run()
             return
         for name in names:
             self._distill_ask(name, *args, **kwargs)
-
-    def _distill_graph(
-        self,
-        inputs: Any,
-        signals: SignalCapture,
-        names: Sequence[str],
-        computed: Mapping[str, bool] | None,
-        epoch: float,
-    ) -> bool:
-        """Run teachers, or terms, by what is compiled for such a batch; False where nothing is."""
-        if self._distill_compiled is None:
-            return False
-        graph = self._distill_compiled.graph(inputs, signals, names, computed)
-        if graph is not None:
-            graph(epoch)
-        return graph is not None
 
     def _distill_given(self, name: str, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
         args, kwargs = inputs
@@ -420,9 +401,7 @@ class DistillMixin(LightningModule):
     def on_train_end(self) -> None:
         """After your own: hold that the teachers are what they were, every byte."""
         super().on_train_end()
-        if self._distill_compiled is not None:
-            self._distill_compiled.close()
-            self._distill_compiled = None
+        self._distill_compiler.close()
         self._distill_hold(thorough=True)
 
     def _distill_hold(self, *, thorough: bool = False) -> None:

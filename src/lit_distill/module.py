@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torchmetrics import Metric, MetricCollection
 
 from lit_distill._lightning import (
     ends_step,
     leave_out_of_ddp,
-    load_train_data,
-    loader_names,
-    steps_within,
     trainer_of,
 )
 from lit_distill._module.averaging import leave_frozen_alone
-from lit_distill._module.evaluated import EvaluatedModule, default_metrics
+from lit_distill._module.compiling import StepCompiler
+from lit_distill._module.evaluated import default_metrics
+from lit_distill._module.optimized import OptimizedModule, OptimizerFactory, SchedulerFactory, unique_parameters
 from lit_distill._module.preflight import BEST, Classes, Part, check_classes, explained_batch_norm, try_example
-from lit_distill._module.scheduling import scheduler_config
 from lit_distill._module.step import RunningTerms, StepRecord, batch_size, fractional_epoch
-from lit_distill._terms.compiled import Compilation, CompiledStep, require_traceable
 from lit_distill._terms.ignored import ignored_labels, ignored_positions
 from lit_distill._terms.tryout import try_terms
 from lit_distill._views import InputView
 from lit_distill.balance import Balancer
 from lit_distill.composer import ComposedLoss, LossComposer
 from lit_distill.gradients import loss_scale
-from lit_distill.schedules import Schedule
 from lit_distill.signals import SignalCapture
 from lit_distill.terms import LossTerm
 
-OptimizerFactory: TypeAlias = Callable[..., Optimizer]
-SchedulerFactory: TypeAlias = Schedule | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau | Mapping[str, Any]]
 Terms: TypeAlias = Mapping[str, LossTerm | Mapping[str, Any]]
 
 
-class DistillModule(EvaluatedModule):
+class DistillModule(OptimizedModule):
     """Trains named models on weighted losses between their signals.
 
     A step runs every model that a term names once, hands the captured signals to the :class:`LossComposer`, and
@@ -168,22 +158,12 @@ class DistillModule(EvaluatedModule):
         unused = set(models) - self.composer.taught_names - set(self.frozen)
         if unused:
             raise ValueError(f"no training term names {sorted(unused)}: add a term for it, freeze it or leave it out")
-        for name, given, such in (
-            ("optimizer", optimizer, "partial(torch.optim.SGD, lr=0.05)"),
-            ("scheduler", scheduler, "partial(torch.optim.lr_scheduler.StepLR, step_size=10)"),
-        ):
-            if given is not None and not callable(given):
-                raise ValueError(f"{name} is a function that makes one, such as {such}, got {type(given).__name__}")
-        self._optimizer_factory = optimizer
-        self._scheduler_factory = scheduler
+        self._optimize_by(optimizer, scheduler)
         self._preflight = preflight
-        self._compilation = Compilation.of(compile)
-        self._compiled: dict[LossComposer, CompiledStep] = {}
-        self._is_traceable = False
+        self._compiler = StepCompiler(compile)
         self._record: StepRecord | None = None
         self._warned = self._stepped = False
         self._warned_of_ignored = False
-        self._monitors: str | None = None  # by a scheduler that says nothing of it
         self.composed: ComposedLoss | None = None
         """The losses of the current training step, until its backward pass has ended."""
         tensors = (*dict(self.named_parameters()), *dict(self.named_buffers()))
@@ -200,8 +180,8 @@ class DistillModule(EvaluatedModule):
         self.expect_normalisation_of(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.composer.balance is not None:
             self.composer.balance.check(self.trainer)
-        if stage == "fit" and self._compilation is not None:
-            self._compilation.require_compiler()
+        if stage == "fit":
+            self._compiler.require_compiler()
         if stage == "fit" and self._preflight:
             try_example(self, lambda batch, size: self.build(batch, dataset_size=size))
         if stage == "fit":
@@ -247,9 +227,7 @@ class DistillModule(EvaluatedModule):
             run=lambda signals: self.run_models(inputs, signals, thorough=True), check=check,
         )  # fmt: skip
         self._warn_of_ignored(composers, signals, target, inputs, entries)
-        if self._compilation is not None and self._compilation.scope == "step" and not self._is_traceable:
-            require_traceable(self.composer, signals)
-            self._is_traceable = True
+        self._compiler.require_traceable(self.composer, signals)
 
     def _warn_of_ignored(self, composers: Iterable[LossComposer], signals: SignalCapture, *given: Any) -> None:
         if not self._warned_of_ignored and (text := ignored_positions(composers, signals, *given)):
@@ -265,7 +243,7 @@ class DistillModule(EvaluatedModule):
         epoch, watched = self.epoch_at(batch_idx), self._watched("train")
         with explained_batch_norm():
             signals = composer.capture(self.named, epoch=epoch, watched=watched)
-            if self._compilation is not None:
+            if self._compiler:
                 composer.put_data(signals, target, index, entries)
             if not self._ran_compiled(composer, signals, inputs, epoch, watched):
                 with signals:
@@ -294,32 +272,29 @@ class DistillModule(EvaluatedModule):
         self, composer: LossComposer, signals: SignalCapture, inputs: Any, epoch: float, watched: Collection[str]
     ) -> bool:
         """Run the models, and the terms with them, by what is compiled for such a batch; False where there is none."""
-        if self._compilation is None:
+        if self._compiler.step(composer, self.named, self._run_one) is None:
             return False
-        if composer not in self._compiled:
-            self._compiled[composer] = CompiledStep(composer, self.named, self._run_one, self._compilation)
         names = [name for name in self.models if signals.texts_of(name)]
         cached = set(self.frozen if self.signal_cache is not None else ()).intersection(names)
         names = [name for name in names if name not in cached]
-        computed = composer.computed_at(epoch, watched) if self._compilation.scope == "step" else None
-        graph = self._compiled[composer].graph(inputs, signals, names, computed)
-        if graph is None:
+        run = self._compiler.graph(composer, inputs, signals, names, epoch=epoch, watched=watched)
+        if run is None:
             return False
         if cached:
             with signals:
                 self.run_models(inputs, signals, cached=True, leave_out=set(self.models) - cached)
-        graph(epoch)
+        run()
         return True
 
     @property
     def compile_seconds(self) -> float:
         """What compiling took so far."""
-        return sum(step.seconds for step in self._compiled.values())
+        return self._compiler.seconds
 
     @property
     def compiled_graphs(self) -> int:
         """The number of graphs that were compiled so far."""
-        return sum(step.graphs for step in self._compiled.values())
+        return self._compiler.graphs
 
     def _terms_of_step(self) -> tuple[LossComposer, RunningTerms]:
         """What this training step descends, and where it is counted."""
@@ -332,7 +307,7 @@ class DistillModule(EvaluatedModule):
             return
         balance.observe(
             self.composed.terms,
-            [p for p in _unique_parameters(self.models[name] for name in self.candidates) if p.requires_grad],
+            [p for p in unique_parameters(self.models[name] for name in self.candidates) if p.requires_grad],
             weights=self.composed.weights,
             scale=loss_scale(trainer),
             mean_over_ranks=lambda tensor: trainer.strategy.reduce(tensor, reduce_op="mean"),
@@ -357,9 +332,7 @@ class DistillModule(EvaluatedModule):
 
     def teardown(self, stage: str) -> None:
         """Take the hooks of a compiled step off the models."""
-        for step in self._compiled.values():
-            step.close()
-        self._compiled.clear()
+        self._compiler.close()
 
     def epoch_at(self, batch_idx: int) -> float:
         """The fractional epoch at the start of a batch, for schedules."""
@@ -415,80 +388,3 @@ class DistillModule(EvaluatedModule):
         if not self._warned:
             self._warned = bool(self._warn_of_non_finite("train/", values, composer))
         return values
-
-    # ---------------------------------------------------------------- optimizer
-
-    def make_optimizer(self) -> Optimizer:
-        """The optimizer over all trainable models and the losses' own parameters.
-
-        Raises:
-            ValueError: none was given.
-        """
-        if self._optimizer_factory is None:
-            raise ValueError("training needs optimizer=…, such as partial(torch.optim.SGD, lr=0.05, momentum=0.9)")
-        trainable = {name: model for name, model in self.models.items() if name not in self.frozen}
-        balance = [] if self.composer.balance is None else list(self.composer.balance.parameters())
-        own = {id(p) for p in balance}
-        losses = _unique_parameters(composer for _, composer in self._composers().values())
-        extra = [p for p in losses if p.requires_grad and id(p) not in own]
-        if getattr(getattr(self._optimizer_factory, "func", self._optimizer_factory), "takes_models", False):
-            optimizer = self._optimizer_factory(trainable, extra)
-        else:
-            parameters = [p for p in _unique_parameters(trainable.values()) if p.requires_grad]
-            optimizer = self._optimizer_factory([*parameters, *extra])
-        if balance:  # a log-variance of 0 is a weight as it is set: nothing should draw it there
-            optimizer.add_param_group({"params": balance, "weight_decay": 0.0, "name": "balance"})
-        return optimizer
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One optimizer over all trainable models and the losses' own parameters, and its schedule."""
-        optimizer = self.make_optimizer()
-        if self._scheduler_factory is None:
-            return optimizer
-        if isinstance(self._scheduler_factory, Schedule):
-            schedule, steps = self._scheduler_factory, self._steps_per_epoch()
-            scheduler: LRScheduler = LambdaLR(optimizer, lambda step: schedule(step / steps))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        try:
-            made = self._scheduler_factory(optimizer)
-        except TypeError as error:
-            raise ValueError(f"scheduler: the factory is called with the optimizer alone: {error}") from error
-        length, epochs = self._training_length()
-        config = scheduler_config(made, steps=length, epochs=epochs, student=self.student)
-        if not (isinstance(made, Mapping) and "monitor" in made):
-            self._monitors = config.get("monitor")
-        return {"optimizer": optimizer, "lr_scheduler": config}
-
-    def on_train_start(self) -> None:
-        """Let a scheduler that names no monitor watch the first of several validation loaders, too."""
-        super().on_train_start()
-        first, *others = loader_names(self.trainer)
-        for config in self.trainer.lr_scheduler_configs:
-            if others and config.monitor is not None and config.monitor == self._monitors:
-                config.monitor = config.monitor.replace("val/", f"val/{first}/", 1)
-
-    def _training_length(self) -> tuple[float, float]:
-        """Optimizer steps and epochs of the training, infinite where they are not known."""
-        load_train_data(self.trainer)
-        batches, most, steps = self.trainer.num_training_batches, self.trainer.max_epochs, math.inf
-        epochs = math.inf if most is None or most < 0 else float(most)
-        if math.isfinite(batches):
-            within = max(1, steps_within(self.trainer, int(batches)))
-            limit = self.trainer.max_steps if self.trainer.max_steps >= 0 else math.inf
-            steps = min(limit, within * epochs)
-            epochs = min(epochs, math.ceil(steps / within)) if math.isfinite(steps) else epochs
-        return steps, epochs
-
-    def _steps_per_epoch(self) -> int:
-        load_train_data(self.trainer)
-        batches = self.trainer.num_training_batches
-        if not math.isfinite(batches):
-            raise ValueError(
-                "a schedule by epochs needs a training loader with a length; give limit_train_batches=<number> "
-                "or a scheduler factory"
-            )
-        return max(1, steps_within(self.trainer, int(batches)))
-
-
-def _unique_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    return list({id(p): p for module in modules for p in module.parameters()}.values())

@@ -88,10 +88,9 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
         self.losses.append(float(outputs["loss"]))
-        steps = getattr(pl_module, "_compiled", None)
-        made = list(steps.values()) if steps is not None else [pl_module._distill_compiled]
-        self.graphs.append(sum(step.graphs for step in made if step is not None))
-        self.seconds = sum(step.seconds for step in made if step is not None)
+        compiler = pl_module._compiler if isinstance(pl_module, DistillModule) else pl_module._distill_compiler
+        self.graphs.append(compiler.graphs)
+        self.seconds = compiler.seconds
 
 
 def fit(model: DistillModule, *callbacks: Callback, epochs: int = 2, **more: Any) -> Watch:

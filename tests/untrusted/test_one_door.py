@@ -121,6 +121,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("training.fit", "build_data"): OWN_CONFIG,
     ("training.fit", "fit"): OWN_CONFIG,
     ("training.stages", "stages_of"): OWN_CONFIG,
+    ("_module.compiling", "StepCompiler.__init__"): OWN_ARGUMENT,
     ("composer", "LossComposer.compiled"): OWN_ARGUMENT,
     ("mixin", "DistillMixin.distill"): OWN_ARGUMENT,
     ("module", "DistillModule.__init__"): OWN_ARGUMENT,
