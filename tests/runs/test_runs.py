@@ -18,7 +18,8 @@ from lit_distill import load_student
 from lit_distill.data import read_frames
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.models import PPTSMResNet, PPTSMv2
-from lit_distill.runs.opened import Run, _answering, load_run
+from lit_distill.runs.opened import load_run
+from lit_distill.runs.run import Run, _answering
 from run_folders import CLASSES, VIDEOS, video_overrides, video_root, write_run
 
 

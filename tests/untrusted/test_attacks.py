@@ -18,7 +18,8 @@ import yaml
 from lit_distill.models import PPTSMv2
 from lit_distill.reporting.training_cost import training_cost
 from lit_distill.runs.artifacts import write_student
-from lit_distill.runs.opened import Run, load_run
+from lit_distill.runs.opened import load_run
+from lit_distill.runs.run import Run
 
 T = "_target_"
 SIZES = {"num_classes": 3, "num_frames": 4}

@@ -20,7 +20,8 @@ from lit_distill.data import Limits
 from lit_distill.inference.evaluation import ClassificationReport
 from lit_distill.models import PPTSMv2, torchvision_model
 from lit_distill.runs import artifacts
-from lit_distill.runs.opened import Run, load_run
+from lit_distill.runs.opened import load_run
+from lit_distill.runs.run import Run
 from lit_distill.untrusted import batches, networks
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import FREE_BYTES, check_forward, held_to

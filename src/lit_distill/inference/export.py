@@ -25,7 +25,8 @@ from lit_distill.models.identity import fill
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import EXPORT, STUDENT_FILE, card_of
-from lit_distill.runs.opened import Run, open_run
+from lit_distill.runs.opened import open_run
+from lit_distill.runs.run import Run
 from lit_distill.untrusted.naming import file_name, inside
 from lit_distill.untrusted.plain import read_plain
 

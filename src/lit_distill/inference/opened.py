@@ -10,7 +10,7 @@ from torch import Tensor
 from lit_distill.data.preprocess import Preprocess
 from lit_distill.inference.classifiers import Classifier, NetworkClassifier
 from lit_distill.inference.exported import load_program
-from lit_distill.runs.opened import Run
+from lit_distill.runs.run import Run
 from lit_distill.untrusted.budgets import ONNX_SECONDS
 
 LOADS_PROGRAMS = "torch.export.load"

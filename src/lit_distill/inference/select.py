@@ -23,7 +23,8 @@ from lit_distill.inference.predict import SOME_FAILED
 from lit_distill.inference.predictions import predict_files
 from lit_distill.inference.rows import as_utf8
 from lit_distill.inference.selection import Chosen, TopPerClass, without_twins
-from lit_distill.runs.opened import Run, open_run
+from lit_distill.runs.opened import open_run
+from lit_distill.runs.run import Run
 
 _CLASSES_SHOWN = 40
 

@@ -23,7 +23,8 @@ from lit_distill.inference.evaluation import Evaluation, class_rows
 from lit_distill.models.state_files import file_sha256
 from lit_distill.runs.artifacts import write_json
 from lit_distill.runs.names import BEST, CONFUSION_FILE, TEST_FILE
-from lit_distill.runs.opened import Run, open_run
+from lit_distill.runs.opened import open_run
+from lit_distill.runs.run import Run
 from lit_distill.untrusted.naming import file_name, inside
 from lit_distill.untrusted.showing import cell
 

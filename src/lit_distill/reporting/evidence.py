@@ -16,7 +16,7 @@ from lit_distill.inference.classifiers import log_probabilities
 from lit_distill.inference.evaluation import ClassificationReport
 from lit_distill.inference.test import class_names_of
 from lit_distill.reporting.similarity import OUTPUT, linear_cka, stage_features, stage_names
-from lit_distill.runs.opened import Run
+from lit_distill.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ def gather(
 ) -> RunEvidence:
     """Look at all models of a run, by a trainer of one process.
 
-    ``data`` replaces arguments as for :meth:`lit_distill.runs.opened.Run.data`. CKA is of the ``layers`` given for a
+    ``data`` replaces arguments as for :meth:`lit_distill.runs.run.Run.data`. CKA is of the ``layers`` given for a
     model, else of its stages, on the first ``cka_samples``; below 4 there is none.
 
     Raises:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from lit_distill.runs.artifacts import stage_folders
 from lit_distill.runs.metrics_csv import read_numbers
 from lit_distill.runs.names import METRICS_FILE
-from lit_distill.runs.opened import Run
+from lit_distill.runs.run import Run
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from lit_distill.reporting.page import page
 from lit_distill.reporting.sections import Material, sections
 from lit_distill.reporting.training_cost import training_cost
 from lit_distill.runs.names import REPORT_FILE
-from lit_distill.runs.opened import Run, load_run
+from lit_distill.runs.opened import load_run
+from lit_distill.runs.run import Run
 from lit_distill.untrusted.naming import inside
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d{6})?(_\d+)?")  # of older runs without microseconds

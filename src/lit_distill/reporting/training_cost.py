@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_distill.diagnosis.cost import Cost, measure
-from lit_distill.runs.opened import Run
+from lit_distill.runs.run import Run
 from lit_distill.training.fit import build_data, build_module
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import held_to
