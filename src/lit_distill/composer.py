@@ -17,7 +17,7 @@ from lit_distill._terms.evaluated import EvaluatedTerms
 from lit_distill._terms.ignored import ignored_positions
 from lit_distill._terms.tryout import teaches_nobody, try_terms
 from lit_distill.balance import Balancer
-from lit_distill.losses._numerics import first
+from lit_distill.losses._numerics import first_of
 from lit_distill.signals import Reference, SignalCapture
 from lit_distill.structures import Answer
 from lit_distill.terms import LossTerm, weight_error
@@ -244,11 +244,11 @@ class LossComposer(EvaluatedTerms):
 
     def _summed(self, terms: Mapping[str, Tensor], set_to: Mapping[str, float], signals: SignalCapture) -> ComposedLoss:
         """The loss of the values of the terms that were computed."""
-        value = first(terms.values())
+        value = first_of(terms.values())
         zero = None if value is None else value.new_zeros(())
         untaught = [] if len(terms) == len(self.terms) and all(set_to.values()) else self._untaught(set_to, signals)
         if zero is None:
-            parameter = first(untaught)
+            parameter = first_of(untaught)
             zero = torch.zeros((), device=None if parameter is None else parameter.device)
         stacked = torch.stack([terms.get(name, zero) if set_to[name] else zero for name in self.terms])
         weights, penalty = self._weights_at(set_to, stacked), None

@@ -6,6 +6,7 @@ All state of a run, with who holds it, is listed in :mod:`lit_distill.callbacks.
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
@@ -63,9 +64,9 @@ class CheckpointedModule(NamedModels):
             self._frozen_record = FrozenRecord(unmoved)
         return self._frozen_record
 
+    @abstractmethod
     def _composers(self) -> Composers:
         """The composers whose losses a checkpoint describes; the classes that make them say which."""
-        raise NotImplementedError
 
     def _record_settings(self) -> Settings:
         """Take what the losses are set to now for their hyperparameters."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill._terms.graph import SHAPES, activates
-from lit_distill.losses._numerics import ONE_CLASS, first
+from lit_distill.losses._numerics import ONE_CLASS, first_of
 from lit_distill.losses.base import Signal, tensors_of
 
 Expected: TypeAlias = Literal["logits", "binary logits", "log-probabilities", "alike"]
@@ -42,7 +42,7 @@ def expected_of(loss: Callable[..., Any]) -> Expected | None:
     """
     if getattr(loss, "expects_logits", False):
         return "logits"
-    return first([expected for expected, kinds in _KINDS.items() if _is_one_of(loss, kinds)])
+    return first_of([expected for expected, kinds in _KINDS.items() if _is_one_of(loss, kinds)])
 
 
 def require_classes(loss: Callable[..., Any], arguments: Sequence[Signal]) -> None:

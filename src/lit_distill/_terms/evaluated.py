@@ -13,7 +13,7 @@ from lit_distill._terms.checks import expected_of, found_nothing, require_classe
 from lit_distill._terms.graph import Mean, mean_of, teaches
 from lit_distill._terms.positions import are_tokens_of_classes, at_positions
 from lit_distill.losses._grids import on_grid, require_tokens
-from lit_distill.losses._numerics import first
+from lit_distill.losses._numerics import first_of
 from lit_distill.losses.base import LabelRule, Signal, labelled_rows, tensors_of
 from lit_distill.signals import GROUND_TRUTH, Reference, SignalCapture
 from lit_distill.structures import Answer
@@ -158,7 +158,7 @@ class EvaluatedTerms(nn.Module):
     def _labels_of(self, term: LossTerm, signals: SignalCapture) -> Tensor | None:
         """The class indices that a term is given, of the samples that have one."""
         given = [signals[ref.text] for ref in (*term.second, *term.target) if ref.text in signals and ref.is_data]
-        labels = first([each for each in given if not each.is_floating_point() and each.ndim])
+        labels = first_of([each for each in given if not each.is_floating_point() and each.ndim])
         rows = None if labels is None else self._rows_of(term, signals)
         return labels if labels is None or rows is None else labels[rows]
 

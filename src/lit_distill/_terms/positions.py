@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_distill.losses._grids import mask_on_grid
-from lit_distill.losses._numerics import can_look, first
+from lit_distill.losses._numerics import can_look, first_of
 from lit_distill.losses.base import Loss, Signal, takes, tensors_of
 from lit_distill.signals import GROUND_TRUTH, SAMPLE_INDEX, Reference, SignalCapture
 from lit_distill.terms import LossTerm
@@ -118,7 +118,7 @@ def _mask(term: LossTerm, signals: SignalCapture) -> Tensor | None:
     if not term.ignore_index:
         return mask
     texts = [ref.text for ref in (*term.target, *term.second) if ref.is_data and ref.model != SAMPLE_INDEX]
-    labels = first(x for text in (*texts, GROUND_TRUTH) if not (x := signals[text]).is_floating_point())
+    labels = first_of(x for text in (*texts, GROUND_TRUTH) if not (x := signals[text]).is_floating_point())
     if labels is None:
         raise ValueError(f"ignore_index={list(term.ignore_index)} is of labels of whole numbers, got probabilities")
     known = torch.ones_like(labels, dtype=torch.bool)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import first
+from lit_distill.losses._numerics import first_of
 from lit_distill.losses.base import Example, SizedLoss
 
 
@@ -87,5 +87,5 @@ def classified(maps: Tensor, classifier: Sequence[nn.Module]) -> Tensor:
 
 
 def _in_its_precision(module: nn.Module, maps: Tensor) -> Tensor:
-    parameter = first(module.parameters())
+    parameter = first_of(module.parameters())
     return maps if parameter is None else maps.to(parameter.dtype)

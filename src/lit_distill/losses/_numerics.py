@@ -32,11 +32,11 @@ _HALF = (torch.float16, torch.bfloat16)
 _LOOKS: ContextVar[bool] = ContextVar("losses look at their values", default=True)
 
 
-def first(items: Iterable[Item]) -> Item | None:
+def first_of(items: Iterable[Item]) -> Item | None:
     """The first of them, or None; torch 2.8 compiles no ``next`` with a default.
 
     Example:
-        >>> first([3, 4]), first([])
+        >>> first_of([3, 4]), first_of([])
         (3, None)
     """
     for item in items:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_distill.losses._numerics import first, upcast
+from lit_distill.losses._numerics import first_of, upcast
 from lit_distill.losses.base import Example, Signal, SizedLoss, tensors_of
 
 
@@ -188,7 +188,7 @@ def averaged(features: Tensor, size: tuple[int, int]) -> Tensor:
 
 def apply_layer(layer: nn.Module, features: Tensor) -> Tensor:
     """``layer`` on ``features`` in the precision of its parameters, if any; a half-precision result as float32."""
-    parameter = first(layer.parameters())
+    parameter = first_of(layer.parameters())
     output: Tensor = layer(features if parameter is None else features.to(parameter.dtype))
     return upcast(output)
 
