@@ -22,7 +22,7 @@ from lit_distill.diagnosis.diagnose import diagnose
 from lit_distill.losses import DAFLLoss, KDLoss
 from lit_distill.reporting.training_cost import training_cost
 from lit_distill.runs.opened import load_run
-from lit_distill.training.fit import build_data, build_module
+from lit_distill.training.fit import build_data, build_module, with_noise
 from lit_distill.training.train import run
 from run_folders import composed
 
@@ -264,6 +264,6 @@ def test_the_experiment_by_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("noise", [None, {"size": 4}, {"size": 4, "batches": 2, "batch_size": 0}])
 def test_noise_of_a_config_has_all_its_numbers(noise: Any) -> None:
-    config = {"data": {}, "data_free": {"noise": noise}, "seed": 0}
+    config = {"data_free": {"noise": noise}, "seed": 0}
     with pytest.raises(ValueError, match=r"data_free\.noise expects size, batches and|batch_size to be"):
-        build_data(config, real())
+        with_noise(config, real())

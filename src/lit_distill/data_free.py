@@ -136,8 +136,8 @@ class DataFreeModule(DistillModule):
         """As :meth:`DistillModule.phase`, of the phase that the step belongs to."""
         self._generates = self.phase_at(step) == self.generator
         try:
-            moved = [self.generator] if self._generates else [n for n in self.named if n not in self.frozen]
-            yield self._terms_of_step()[0], [name for name in moved if self._generates or name != self.generator]
+            others = [name for name in self.models if name not in {*self.frozen, self.generator}]
+            yield self._terms_of_step()[0], [self.generator] if self._generates else others
         finally:
             self._generates = False
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_distill.diagnosis.cost import Cost, measure
 from lit_distill.runs.run import Run
-from lit_distill.training.fit import build_data, build_module
+from lit_distill.training.fit import build_module, with_noise
 from lit_distill.untrusted.building import build
 from lit_distill.untrusted.networks import held_to
 from lit_distill.untrusted.showing import short_errors
@@ -45,6 +45,6 @@ def training_cost(run: Run, *, steps: int, data: Mapping[str, Any] | None = None
         run.within_memory(name, network)
     held = run.data(**{str(key): value for key, value in (data or {}).items()})
     return measure(
-        module, build_data({"data_free": config.get("data_free"), "seed": config.get("seed", 0)}, held), steps=steps,
+        module, with_noise({"seed": 0, **config}, held), steps=steps,
         epochs=max(1, int(trainer.get("max_epochs") or 1)), accumulate=int(trainer.get("accumulate_grad_batches") or 1),
     )  # fmt: skip

@@ -159,21 +159,20 @@ def _reached(trainer: Trainer, best: Mapping[str, Any] | None, started: float) -
     }
 
 
-def build_data(config: Mapping[str, Any], made: LightningDataModule | None = None) -> LightningDataModule:
-    """The data module of a composed config; where it trains without data, with noise for them.
+def build_data(config: Mapping[str, Any]) -> LightningDataModule:
+    """The data module of a composed config; where it trains without data, with noise for them."""
+    return with_noise(config, instantiate(config["data"], _convert_="all"))
 
-    Args:
-        config: the composed ``train.yaml``, or that of a stage.
-        made: its data, where they are built already.
+
+def with_noise(config: Mapping[str, Any], data: LightningDataModule) -> LightningDataModule:
+    """The data, or what trains on noise instead where a config has ``data_free``.
 
     Raises:
         ValueError: a number of ``data_free.noise`` is missing or below 1.
     """
-    data: LightningDataModule = instantiate(config["data"], _convert_="all") if made is None else made
-    without = config.get("data_free")
-    if not without:
+    if not (generated := config.get("data_free")):
         return data
-    noise = dict(without.get("noise") or {})
+    noise = dict(generated.get("noise") or {})
     if set(noise) != {"size", "batches", "batch_size"}:
         raise ValueError(f"data_free.noise expects size, batches and batch_size, got {', '.join(noise) or 'nothing'}")
     return NoiseData(data, seed=config["seed"], **noise)
